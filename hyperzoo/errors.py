@@ -1,0 +1,68 @@
+"""The errors of hyperzoo: each is a `HyperzooError` and also the builtin that a caller would catch.
+
+None is a `TypeError`: timm answers a `TypeError` from a weight filter by calling the filter again with one argument.
+"""
+
+
+class HyperzooError(Exception):
+    """Every error that hyperzoo raises on purpose."""
+
+
+class InvalidNameError(HyperzooError, ValueError):
+    """A name that breaks the grammar of `names.py`; no file was touched."""
+
+
+class UnknownNameError(HyperzooError, ValueError):
+    """A well-formed name that nothing is known by."""
+
+
+class UnknownTagError(HyperzooError, RuntimeError):
+    """An architecture that exists, with a tag that does not (a RuntimeError, as in timm)."""
+
+
+class RegistrationError(HyperzooError, ValueError):
+    """An architecture name that timm, or another module, holds already."""
+
+
+class InputError(HyperzooError, ValueError):
+    """A tensor or an argument that a layer, a model or a function cannot take."""
+
+
+class WeightFileError(HyperzooError, RuntimeError):
+    """A weight file that cannot be used: cut short, malformed, a pickle, or with other tensors than the model."""
+
+
+class WeightHashError(HyperzooError, RuntimeError):
+    """A weight file whose sha256 is not the one in `weights.json`."""
+
+
+class WeightUnavailableError(HyperzooError, OSError):
+    """A weight that is neither bundled nor cached, and could not be fetched."""
+
+
+class DataError(HyperzooError, OSError):
+    """A data set, split or shard that is missing or not what it should be."""
+
+
+class RecipeError(HyperzooError, ValueError):
+    """A recipe with faults; all of them are listed."""
+
+
+class RunError(HyperzooError, RuntimeError):
+    """A training run that cannot start or go on."""
+
+
+class NonFiniteError(RunError):
+    """A loss or a gradient that is NaN or infinite; no optimizer step was taken."""
+
+
+class CheckpointError(RunError):
+    """A training checkpoint that is damaged or belongs to something else; nothing was changed."""
+
+
+class LaunchError(RunError):
+    """Another number of processes than the launcher or the recipe asked for."""
+
+
+class MissingExtraError(HyperzooError, ImportError):
+    """An optional package is needed for this."""

@@ -1,0 +1,93 @@
+"""Names of weights, `<architecture>.<method>_<dataset>`: one grammar, two closed tables, checked before any file is touched."""
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from hyperzoo.errors import InvalidNameError, UnknownNameError
+
+METHODS = {
+    "plain": "no method: the twin that others are compared with",
+    "sphere": "SphereNet (arXiv 1711.03189)",
+    "mhe": "minimum hyperspherical energy (arXiv 1805.09298)",
+    "per": "projected error function (arXiv 2002.05366)",
+    "vcl": "variance constancy loss",
+    "orth": "orthogonality regulariser",
+    "l1": "L1 penalty of activations",
+    "l2": "L2 penalty of activations",
+    "mixup": "input mixup (arXiv 1710.09412)",
+    "manifoldmixup": "manifold mixup (arXiv 1806.05236)",
+}
+DATASETS = {
+    "c10": "uoft-cs/cifar10",
+    "c100": "uoft-cs/cifar100",
+    "ptb": "ptb-text-only/ptb_text_only",
+    "wt2": "Salesforce/wikitext",
+}
+MAX_LENGTH = 80
+_NAME = re.compile(r"([a-z0-9_]+)\.([a-z0-9]+)_([a-z0-9]+)", re.ASCII)
+_ARCH = re.compile(r"[a-z0-9_]+", re.ASCII)
+
+
+class Name(NamedTuple):
+    """The three parts of a weight's name; `str()` puts them together again."""
+
+    arch: str
+    method: str
+    dataset: str
+
+    @property
+    def tag(self) -> str:
+        return f"{self.method}_{self.dataset}"
+
+    def __str__(self) -> str:
+        return f"{self.arch}.{self.tag}"
+
+
+def parse(name: str) -> Name:
+    """Take the name of a weight apart; the only door by which a name becomes part of a path.
+
+    Raises:
+        InvalidNameError: not a string of the grammar `[a-z0-9_]+.[a-z0-9]+_[a-z0-9]+`, longer than 80 characters,
+            or with a method or data set that is not in the tables.
+
+    Example:
+        >>> parse('spherenet20.sphere_c10').dataset
+        'c10'
+    """
+    match = _NAME.fullmatch(name) if isinstance(name, str) and len(name) <= MAX_LENGTH else None
+    if match is None:
+        raise InvalidNameError(
+            f"{_shown(name)} is not the name of a weight: write <architecture>.<method>_<dataset> in lower case, "
+            f"at most {MAX_LENGTH} characters, for example spherenet20.sphere_c10"
+        )
+    found = Name(*match.groups())
+    for part, table in (("method", METHODS), ("dataset", DATASETS)):
+        word = getattr(found, part)
+        if word not in table:
+            raise InvalidNameError(f"{name!r}: unknown {part} {word!r}. {closest_text(word, table)}")
+    return found
+
+
+def check_arch(arch: str) -> str:
+    """Return the name of an architecture, or raise InvalidNameError if it is not of the grammar `[a-z0-9_]+`."""
+    if not (isinstance(arch, str) and len(arch) <= MAX_LENGTH and _ARCH.fullmatch(arch)):
+        raise InvalidNameError(f"{_shown(arch)} is not the name of an architecture: lower-case letters, digits and _ only")
+    return arch
+
+
+def closest_text(word: str, known: Iterable[str]) -> str:
+    """The part of an error message that names up to three known words close to a mistaken one."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
+    return f"Closest: {', '.join(close)}." if close else f"Known: {', '.join(sorted(known)) or 'none'}."
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
+    """The error for a well-formed name that is not among the known ones."""
+    return UnknownNameError(f"no {kind} {name!r}. {closest_text(name, known)} See: hyperzoo list")
+
+
+def _shown(name: object) -> str:
+    text = ascii(name)
+    return text if len(text) <= MAX_LENGTH + 20 else text[:MAX_LENGTH] + "..."
