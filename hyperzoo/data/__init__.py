@@ -1,0 +1,9 @@
+"""Data sets: from the Hub or a mirror to batches on the training device."""
+
+from hyperzoo.data.augment import Batch as Batch
+from hyperzoo.data.augment import ImageBatches as ImageBatches
+from hyperzoo.data.augment import augment as augment
+from hyperzoo.data.augment import eval_batches as eval_batches
+from hyperzoo.data.augment import plan_epoch as plan_epoch
+from hyperzoo.data.images import ImageSet as ImageSet
+from hyperzoo.data.images import load_images as load_images

@@ -1,0 +1,200 @@
+"""Image sets that fit into memory: decoded once to one uint8 tensor, cached on disk, named by what they contain."""
+
+import contextlib
+import hashlib
+import json
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hyperzoo.data import sources
+from hyperzoo.errors import DataError, InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with their labels, all in memory.
+
+    Attributes:
+        name: code of the data set, such as 'c10'.   split: 'train' or 'test'; a part of a split keeps its name.
+        images: (N, C, H, W) uint8, contiguous.   labels: (N,) int64 in [0, len(classes)).
+        classes: name of each class.   origin: where the rows came from, for people.
+        fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo images <N> <C> <H> <W>\\n", the bytes of `images`
+            and the labels as little-endian int64. Equal pixels and labels in equal order have equal fingerprints,
+            however the files were encoded.
+    Raises:
+        InputError: tensors of another shape or type, or labels without a class.
+    """
+
+    name: str
+    split: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    origin: str
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        good = (
+            (self.images.dtype, self.labels.dtype) == (torch.uint8, torch.int64)
+            and self.images.dim() == 4
+            and tuple(self.labels.shape) == (len(self.images),)
+            and self.images.is_contiguous()
+        )
+        if not good:
+            raise InputError(
+                "an ImageSet takes contiguous uint8 images (N, C, H, W) and int64 labels (N,); "
+                f"got {self.images.dtype} {tuple(self.images.shape)}, {self.labels.dtype} {tuple(self.labels.shape)}"
+            )
+        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
+            raise InputError(
+                f"{self.name} {self.split} has labels from {int(self.labels.min())} to {int(self.labels.max())} "
+                f"for {len(self.classes)} classes"
+            )
+        object.__setattr__(self, "fingerprint", _fingerprint(self.images, self.labels))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> "ImageSet":
+        """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
+        origin = f"{self.origin}, {len(indices)} of {len(self)} images"
+        return ImageSet(self.name, self.split, self.images[indices], self.labels[indices], self.classes, origin)
+
+    def hold_out(self, count: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
+        """Split off `count` samples for choices between recipes; return (the rest, the held-out part).
+
+        The samples are permuted by a CPU generator seeded with `seed`; each class gives its first ones, in proportion to
+        its size (count n_k / N rounded down; the samples still missing come from the classes with the largest remainders,
+        lower class first). Both parts keep the original order, share no sample and together are the whole set.
+
+        Raises:
+            InputError: count is not between 1 and N - 1.
+        """
+        if not 0 < count < len(self):
+            raise InputError(f"hold_out takes 1 to {len(self) - 1} of {len(self)} samples; got {count}")
+        sizes = torch.bincount(self.labels, minlength=len(self.classes))
+        quota, remainder = count * sizes // len(self), count * sizes % len(self)
+        quota[remainder.argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
+        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held = torch.zeros(len(self), dtype=torch.bool)
+        for label, wanted in enumerate(quota.tolist()):
+            held[shuffled[self.labels[shuffled] == label][:wanted]] = True
+        return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
+
+
+def load_images(name: str, split: str) -> ImageSet:
+    """Load a split of an image data set, from the mirror named by HYPERZOO_DATA or else from the Hub.
+
+    The first call decodes every image; the tensor is then kept as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`.
+    A later call reads this file if the paths, sizes and modification times of the source files are still the same, and
+    checks its fingerprint: a damaged one is decoded again, with a warning. If the folder cannot be written, a warning
+    says so and nothing is kept. Only `hyperzoo.evaluate` may ask for the split 'test'.
+
+    Args:
+        name: code of the data set: 'c10', 'c100' or 'mnist'.
+    Raises:
+        UnknownNameError: no such data set.
+        DataError: an unknown split; the data set or one of its shards is absent or damaged; the Hub cannot be reached.
+        MissingExtraError: decoding needs `datasets`: pip install hyperzoo[train].
+    """
+    source = sources.find(name, split)
+    path = _cache_path(source)
+    cached = _read_cache(path, source)
+    if cached is not None:
+        return cached
+    decoded = _decode(source)
+    _write_cache(path, source, decoded)
+    return decoded
+
+
+def _fingerprint(images: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(f"hyperzoo images {' '.join(map(str, images.shape))}\n".encode())
+    digest.update(images.numpy())
+    digest.update(labels.contiguous().numpy().astype("<i8", copy=False))
+    return digest.hexdigest()
+
+
+def _decode(source: sources.Source) -> ImageSet:
+    rows, classes = source.read()
+    labels = torch.tensor(rows["label"][:], dtype=torch.int64)
+    pixels: np.ndarray | None = None
+    done = 0
+    try:
+        for done, image in enumerate(rows["image"]):
+            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+            array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+            if pixels is None:
+                pixels = np.empty((len(labels), *array.shape), np.uint8)
+            if pixels.shape[1:] != array.shape:
+                raise DataError(
+                    f"{source.origin}: image {done} is {array.shape}, the ones before are {pixels.shape[1:]} "
+                    "(channels, height, width): they do not fit into one tensor"
+                )
+            pixels[done] = array
+    except OSError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{source.origin}: an image after row {done} cannot be decoded: {error}") from error
+    if pixels is None:
+        raise DataError(f"{source.origin} has no rows")
+    return ImageSet(source.code, source.split, torch.from_numpy(pixels), labels, classes, source.origin)
+
+
+def _cache_path(source: sources.Source) -> Path:
+    place = hashlib.sha256("\n".join(map(str, source.files)).encode()).hexdigest()[:16]
+    return Path(constants.HF_HOME) / "hyperzoo" / f"{source.code}-{source.split}-{place}.safetensors"
+
+
+def _identity(source: sources.Source) -> list[list[Any]]:
+    """What the cache is keyed by: path, size and modification time of each source file."""
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
+
+
+def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
+    """The cached set, or None if there is none, if the source has changed, or (with a warning) if it is damaged."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            header = json.loads(file.metadata()["hyperzoo"])
+            if header["source"] != _identity(source):
+                return None
+            images, labels = file.get_tensor("images"), file.get_tensor("labels")
+        found = ImageSet(source.code, source.split, images, labels, tuple(header["classes"]), source.origin)
+        if found.fingerprint == header["fingerprint"]:
+            return found
+        reason = f"its fingerprint is {found.fingerprint[:8]}..., not {header['fingerprint'][:8]}..."
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    warnings.warn(f"the cache {path} is damaged ({reason}); decoding {source.origin} again", stacklevel=3)
+    return None
+
+
+def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
+    """Write to a temporary name, flush to the disk, rename: a reader sees a whole file or none."""
+    header = {"source": _identity(source), "classes": images.classes, "fingerprint": images.fingerprint}
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"images": images.images, "labels": images.labels}
+        save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start", stacklevel=3
+        )
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""Where the rows of a data set come from: the mirror named by HYPERZOO_DATA, or the Hub; never one in place of the other."""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from huggingface_hub.errors import HfHubHTTPError
+
+from hyperzoo import names
+from hyperzoo.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VARIABLE = "HYPERZOO_DATA"
+
+
+@dataclass(frozen=True)
+class ImageRepository:
+    """A labeled image data set on the Hub.
+
+    revision: the commit to read. None reads the newest one: no commit could be observed while the table was written, so
+    the fingerprint of the decoded content is what holds a result to its data.
+    """
+
+    hub_id: str
+    config: str
+    image: str
+    label: str
+    splits: tuple[str, ...] = ("train", "test")
+    revision: str | None = None
+
+
+IMAGES = {
+    "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label"),
+    "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
+    "mnist": ImageRepository("ylecun/mnist", "mnist", "image", "label"),
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split that was found.
+
+    files: the files that hold its rows, in order.   origin: the place, in words.
+    rows: reads the split; raises DataError or MissingExtraError.
+    """
+
+    code: str
+    split: str
+    repository: ImageRepository
+    files: tuple[Path, ...]
+    origin: str
+    rows: Callable[[], "Dataset"]
+
+    def read(self) -> tuple["Dataset", tuple[str, ...]]:
+        """Read the split: rows with the columns `image` (decoded by Pillow when accessed) and `label`, and the classes.
+
+        Raises:
+            DataError: a damaged file, or columns that are not an image and a class label.
+        """
+        rows, image, label = self.rows(), self.repository.image, self.repository.label
+        classes = getattr(rows.features.get(label), "names", None)
+        if type(rows.features.get(image)).__name__ != "Image" or classes is None:
+            found = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in rows.features.items())
+            raise DataError(f"{self.origin} needs the columns {image} (Image) and {label} (ClassLabel); it has {found}")
+        return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), tuple(classes)
+
+
+def find(code: str, split: str) -> Source:
+    """Find a split of a data set without reading its rows.
+
+    With HYPERZOO_DATA set, only `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet` is looked at, and
+    `datasets` is not imported. Otherwise `datasets` fetches the split from the Hub, or takes it from its cache.
+
+    Raises:
+        UnknownNameError: no data set of this code.
+        DataError: an unknown split, an absent data set or shard, or a Hub that does not answer.
+        MissingExtraError: the Hub needs the package `datasets`.
+    """
+    if code not in IMAGES:
+        raise names.unknown("image data set", code, IMAGES)
+    repository = IMAGES[code]
+    if split not in repository.splits:
+        raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
+    mirror = os.environ.get(VARIABLE)
+    if mirror:
+        return _in_mirror(code, split, repository, Path(mirror))
+    return _on_hub(code, split, repository)
+
+
+def _in_mirror(code: str, split: str, repository: ImageRepository, mirror: Path) -> Source:
+    folder = mirror / repository.hub_id / repository.config
+    shards = _shards(folder, split)
+    place = f"{repository.hub_id}/{repository.config} in {VARIABLE}"
+    if not shards:
+        there = sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else []
+        found = f"that folder holds {', '.join(there) or 'nothing'}" if folder.is_dir() else "there is no such folder"
+        raise DataError(
+            f"{place} has no {split} split: nothing matches {folder / f'{split}-*-of-*.parquet'} ({found}). "
+            f"Copy the parquet files of the Hub there, or unset {VARIABLE} to read the Hub"
+        )
+    totals = {total for _, total in shards}
+    if len(totals) > 1:
+        raise DataError(f"{place} mixes shards of {len(totals)} versions of {split}: {', '.join(map(str, shards.values()))}")
+    total = totals.pop()
+    expected = [(index, total) for index in range(total)]
+    missing = [f"{split}-{index:05d}-of-{total:05d}.parquet" for index, _ in expected if (index, total) not in shards]
+    if missing:
+        word = "shard" if len(missing) == 1 else "shards"
+        raise DataError(f"{place} lacks {word} {', '.join(missing)} (found {total - len(missing)} of {total}).")
+    files = tuple(shards[key].resolve() for key in expected)
+    return Source(code, split, repository, files, f"{place}, split {split}", lambda: _read_parquet(files, repository))
+
+
+def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
+    """The shards of a split that exist, by (index, total)."""
+    name = re.compile(rf"{split}-(\d+)-of-(\d+)\.parquet")
+    if not folder.is_dir():
+        return {}
+    matches = ((name.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
+    return {(int(match[1]), int(match[2])): path for match, path in matches if match}
+
+
+def _read_parquet(files: tuple[Path, ...], repository: ImageRepository) -> "Dataset":
+    """Read shards into memory: `datasets.load_dataset` would first write a second copy of them as Arrow files."""
+    datasets = _datasets()
+    import pyarrow
+    import pyarrow.parquet
+
+    tables = []
+    for file in files:
+        try:
+            table = pyarrow.parquet.read_table(file)
+        except (OSError, pyarrow.ArrowException) as error:
+            raise DataError(f"{file} ({file.stat().st_size} bytes) is not a whole parquet file: {error}") from error
+        columns = [name for name in (repository.image, repository.label) if name in table.column_names]
+        tables.append(table.select(columns))
+    try:
+        return datasets.Dataset(pyarrow.concat_tables(tables))
+    except pyarrow.ArrowException as error:
+        raise DataError(f"the shards {', '.join(map(str, files))} have different columns: {error}") from error
+
+
+def _on_hub(code: str, split: str, repository: ImageRepository) -> Source:
+    datasets = _datasets()
+    origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
+    try:
+        rows = datasets.load_dataset(repository.hub_id, repository.config, split=split, revision=repository.revision)
+    except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{origin}, could not be read ({type(error).__name__}: {error}): go online without HF_HUB_OFFLINE, "
+            f"or set {VARIABLE} to a folder that holds {repository.hub_id}/{repository.config}/{split}-*-of-*.parquet"
+        ) from error
+    files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
+    return Source(code, split, repository, files, origin, lambda: rows)
+
+
+def _datasets():
+    try:
+        import datasets
+        import datasets.exceptions
+    except ImportError as error:
+        raise MissingExtraError(f"image data sets need the package datasets: pip install hyperzoo[train] ({error})") from error
+    return datasets
