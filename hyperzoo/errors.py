@@ -66,3 +66,7 @@ class LaunchError(RunError):
 
 class MissingExtraError(HyperzooError, ImportError):
     """An optional package is needed for this."""
+
+
+class PackagePairError(HyperzooError, ImportError):
+    """A torch and a torchvision that do not belong together, or one of them missing."""

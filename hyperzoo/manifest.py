@@ -1,0 +1,216 @@
+"""The manifest `weights.json`: one strictly read entry per published weight, the only place that knows what was published."""
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from hyperzoo import names
+from hyperzoo.errors import UnknownNameError, WeightFileError
+
+FILES = ("model.safetensors", "config.json")
+TASKS = ("image-classification", "text-generation")
+
+
+@dataclasses.dataclass(frozen=True)
+class InputInfo:
+    """What the network was evaluated on: (C, H, W) images, scaled to [0, 1], minus mean, divided by std."""
+
+    size: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_pct: float
+    interpolation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """Hub id and config of the data set, and the sha256 of its decoded splits."""
+
+    id: str
+    config: str
+    train_fingerprint: str
+    test_fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A metric over n training runs; sd is None for a single run."""
+
+    mean: float
+    sd: float | None
+    n: int
+    seeds: tuple[int, ...]
+    values: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Correct answers on the part of the test set that is embedded in the repository."""
+
+    correct: int
+    total: int
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ThisFile:
+    """The metrics of the published file itself; accuracy in percent, nll in nats, ece from 0 to 1."""
+
+    accuracy: float
+    nll: float
+    ece: float
+    correct: int
+    total: int
+    sample: Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """Accuracy in percent over all runs, and the metrics of the published file."""
+
+    accuracy: Spread
+    this_file: ThisFile
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """How long the published run took, and on what."""
+
+    epochs: int
+    minutes: float
+    machine: str
+    precision: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightInfo:
+    """One published weight: the entry `name` of `weights.json`."""
+
+    name: str
+    default: bool
+    task: str
+    bundled: bool
+    bytes: int
+    parameters: int
+    files: dict[str, str]
+    commit: str | None
+    num_classes: int
+    input: InputInfo
+    dataset: DatasetInfo
+    metrics: Metrics
+    training: Training
+    recipe: str
+    recipe_sha256: str
+    code_commit: str
+    versions: dict[str, str]
+    license: str
+    dataset_terms: str
+    paper: tuple[str, ...]
+
+    @property
+    def arch(self) -> str:
+        return names.parse(self.name).arch
+
+    @property
+    def tag(self) -> str:
+        return names.parse(self.name).tag
+
+
+class Manifest:
+    """`weights.json` in the folder `root`, read strictly; bundled files lie in `root/checkpoints/<name>/`.
+
+    Raises:
+        WeightFileError: an unknown or missing field, a wrong type, a malformed hash, no or two defaults for an
+            architecture, a weight that is neither bundled nor on the Hub. The message names the weight.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            raw = json.loads((root / "weights.json").read_text(encoding="utf-8"))
+            if raw["format"] != 1:
+                raise WeightFileError(f"{root / 'weights.json'} has format {raw['format']}; this hyperzoo reads format 1")
+            self.namespace: str = raw["namespace"]
+            self.weights = {name: _entry(name, entry) for name, entry in raw["weights"].items()}
+        except (json.JSONDecodeError, KeyError) as error:
+            raise WeightFileError(f"{root / 'weights.json'} is not a manifest: {error!r}. Reinstall hyperzoo.") from error
+        for arch in {info.arch for info in self.weights.values()}:
+            self.default(arch)
+
+    def names(self, arch: str | None = None) -> list[str]:
+        """Names of the published weights, of all architectures or one, sorted."""
+        return sorted(name for name, info in self.weights.items() if arch in (None, info.arch))
+
+    def info(self, name: str) -> WeightInfo:
+        """The entry of a full name; InvalidNameError or UnknownNameError otherwise."""
+        if str(names.parse(name)) not in self.weights:
+            raise names.unknown("weight", name, self.weights)
+        return self.weights[name]
+
+    def default(self, arch: str) -> str:
+        """The name that stands for an architecture given without a tag."""
+        found = [name for name in self.names(arch) if self.weights[name].default]
+        if not self.names(arch):
+            raise UnknownNameError(f"{arch} has no published weight. With weights: {', '.join(self.names()) or 'none yet'}")
+        if len(found) != 1:
+            raise WeightFileError(f"weights.json: {arch} has {len(found)} default weights, must have exactly one")
+        return found[0]
+
+    def bundled(self) -> list[str]:
+        """Names of the weights that came with the package."""
+        return [name for name in self.names() if self.weights[name].bundled]
+
+    def folder(self, name: str) -> Path:
+        """Where the files of a bundled weight lie."""
+        return self.root / "checkpoints" / str(names.parse(name))
+
+
+def _entry(name: str, raw: Any) -> WeightInfo:
+    names.parse(name)
+    where = f"weights.json: {name}"
+    info = typing.cast(WeightInfo, _read(WeightInfo, {"name": name, **raw} if isinstance(raw, dict) else raw, where))
+    accuracy = info.metrics.accuracy
+    faults = {
+        f"task must be one of {', '.join(TASKS)}; got {info.task!r}": info.task in TASKS,
+        f"files must hold {' and '.join(FILES)}; got {', '.join(info.files)}": set(FILES) == set(info.files),
+        "a sha256 must be 64 hexadecimal digits": all(_is_hex(h, 64) for h in [*info.files.values(), info.recipe_sha256]),
+        "commit must be 40 hexadecimal digits or null": info.commit is None or _is_hex(info.commit, 40),
+        "neither bundled nor on the Hub (commit is null)": info.bundled or info.commit is not None,
+        "n, seeds and values must agree": accuracy.n == len(accuracy.seeds) == len(accuracy.values) > 0,
+        "sd must be a number for n > 1 and null for n = 1": (accuracy.sd is None) == (accuracy.n == 1),
+    }
+    for fault, fine in faults.items():
+        if not fine:
+            raise WeightFileError(f"{where}: {fault}")
+    return info
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Check a JSON value against a type annotation and turn objects into dataclasses and lists into tuples."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        hints = typing.get_type_hints(kind)
+        if missing := [key for key in hints if key not in value]:
+            raise WeightFileError(f"{where} lacks {', '.join(missing)}")
+        if unknown := [key for key in value if key not in hints]:
+            raise WeightFileError(f"{where} has unknown fields: {', '.join(unknown)}")
+        return typing.cast(type, kind)(**{key: _read(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+    if origin is types.UnionType:
+        return None if value is None else _read(args[0], value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_read(args[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(args[1], item, f"{where}: {key}") for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise WeightFileError(f"{where} must be of type {getattr(kind, '__name__', kind)}; got {value!r}")
+    return value
+
+
+def _is_hex(text: str, length: int) -> bool:
+    return re.fullmatch(f"[0-9a-f]{{{length}}}", text) is not None

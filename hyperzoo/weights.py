@@ -1,0 +1,184 @@
+"""From the name of a weight to a verified local file, and from its tensors to a model that they fit exactly.
+
+Every load hashes whole files. Nothing here, and nothing that it calls, executes what a file contains.
+"""
+
+import hashlib
+import json
+import logging
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from hyperzoo import hub
+from hyperzoo.errors import WeightFileError, WeightHashError, WeightUnavailableError
+from hyperzoo.manifest import Manifest
+from hyperzoo.manifest import WeightInfo as WeightInfo
+
+_logger = logging.getLogger(__name__)
+
+MANIFEST = Manifest(Path(__file__).parent)
+"""What this version of the package has published."""
+
+
+def path(
+    name: str,
+    filename: str = "model.safetensors",
+    *,
+    repo: str | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """Return the path of a file of a published weight, after its sha256 was found equal to the manifest's.
+
+    Bundled files are taken from the package; others from the Hub's cache, else from the Hub at the pinned commit.
+    A Hub file with a wrong hash is fetched once more.
+
+    Args:
+        repo, revision: another repository that is said to hold the same bytes; its files are held to the same hash.
+    Raises:
+        WeightHashError: other bytes than the manifest's. WeightUnavailableError: no such file within reach.
+    """
+    info = MANIFEST.info(name)
+    if info.bundled and repo is None:
+        return _bundled(info, filename)
+    repo = repo or f"{MANIFEST.namespace}/{name}"
+    revision = revision or info.commit or "main"
+    found = _fetch(info, repo, revision, filename, cache_dir)
+    digest = sha256(found)
+    if digest != info.files[filename]:
+        start = f"{name}: {found} has sha256 {digest}, weights.json says {info.files[filename]}."
+        if hub.offline():
+            raise WeightHashError(f"{start} HF_HUB_OFFLINE=1 prevented a second download.")
+        _logger.warning("%s Fetching it once more.", start)
+        found = _fetch(info, repo, revision, filename, cache_dir, force=True)
+        digest = sha256(found)
+        if digest != info.files[filename]:
+            raise WeightHashError(
+                f"{name}: {found} has sha256 {digest}, weights.json says {info.files[filename]}. "
+                f"Fetched twice from {repo}@{revision}. Other bytes load by timm's "
+                "pretrained_cfg_overlay=dict(hf_hub_id=...), by local-dir:, or under another repository name."
+            )
+    return found
+
+
+def _bundled(info: WeightInfo, filename: str) -> Path:
+    found = MANIFEST.folder(info.name) / filename
+    if not found.is_file():
+        raise WeightUnavailableError(f"{info.name}: {found} is missing from the package. Reinstall hyperzoo.")
+    digest = sha256(found)
+    if digest != info.files[filename]:
+        raise WeightHashError(
+            f"{info.name}: {found} has sha256 {digest}, weights.json says {info.files[filename]}. Reinstall hyperzoo."
+        )
+    return found
+
+
+def _fetch(
+    info: WeightInfo, repo: str, revision: str, filename: str, cache_dir: str | Path | None, force: bool = False
+) -> Path:
+    try:
+        return hub.fetch(repo, revision, filename, cache_dir=cache_dir, force=force)
+    except WeightUnavailableError as error:
+        raise WeightUnavailableError(
+            f"{info.name} ({info.bytes / 1e6:.1f} MB): {error}. With network: hyperzoo verify {info.name}. "
+            f"Bundled: {', '.join(MANIFEST.bundled()) or 'none'}"
+        ) from error
+
+
+def sha256(file: Path) -> str:
+    """The sha256 of a whole file, in hexadecimal digits."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_file(file: Path) -> None:
+    """Refuse anything that is not one whole safetensors file; no tensor is read and nothing is executed.
+
+    Raises:
+        WeightUnavailableError: no such file.
+        WeightFileError: a pickle or another format (by extension or first bytes), a Git LFS pointer, a file that is cut
+            short or malformed; the message has the bytes found and expected.
+    """
+    if not file.is_file():
+        raise WeightUnavailableError(f"{file} does not exist")
+    if file.suffix != ".safetensors":
+        raise WeightFileError(f"{file} is not a .safetensors file. Pickles can run code and are never opened.")
+    found = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(64)
+    if head.startswith(b"version https://git-lfs"):
+        raise WeightFileError(f"{file} ({found} bytes) is a Git LFS pointer, not a weight. Run git lfs pull.")
+    # A header of 1,152 bytes begins as a pickle does: the brace behind its length tells them apart.
+    if head[8:9] != b"{" and head.startswith((b"\x80", b"PK", b"\x1f\x8b")):
+        raise WeightFileError(f"{file} ({found} bytes) is a pickle or an archive. It was not opened.")
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise WeightFileError(
+            f"{file} is cut short or malformed: {found} bytes found, {_expected_bytes(file)} expected ({error})"
+        ) from error
+
+
+def _expected_bytes(file: Path) -> str:
+    """The length that the header of a safetensors file states, as far as it can be read."""
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        if len(prefix) < 8:
+            return "at least 8"
+        (length,) = struct.unpack("<Q", prefix)
+        header = stream.read(min(length, file.stat().st_size))
+    if len(header) < length:
+        return f"more than {8 + length}"
+    try:
+        entries = json.loads(header)
+        ends = [entry["data_offsets"][1] for key, entry in entries.items() if key != "__metadata__"]
+        return str(8 + length + max(ends, default=0))
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
+        return "an unknown number"
+
+
+def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
+    """Return `state` if it fits `model` exactly; timm calls this between reading a file and filling the model.
+
+    timm loads non-strictly when another `num_classes` is asked for, and would let a missing backbone tensor pass. Only
+    what was asked for may differ: the classifier with another `num_classes`, the stem's input channels with another
+    `in_chans`.
+
+    Raises:
+        WeightFileError: lists all missing, unexpected and mis-shaped tensors. Never a TypeError, which timm would answer
+            by calling again with one argument.
+    """
+    cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
+    if getattr(model, "num_classes", None) != cfg.get("num_classes"):
+        head = [f"{module}.{kind}" for module in _modules(cfg, "classifier") for kind in ("weight", "bias")]
+        expected = {key: shape for key, shape in expected.items() if key not in head}
+        got = {key: shape for key, shape in got.items() if key not in head}
+    shapes = dict(expected)
+    if getattr(model, "in_chans", None) != cfg.get("input_size", (None,))[0]:
+        for key in (f"{module}.weight" for module in _modules(cfg, "first_conv")):
+            if key in got and key in expected:
+                shapes[key] = (expected[key][0], *got[key][1:2], *expected[key][2:])
+    faults = {
+        "missing": [key for key in expected if key not in got],
+        "unexpected": [key for key in got if key not in expected],
+        "other shape": [f"{key} {got[key]}, not {shapes[key]}" for key in shapes if got.get(key, shapes[key]) != shapes[key]],
+    }
+    if any(faults.values()):
+        source = cfg.get("file") or cfg.get("hf_hub_id") or "the given tensors"
+        name = ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag"))))
+        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
+        raise WeightFileError(f"{name}: {source} does not fit {type(model).__name__}. {listed}")
+    return state
+
+
+def _modules(cfg: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    value = cfg.get(key) or ()
+    return (value,) if isinstance(value, str) else tuple(value)
