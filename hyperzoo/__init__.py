@@ -1,12 +1,15 @@
 """Hyperspherical and regularised networks with verified weights; importing this registers the models with timm."""
 
-from importlib import metadata as _metadata
-
 from hyperzoo.errors import PackagePairError as _PackagePairError
 
 try:
     import timm as _timm  # noqa: F401
-except (ImportError, RuntimeError) as _error:  # torchvision for another torch: "operator torchvision::nms does not exist"
+except (
+    ImportError,
+    RuntimeError,
+) as _error:  # torchvision for another torch: "operator torchvision::nms does not exist"
+    from importlib import metadata as _metadata
+
     _found = {dist.name: dist.version for dist in _metadata.distributions() if dist.name in ("torch", "torchvision")}
     raise _PackagePairError(
         f"timm cannot be imported with torch {_found.get('torch', '(missing)')} and torchvision "

@@ -11,7 +11,7 @@ from hyperzoo.errors import WeightUnavailableError
 def fetch(repo: str, revision: str, filename: str, *, cache_dir: str | Path | None = None, force: bool = False) -> Path:
     """Return the path of one file of a model repository: cached, else downloaded; with `force` downloaded again.
 
-    A 40-digit commit that is cached makes no request. The content is not checked here: the client checks its length only.
+    A cached file of a 40-digit commit needs no request. Its content is not checked: the client checks the length only.
 
     Raises:
         WeightUnavailableError: not cached, and offline, no network, or the Hub said no; the message is the reason.

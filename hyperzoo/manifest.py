@@ -1,4 +1,4 @@
-"""The manifest `weights.json`: one strictly read entry per published weight, the only place that knows what was published."""
+"""The manifest `weights.json`: one entry per published weight, read strictly; the only place that knows what was published."""
 
 import dataclasses
 import json
@@ -133,11 +133,15 @@ class Manifest:
         try:
             raw = json.loads((root / "weights.json").read_text(encoding="utf-8"))
             if raw["format"] != 1:
-                raise WeightFileError(f"{root / 'weights.json'} has format {raw['format']}; this hyperzoo reads format 1")
+                raise WeightFileError(
+                    f"{root / 'weights.json'} has format {raw['format']}; this hyperzoo reads format 1"
+                )
             self.namespace: str = raw["namespace"]
             self.weights = {name: _entry(name, entry) for name, entry in raw["weights"].items()}
         except (json.JSONDecodeError, KeyError) as error:
-            raise WeightFileError(f"{root / 'weights.json'} is not a manifest: {error!r}. Reinstall hyperzoo.") from error
+            raise WeightFileError(
+                f"{root / 'weights.json'} is not a manifest: {error!r}. Reinstall hyperzoo."
+            ) from error
         for arch in {info.arch for info in self.weights.values()}:
             self.default(arch)
 
@@ -155,7 +159,9 @@ class Manifest:
         """The name that stands for an architecture given without a tag."""
         found = [name for name in self.names(arch) if self.weights[name].default]
         if not self.names(arch):
-            raise UnknownNameError(f"{arch} has no published weight. With weights: {', '.join(self.names()) or 'none yet'}")
+            raise UnknownNameError(
+                f"{arch} has no published weight. With weights: {', '.join(self.names()) or 'none yet'}"
+            )
         if len(found) != 1:
             raise WeightFileError(f"weights.json: {arch} has {len(found)} default weights, must have exactly one")
         return found[0]
@@ -177,7 +183,9 @@ def _entry(name: str, raw: Any) -> WeightInfo:
     faults = {
         f"task must be one of {', '.join(TASKS)}; got {info.task!r}": info.task in TASKS,
         f"files must hold {' and '.join(FILES)}; got {', '.join(info.files)}": set(FILES) == set(info.files),
-        "a sha256 must be 64 hexadecimal digits": all(_is_hex(h, 64) for h in [*info.files.values(), info.recipe_sha256]),
+        "a sha256 must be 64 hexadecimal digits": all(
+            _is_hex(h, 64) for h in [*info.files.values(), info.recipe_sha256]
+        ),
         "commit must be 40 hexadecimal digits or null": info.commit is None or _is_hex(info.commit, 40),
         "neither bundled nor on the Hub (commit is null)": info.bundled or info.commit is not None,
         "n, seeds and values must agree": accuracy.n == len(accuracy.seeds) == len(accuracy.values) > 0,
@@ -198,7 +206,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             raise WeightFileError(f"{where} lacks {', '.join(missing)}")
         if unknown := [key for key in value if key not in hints]:
             raise WeightFileError(f"{where} has unknown fields: {', '.join(unknown)}")
-        return typing.cast(type, kind)(**{key: _read(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+        return typing.cast(type, kind)(
+            **{key: _read(hints[key], item, f"{where}: {key}") for key, item in value.items()}
+        )
     if origin is types.UnionType:
         return None if value is None else _read(args[0], value, where)
     if origin is tuple and isinstance(value, list):

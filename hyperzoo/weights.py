@@ -151,8 +151,8 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     `in_chans`.
 
     Raises:
-        WeightFileError: lists all missing, unexpected and mis-shaped tensors. Never a TypeError, which timm would answer
-            by calling again with one argument.
+        WeightFileError: lists all missing, unexpected and mis-shaped tensors. Never a TypeError, which timm would
+            answer by calling again with one argument.
     """
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
@@ -169,7 +169,9 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     faults = {
         "missing": [key for key in expected if key not in got],
         "unexpected": [key for key in got if key not in expected],
-        "other shape": [f"{key} {got[key]}, not {shapes[key]}" for key in shapes if got.get(key, shapes[key]) != shapes[key]],
+        "other shape": [
+            f"{key} {got[key]}, not {shapes[key]}" for key in shapes if got.get(key, shapes[key]) != shapes[key]
+        ],
     }
     if any(faults.values()):
         source = cfg.get("file") or cfg.get("hf_hub_id") or "the given tensors"

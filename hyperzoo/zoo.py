@@ -10,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
@@ -40,7 +41,9 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     Example:
         >>> model, classes = (loaded := load('spherenet20')).model, loaded.vocabulary     # doctest: +SKIP
     """
-    if other := sorted({"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & model_args.keys()):
+    if other := sorted(
+        {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & model_args.keys()
+    ):
         raise InputError(f"load gives published weights only: {', '.join(other)} is for timm.create_model")
     record = weight_info(name)
     config = json.loads(weights.path(record.name, "config.json", cache_dir=cache_dir).read_text(encoding="utf-8"))
@@ -52,7 +55,9 @@ def list_models(task: str | None = None) -> list[str]:
     """Names of our architectures, all or those for 'image-classification' or 'text-generation'."""
     if task is not None and task not in TASKS:
         raise InputError(f"no task {task!r}. {names.closest_text(task, TASKS)}")
-    ours = [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("hyperzoo.models.")]
+    ours = [
+        name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("hyperzoo.models.")
+    ]
     return [name for name in ours if task is None or (task == TASKS[1]) == name.startswith("lstm")]
 
 
@@ -84,7 +89,8 @@ def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
         InputError: from the returned function, for anything else; the message has the type, dtype and shape.
     """
     known = weight_info(name).name if isinstance(name, str) and "." in name else _known_arch(name)
-    return _Preprocess(resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(known).to_dict()))
+    cfg = timm.get_pretrained_cfg(known) or PretrainedCfg()  # every architecture of ours has one
+    return _Preprocess(resolve_data_config(pretrained_cfg=cfg.to_dict()))
 
 
 class _Preprocess:
@@ -100,10 +106,14 @@ class _Preprocess:
         if isinstance(images, Image.Image):
             return self.transform(images.convert("RGB" if self.channels == 3 else "L"))[None]
         if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4):
-            raise InputError(f"expected a PIL image or uint8 (batch, {self.channels}, height, width); got {_shown(images)}")
+            raise InputError(
+                f"expected a PIL image or uint8 (batch, {self.channels}, height, width); got {_shown(images)}"
+            )
         if images.shape[1] != self.channels or 0 in images.shape[2:]:
             raise InputError(f"expected {self.channels} channels and at least one pixel; got {_shown(images)}")
-        if self.keeps_size and list(images.shape[2:]) == self.size or len(images) == 0:
+        if not len(images):
+            return torch.empty(0, self.channels, *self.size, device=images.device)
+        if self.keeps_size and list(images.shape[2:]) == self.size:
             scaled = images.float().div_(255)  # the operations of ToTensor and Normalize, on the whole batch
             return scaled.sub_(self.mean.to(images.device)).div_(self.std.to(images.device))
         return torch.stack([self.transform(to_pil_image(image)) for image in images.cpu()]).to(images.device)

@@ -3,7 +3,6 @@
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from hyperzoo.errors import RegistrationError, UnknownTagError, WeightFileError
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
-Entry = TypeVar("Entry", bound=Callable[..., nn.Module])
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -39,12 +38,13 @@ def register(entry: Entry) -> Entry:
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", f"Overwriting {name} in registry", UserWarning)
-        return register_model(entry)
+        register_model(entry)
+    return entry
 
 
 def weight_cfgs(architectures: Mapping[str, Mapping[str, Any]]) -> dict[str, DefaultCfg]:
-    """timm's `default_cfgs` of a model file: a base description per architecture, and the tags that the manifest knows."""
-    cfgs: dict[str, dict[str, Any]] = {}
+    """timm's `default_cfgs` of a model file: a description per architecture, and one per weight in the manifest."""
+    cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for arch, base in architectures.items():
         published = weights.MANIFEST.names(arch)
         if not published:
@@ -85,27 +85,27 @@ def create(
 ) -> Model:
     """Build an architecture as timm does; with `pretrained`, from a file with the manifest's sha256.
 
-    A published weight is verified by whatever route its name came: default, tag, `hf-hub:` id, or a description taken from
-    timm. A file that the caller names (overlay, `local-dir:`, another `hf-hub:` repository) must be a safetensors file; it
-    gets the comparison of tensor names and shapes, not a hash.
+    A published weight is verified by whatever route its name came: default, tag, `hf-hub:` id, or a description taken
+    from timm. A file that the caller names (overlay, `local-dir:`, another `hf-hub:` repository) must be a safetensors
+    file; it gets the comparison of tensor names and shapes, not a hash.
 
     Args:
         kwargs: go on to timm's `build_model_with_cfg` and from there to `model_cls`.
     Raises:
-        UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: nothing was built, or what was built is
-            thrown away.
+        UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: no model is
+            returned.
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
         overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source must not lose against the registered one
-    cfg = _resolve(arch, pretrained_cfg, overlay)
+    cfg = _resolve(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
     if pretrained:
         overlay |= _verified(arch, cfg, cache_dir)
     return build_model_with_cfg(
         model_cls,
         arch,
         pretrained,
-        pretrained_cfg=pretrained_cfg,
+        pretrained_cfg=pretrained_cfg,  # type: ignore[arg-type]  # timm takes tags and objects too
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=weights.same_keys,
         cache_dir=cache_dir,
