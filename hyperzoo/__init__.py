@@ -7,7 +7,7 @@ try:
 except (
     ImportError,
     RuntimeError,
-) as _error:  # torchvision for another torch: "operator torchvision::nms does not exist"
+) as _error:  # torchvision of another torch: "operator torchvision::nms does not exist"
     from importlib import metadata as _metadata
 
     _found = {dist.name: dist.version for dist in _metadata.distributions() if dist.name in ("torch", "torchvision")}

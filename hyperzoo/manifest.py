@@ -1,4 +1,4 @@
-"""The manifest `weights.json`: one entry per published weight, read strictly; the only place that knows what was published."""
+"""The manifest `weights.json`: one entry per published weight, read strictly; no other place knows them."""
 
 import dataclasses
 import json

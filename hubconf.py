@@ -1,0 +1,42 @@
+"""Entry points of torch.hub, one per architecture and `load`, made from the package: there is no second list.
+
+torch.hub.load('<owner>/hyperzoo:v1', 'spherenet20', pretrained=True, trust_repo=True)
+"""
+
+from collections.abc import Callable as _Callable
+from typing import Any as _Any
+
+import hyperzoo as _hyperzoo
+import timm as _timm
+from hyperzoo import load as load
+
+dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]
+
+
+def _help(arch: str) -> str:
+    lines = [f"{_timm.model_entrypoint(arch).__doc__ or arch}", "", "Weights (pretrained=True, tag=...):"]
+    for name in _hyperzoo.list_weights(arch):
+        info = _hyperzoo.weight_info(name)
+        accuracy = info.metrics.accuracy
+        spread = "" if accuracy.sd is None else f" +- {accuracy.sd:.2f}"
+        lines.append(
+            f"    {info.tag}{' (default)' if info.default else ''}: accuracy {accuracy.mean:.2f}{spread} % "
+            f"(n = {accuracy.n}) on {info.dataset.id}, licence {info.license}"
+        )
+    if not _hyperzoo.list_weights(arch):
+        lines.append("    none yet")
+    return "\n".join(
+        [*lines, "", "Other keywords go on to timm.create_model: num_classes, in_chans, features_only, ..."]
+    )
+
+
+def _entry(arch: str) -> _Callable[..., _Any]:
+    def build(pretrained: bool = False, tag: str | None = None, **kwargs: _Any) -> _Any:
+        return _timm.create_model(f"{arch}.{tag}" if tag else arch, pretrained=pretrained, **kwargs)
+
+    build.__name__ = build.__qualname__ = arch
+    build.__doc__ = _help(arch)
+    return build
+
+
+globals().update({arch: _entry(arch) for arch in _hyperzoo.list_models()})

@@ -1,0 +1,276 @@
+"""A weight's name gives exactly the published tensors by every route, or one error, and nothing half-filled."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN, publish, withdraw
+from safetensors.torch import load_file, save_file
+
+import hyperzoo
+from hyperzoo import errors, weights
+
+BACKBONE = "layer2.0.conv1.weight"
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    yield publish(tmp_path, monkeypatch)
+    withdraw(monkeypatch)
+
+
+def has_exactly(model, tensors):
+    state = model.state_dict()
+    assert state.keys() == tensors.keys()
+    return all(torch.equal(state[key], tensors[key]) for key in tensors)
+
+
+def own_file(zoo, drop=(), **replace):
+    """The tensors of PLAIN without some, or with others, in a file and in a folder of the caller's own."""
+    tensors = {key: value for key, value in zoo.tensors[PLAIN].items() if key not in drop} | replace
+    folder = zoo.root / "own"
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_bytes((zoo.file(PLAIN).parent / "config.json").read_bytes())
+    return folder / "model.safetensors"
+
+
+ROUTES = {
+    "default": lambda zoo, **kw: timm.create_model(ARCH, pretrained=True, **kw),
+    "tag": lambda zoo, **kw: timm.create_model(PLAIN, pretrained=True, **kw),
+    "load": lambda zoo, **kw: hyperzoo.load(PLAIN, **kw).model,
+    "load by architecture": lambda zoo, **kw: hyperzoo.load(ARCH, **kw).model,
+    "description from timm": lambda zoo, **kw: timm.create_model(
+        ARCH, pretrained=True, pretrained_cfg=timm.get_pretrained_cfg(PLAIN).to_dict(), **kw
+    ),
+    "hf-hub": lambda zoo, **kw: timm.create_model(
+        f"hf-hub:someone/{PLAIN}@{COMMIT}", pretrained=True, cache_dir=zoo.cache, **kw
+    ),
+}
+CALLERS = {
+    "file": lambda file, **kw: timm.create_model(
+        ARCH, pretrained=True, pretrained_cfg_overlay=dict(file=str(file)), **kw
+    ),
+    "state_dict": lambda file, **kw: timm.create_model(
+        ARCH, pretrained=True, pretrained_cfg_overlay=dict(state_dict=load_file(file)), **kw
+    ),
+    "local-dir": lambda file, **kw: timm.create_model(f"local-dir:{file.parent}", pretrained=True, **kw),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_every_route_gives_the_published_tensors(zoo, route):
+    zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN))
+    assert has_exactly(ROUTES[route](zoo), zoo.tensors[PLAIN])
+
+
+@pytest.mark.parametrize("route", [r for r in ROUTES if r != "hf-hub"])
+def test_every_route_hashes_on_every_load(zoo, route):
+    ROUTES[route](zoo)
+    flip(zoo.file(PLAIN))
+    with pytest.raises(errors.WeightHashError, match="Reinstall hyperzoo"):
+        ROUTES[route](zoo)
+
+
+def test_a_hub_id_with_our_name_must_have_our_bytes(zoo):
+    folder = zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN))
+    flip(folder / "model.safetensors")
+    with pytest.raises(errors.WeightHashError, match=rf"{PLAIN}: .*HF_HUB_OFFLINE=1 prevented a second download"):
+        ROUTES["hf-hub"](zoo)
+
+
+def flip(file: Path) -> None:
+    """One bit of the last tensor; only a hash sees it."""
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("route", CALLERS)
+def test_a_file_of_the_callers_own_loads_without_a_hash(zoo, route, caplog):
+    other = torch.full_like(zoo.tensors[PLAIN][BACKBONE], 0.5)
+    with caplog.at_level(logging.INFO, "hyperzoo"):
+        model = CALLERS[route](own_file(zoo, **{BACKBONE: other}))
+    assert torch.equal(model.state_dict()[BACKBONE], other)
+    assert "no hash" in caplog.text
+
+
+def test_checkpoint_path_passes_through(zoo):
+    model = timm.create_model(ARCH, checkpoint_path=str(zoo.file(MHE)))
+    assert has_exactly(model, zoo.tensors[MHE])
+
+
+def test_a_repository_of_the_callers_own_wins_over_the_bundled_file(zoo):
+    zoo.copy(zoo.file(MHE).parent, zoo.snapshot("someone", "else"))
+    overlay = dict(hf_hub_id=f"someone/else@{COMMIT}")
+    model = timm.create_model(PLAIN, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=zoo.cache)
+    assert has_exactly(model, zoo.tensors[MHE])
+
+
+def test_tags_are_different_weights_and_one_is_the_default(zoo):
+    assert has_exactly(timm.create_model(MHE, pretrained=True), zoo.tensors[MHE])
+    assert hyperzoo.weight_info(ARCH).name == PLAIN
+    assert timm.get_pretrained_cfg(ARCH).tag == "plain_c10"
+    assert set(timm.list_pretrained(f"{ARCH}*")) == {PLAIN, MHE, MIXUP}
+
+
+def test_a_weight_in_the_cache_needs_no_network_and_is_hashed(zoo):
+    assert has_exactly(hyperzoo.load(MIXUP, cache_dir=zoo.cache).model, zoo.tensors[MIXUP])
+    file = zoo.snapshot("hyperzoo", MIXUP) / "model.safetensors"
+    flip(file)
+    with pytest.raises(errors.WeightHashError) as caught:
+        hyperzoo.load(MIXUP, cache_dir=zoo.cache)
+    wanted = zoo.entries[MIXUP]["files"]["model.safetensors"]
+    for part in (MIXUP, str(file), weights.sha256(file), wanted, "HF_HUB_OFFLINE=1 prevented a second download"):
+        assert part in str(caught.value)
+
+
+def test_offline_and_not_cached_is_one_sentence(zoo, tmp_path):
+    with pytest.raises(errors.WeightUnavailableError) as caught:
+        timm.create_model(MIXUP, pretrained=True, cache_dir=tmp_path / "empty")
+    parts = (MIXUP, "1.1 MB", str(tmp_path / "empty"), f"hyperzoo/{MIXUP}@{COMMIT}", "HF_HUB_OFFLINE=1")
+    for part in (*parts, f"hyperzoo verify {MIXUP}", f"Bundled: {MHE}, {PLAIN}"):
+        assert part in str(caught.value)
+    assert isinstance(caught.value, OSError)
+
+
+@pytest.mark.parametrize("classes", [0, 7])
+def test_another_number_of_classes_keeps_the_backbone(zoo, classes):
+    model = timm.create_model(ARCH, pretrained=True, num_classes=classes)
+    state = model.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in zoo.tensors[PLAIN].items() if not k.startswith("fc."))
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, classes or 64)
+
+
+def test_another_number_of_channels_adapts_the_stem_only(zoo):
+    tensors = zoo.tensors[PLAIN]
+    grey = timm.create_model(ARCH, pretrained=True, in_chans=1).state_dict()
+    stem = tensors["conv1.weight"].sum(1, keepdim=True)  # one channel: the sum over red, green and blue
+    torch.testing.assert_close(grey["conv1.weight"], stem, rtol=0, atol=1e-6)  # order of a sum of three
+    assert all(torch.equal(grey[key], value) for key, value in tensors.items() if key != "conv1.weight")
+    assert timm.create_model(ARCH, pretrained=True, in_chans=5)(torch.zeros(1, 5, 32, 32)).shape == (1, 10)
+
+
+def test_features_only_dtype_and_meta(zoo):
+    features = timm.create_model(ARCH, pretrained=True, features_only=True)
+    assert torch.equal(features.state_dict()[BACKBONE], zoo.tensors[PLAIN][BACKBONE])
+    assert [tuple(x.shape[1:]) for x in features(torch.zeros(1, 3, 32, 32))] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    half = timm.create_model(ARCH, pretrained=True, dtype=torch.bfloat16)
+    assert torch.equal(half.state_dict()[BACKBONE], zoo.tensors[PLAIN][BACKBONE].bfloat16())
+    assert timm.create_model(ARCH, device="meta").fc.weight.is_meta
+
+
+@pytest.mark.parametrize("kwargs", [{}, dict(num_classes=7), dict(in_chans=1), dict(features_only=True)])
+@pytest.mark.parametrize("route", CALLERS)
+def test_a_missing_backbone_tensor_is_never_accepted(zoo, route, kwargs):
+    with pytest.raises(errors.WeightFileError, match=f"missing: {BACKBONE}"):
+        CALLERS[route](own_file(zoo, drop=[BACKBONE]), **kwargs)
+
+
+@pytest.mark.parametrize("route", ["default", "tag", "load", "load by architecture", "description from timm"])
+def test_a_missing_backbone_tensor_with_the_right_hash_too(zoo, route):
+    save_file({k: v for k, v in zoo.tensors[PLAIN].items() if k != BACKBONE}, zoo.file(PLAIN))
+    zoo.rehash(PLAIN)
+    with pytest.raises(errors.WeightFileError, match=f"missing: {BACKBONE}"):
+        ROUTES[route](zoo, num_classes=7)
+
+
+def test_all_faults_of_the_tensors_are_listed_at_once(zoo):
+    replace = {"bn1.weight": torch.zeros(17), "alien.weight": torch.zeros(2)}
+    with pytest.raises(errors.WeightFileError) as caught:
+        CALLERS["file"](own_file(zoo, drop=["bn1.bias", "fc.bias"], **replace))
+    for part in ("missing: bn1.bias, fc.bias", "unexpected: alien.weight", "bn1.weight (17,), not (16,)", PLAIN, "own"):
+        assert part in str(caught.value)
+    assert str(zoo.root / "own" / "model.safetensors") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "replace, kwargs",
+    [
+        ({"fc.weight": torch.zeros(7, 64)}, {}),
+        ({"conv1.weight": torch.zeros(16, 1, 3, 3)}, {}),
+        ({"conv1.weight": torch.zeros(17, 3, 3, 3)}, dict(in_chans=1)),
+        ({"conv1.weight": torch.zeros(16, 3, 5, 5)}, dict(in_chans=1)),
+    ],
+)
+def test_a_head_or_stem_that_nobody_asked_to_change_must_fit(zoo, replace, kwargs):
+    with pytest.raises(errors.WeightFileError, match=f"other shape: {next(iter(replace))}"):
+        CALLERS["file"](own_file(zoo, **replace), **kwargs)
+
+
+def test_another_head_goes_out_and_in_by_local_dir(zoo, tmp_path):
+    model = timm.create_model(ARCH, pretrained=True, num_classes=7, in_chans=1)
+    timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True)
+    assert has_exactly(again, model.state_dict())
+    headless = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True, num_classes=0)
+    assert not [key for key in headless.state_dict() if key.startswith("fc.")]
+
+
+def test_unknown_tags_and_architectures_without_weights(zoo):
+    for pretrained in (False, True):
+        with pytest.raises(errors.UnknownTagError) as caught:
+            timm.create_model(f"{ARCH}.sphere_c10", pretrained=pretrained)
+        assert "sphere_c10" in str(caught.value) and "mhe_c10, mixup_c10, plain_c10" in str(caught.value)
+        assert isinstance(caught.value, RuntimeError)  # as timm's own
+    with pytest.raises(errors.UnknownTagError, match=r"resnet32_cifar has no published weight.*pretrained=False"):
+        timm.create_model("resnet32_cifar", pretrained=True)
+    with pytest.raises(errors.UnknownNameError, match="resnet32_cifar has no published weight"):
+        hyperzoo.load("resnet32_cifar")
+
+
+def test_load_returns_model_words_and_record(zoo):
+    loaded = hyperzoo.load(PLAIN, num_classes=10)
+    assert not loaded.model.training
+    assert loaded.vocabulary == tuple(LABELS)
+    assert loaded.record == hyperzoo.weight_info(PLAIN)
+    assert loaded.record.metrics.accuracy.mean == 91.25 and loaded.record.input.size == (3, 32, 32)
+    with pytest.raises(errors.InputError, match=r"checkpoint_path.*timm\.create_model"):
+        hyperzoo.load(PLAIN, checkpoint_path="x")
+
+
+def test_the_description_given_to_timm_is_the_manifests(zoo):
+    cfg = timm.get_pretrained_cfg(PLAIN)
+    assert (cfg.mean, cfg.std, cfg.input_size) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), (3, 32, 32))
+    assert timm.get_pretrained_cfg(MIXUP).hf_hub_id == f"hyperzoo/{MIXUP}@{COMMIT}"
+    assert timm.get_pretrained_cfg(MIXUP).hf_hub_filename == "model.safetensors"  # never timm's pickle
+
+
+def test_lists(zoo):
+    assert hyperzoo.list_weights() == hyperzoo.list_weights(ARCH) == sorted((PLAIN, MHE, MIXUP))
+    assert hyperzoo.list_weights("resnet32_cifar") == []
+    assert {ARCH, "spherenet20"} <= set(hyperzoo.list_models("image-classification")) <= set(hyperzoo.list_models())
+    assert hyperzoo.list_models("text-generation") == []
+    with pytest.raises(errors.InputError, match="no task"):
+        hyperzoo.list_models("image_classification")
+    with pytest.raises(errors.UnknownNameError, match="spherenet20"):
+        hyperzoo.list_weights("spherenet21")
+
+
+@pytest.mark.parametrize("name", hyperzoo.list_weights())
+def test_each_weight_of_the_package(name):
+    info = hyperzoo.weight_info(name)
+    file = weights.path(name)
+    tensors = load_file(file)
+    assert file.stat().st_size == info.bytes and weights.sha256(file) == info.files["model.safetensors"]
+    assert info.bytes <= 12_000_000 or not info.bundled
+    loaded = hyperzoo.load(name)
+    for model in (loaded.model, timm.create_model(name, pretrained=True), hub_local(file)):
+        assert has_exactly(model, tensors)
+    assert sum(p.numel() for p in loaded.model.parameters()) == info.parameters
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    config = json.loads((file.parent / "config.json").read_text())
+    assert len(loaded.vocabulary) == len(config["label_names"]) == info.num_classes == loaded.model.num_classes
+
+
+def hub_local(file):
+    return timm.create_model(f"local-dir:{file.parent}", pretrained=True)
+
+
+def test_bundled_weights_together_stay_small():
+    bundled = [hyperzoo.weight_info(name) for name in weights.MANIFEST.bundled()]
+    assert sum(info.bytes for info in bundled) < 40_000_000
+    assert {info.arch for info in bundled} <= set(hyperzoo.list_models())
