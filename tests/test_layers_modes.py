@@ -1,0 +1,235 @@
+"""The sphere layers mean the same in every mode: autocast, half precision, compile, script, fx, export, torch.func."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn as nn
+
+from hyperzoo.layers import SphereConv2d, SphereLinear
+
+OPERATORS = ("cosine", "linear", "sigmoid")
+EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
+SCRIPT_IS_DEPRECATED = pytest.mark.filterwarnings("ignore:`torch.jit.script`:FutureWarning")
+
+
+class Net(nn.Module):
+    """Every kind of sphere layer, strided and grouped ones among them."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.conv1 = SphereConv2d(3, 4, 3, padding=1, operator=operator)
+        self.conv2 = SphereConv2d(4, 6, (3, 1), stride=2, padding=(2, 1), dilation=2, groups=2, operator=operator)
+        self.fc = SphereLinear(6, 5, operator=operator, scale_by_norm=True)
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.conv1(x).relu()).mean((-2, -1)))
+
+
+def net(operator):
+    torch.manual_seed(0)
+    return Net(operator)
+
+
+def images(batch=2, size=8):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def outputs_and_gradients(model, x):
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    for p in model.parameters():
+        p.grad = None
+    out = model(x)
+    (out.double() * torch.arange(1, out.numel() + 1).reshape(out.shape)).sum().backward()
+    return [out, x.grad, *(p.grad for p in model.parameters())]
+
+
+def assert_same(model, other, x, tolerance):
+    for got, expected in zip(outputs_and_gradients(other, x), outputs_and_gradients(model, x), strict=True):
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(got, expected, atol=tolerance * scale, rtol=0, check_dtype=True)
+
+
+@EACH_OPERATOR
+def test_float32_has_the_gradients_of_float64(operator):
+    model, x = net(operator), images()
+    exact = outputs_and_gradients(copy.deepcopy(model).double(), x.double())
+    for got, expected in zip(outputs_and_gradients(model, x), exact, strict=True):
+        # ten roundings of 6e-8 each, against the largest entry
+        torch.testing.assert_close(got.double(), expected, atol=2e-6 * expected.abs().max().item(), rtol=0)
+
+
+@EACH_OPERATOR
+def test_channels_last_stays_channels_last(operator):
+    model, x = net(operator), images()
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    y = x.contiguous(memory_format=torch.channels_last)
+    for layer, given in ((last.conv1, y), (last.conv2, last.conv1(y))):
+        assert layer(given).is_contiguous(memory_format=torch.channels_last)
+    # the same sums in another order
+    for got, expected in zip(outputs_and_gradients(last, y), outputs_and_gradients(model, x), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert outputs_and_gradients(last.conv1, y)[1].is_contiguous(memory_format=torch.channels_last)
+
+
+@EACH_OPERATOR
+def test_empty_batch_and_single_image(operator):
+    model, x = net(operator), images()
+    torch.testing.assert_close(
+        model.conv1(x[0]), model.conv1(x)[0], atol=1e-6, rtol=0
+    )  # a rounding of values in [-1, 1]
+    torch.testing.assert_close(model.conv2(model.conv1(x[0])), model.conv2(model.conv1(x))[0], atol=1e-6, rtol=0)
+    out, x_grad, *weights = outputs_and_gradients(model, x[:0])
+    assert (out.shape, x_grad.shape) == ((0, 5), (0, 3, 8, 8))
+    assert all(w.count_nonzero() == 0 for w in weights)
+    single = outputs_and_gradients(model.conv1, x[0])[1]
+    torch.testing.assert_close(single[None], outputs_and_gradients(model.conv1, x[:1])[1], atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@EACH_OPERATOR
+def test_norms_are_float32_in_half_precision(operator, dtype):
+    """Patches of norm 1e-3 (eps rules) and of norm 900 (the square exceeds float16) come out as in float64."""
+    layer = SphereConv2d(64, 8, 3, operator=operator)
+    torch.manual_seed(0)
+    direction = torch.randn(1, 64, 3, 3)
+    x = torch.cat([direction * (norm / direction.norm()) for norm in (1e-3, 1.0, 900.0)])
+    layer.weight.data = direction / 3 + torch.randn(8, 64, 3, 3) / 3
+    half = copy.deepcopy(layer).to(dtype)
+    exact = copy.deepcopy(half).double()(x.to(dtype).double())
+    # input and filter are given; filter, product, result are rounded once each (times the slope of g, at most 2.5)
+    tolerance = 5 * torch.finfo(dtype).eps
+    out = half(x.to(dtype))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), exact, atol=tolerance, rtol=0)
+    with torch.autocast("cpu", dtype):
+        out = layer(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), copy.deepcopy(layer).double()(x.double()), atol=tolerance, rtol=0)
+    linear = SphereLinear(64, 8, operator=operator)
+    with torch.autocast("cpu", dtype):
+        out = linear(x[:, :, 1, 1])
+    assert out.dtype == dtype
+    expected = copy.deepcopy(linear).double()(x[:, :, 1, 1].double())
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
+
+
+@EACH_OPERATOR
+def test_autocast_gradients(operator):
+    model, x = net(operator), images(4)
+    exact = outputs_and_gradients(model, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = outputs_and_gradients(model, x)
+    for got, expected in zip(rounded[1:], exact[1:], strict=True):
+        assert got.dtype == torch.float32  # of the leaf
+        # a dozen roundings of 2^-9, some amplified near small norms: the direction must agree
+        assert torch.cosine_similarity(got.flatten(), expected.flatten(), 0) > 0.999
+
+
+@EACH_OPERATOR
+def test_compile_without_graph_breaks(operator):
+    torch.compiler.reset()
+    model = net(operator)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same(model, compiled, images(), 1e-6)  # the same operations in another order
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images()), model(images()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("autocast", [False, True])
+@EACH_OPERATOR
+def test_compiled_code_equals_eager(operator, autocast):
+    torch.compiler.reset()
+    model, x = net(operator).to(memory_format=torch.channels_last), images(5, 9)
+    x = x.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        # fused code keeps float32 where eager stores bfloat16 in between
+        assert_same(model, compiled, x, 0.03 if autocast else 2e-6)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), model(x), atol=0.03 if autocast else 2e-6, rtol=0)
+
+
+@SCRIPT_IS_DEPRECATED
+@EACH_OPERATOR
+def test_script(operator):
+    model = net(operator)
+    assert_same(model, torch.jit.script(model), images(), 1e-6)  # the same operations in another order
+
+
+@SCRIPT_IS_DEPRECATED
+@EACH_OPERATOR
+def test_fx_trace_and_script_of_it(operator):
+    model = net(operator)
+    traced = torch.fx.symbolic_trace(model)
+    assert [node.name for node in traced.graph.nodes if "sphere" in str(node.target)]
+    assert_same(model, traced, images(), 0)  # it calls the same function
+    assert_same(model, torch.jit.script(traced), images(), 1e-6)
+
+
+@EACH_OPERATOR
+def test_export_with_any_batch(operator):
+    model = net(operator).eval()
+    program = torch.export.export(model, (images(3),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for batch in (1, 5):
+        # the same operations in another order
+        torch.testing.assert_close(program.module()(images(batch)), model(images(batch)), atol=1e-6, rtol=0)
+
+
+def test_export_of_other_sizes():
+    model = net("sigmoid").eval()
+    size = torch.export.Dim.AUTO
+    program = torch.export.export(model, (images(3),), dynamic_shapes=({0: size, 2: size, 3: size},))
+    torch.testing.assert_close(program.module()(images(2, 13)), model(images(2, 13)), atol=1e-6, rtol=0)
+
+
+@EACH_OPERATOR
+def test_function_transforms(operator):
+    """Per-sample gradients by `torch.func` equal one backward per sample."""
+    model, x = net(operator), images(3)
+    params = dict(model.named_parameters())
+
+    def loss(params, image):
+        return torch.func.functional_call(model, params, (image[None],)).square().sum()
+
+    got = torch.func.vmap(torch.func.grad(loss), (None, 0))(params, x)
+    for i in range(3):
+        expected = torch.autograd.grad(loss(params, x[i]), list(params.values()))
+        for name, value in zip(params, expected, strict=True):
+            torch.testing.assert_close(got[name][i], value, atol=1e-5, rtol=1e-4)  # sums in another order
+
+
+def test_gradient_only_where_asked():
+    layer, x = SphereConv2d(2, 3, 3), images()[:, :2].requires_grad_()
+    layer.weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert x.grad is not None and layer.weight.grad is None
+    layer.weight.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert layer.weight.grad is not None
+    with torch.no_grad():
+        assert not layer(x).requires_grad
+
+
+@EACH_OPERATOR
+def test_only_the_weight_is_state(operator):
+    for layer in (SphereConv2d(3, 4, 3, operator=operator), SphereLinear(3, 4, operator=operator)):
+        assert list(layer.state_dict()) == ["weight"]
+        twin = copy.deepcopy(layer)
+        assert torch.equal(twin.weight, layer.weight) and twin.weight.data_ptr() != layer.weight.data_ptr()
+        assert (twin.operator, twin.k, twin.eps) == (layer.operator, layer.k, layer.eps)
+
+
+def test_repr():
+    assert repr(SphereConv2d(3, 8, 3, stride=2, padding=1)) == (
+        "SphereConv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=(1, 1), operator=cosine, eps=0.0001)"
+    )
+    assert repr(SphereLinear(4, 2, operator="sigmoid", k=0.7, scale_by_norm=True)) == (
+        "SphereLinear(in_features=4, out_features=2, operator=sigmoid, k=0.7, eps=0.0001, scale_by_norm=True)"
+    )
+
+
+def test_meta_device_and_dtype():
+    layer = SphereConv2d(3, 8, 3, device="meta", dtype=torch.bfloat16)
+    assert layer(torch.empty(2, 3, 8, 8, device="meta", dtype=torch.bfloat16)).shape == (2, 8, 6, 6)
