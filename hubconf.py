@@ -6,8 +6,9 @@ torch.hub.load('<owner>/hyperzoo:v1', 'spherenet20', pretrained=True, trust_repo
 from collections.abc import Callable as _Callable
 from typing import Any as _Any
 
-import hyperzoo as _hyperzoo
 import timm as _timm
+
+import hyperzoo as _hyperzoo
 from hyperzoo import load as load
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors"]

@@ -55,9 +55,7 @@ def list_models(task: str | None = None) -> list[str]:
     """Names of our architectures, all or those for 'image-classification' or 'text-generation'."""
     if task is not None and task not in TASKS:
         raise InputError(f"no task {task!r}. {names.closest_text(task, TASKS)}")
-    ours = [
-        name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith("hyperzoo.models.")
-    ]
+    ours = [name for name in timm.list_models() if _is_ours(name)]
     return [name for name in ours if task is None or (task == TASKS[1]) == name.startswith("lstm")]
 
 
@@ -72,8 +70,12 @@ def weight_info(name: str) -> WeightInfo:
     return weights.MANIFEST.info(weights.MANIFEST.default(_known_arch(name)) if known else name)
 
 
+def _is_ours(arch: str) -> bool:
+    return timm.is_model(arch) and timm.model_entrypoint(arch).__module__.startswith("hyperzoo.models.")
+
+
 def _known_arch(arch: str) -> str:
-    if names.check_arch(arch) not in list_models():
+    if not _is_ours(names.check_arch(arch)):
         raise names.unknown("architecture", arch, list_models())
     return arch
 

@@ -1,0 +1,74 @@
+"""`preprocess` gives what timm's evaluation transform gives, bit for bit, for a PIL image and for a batch of bytes."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from published import ARCH, MHE, PLAIN, publish, withdraw
+
+import hyperzoo
+from hyperzoo import errors
+
+
+def pictures(count=3, size=(32, 32)):
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def pil(picture):
+    return Image.fromarray(np.asarray(picture.permute(1, 2, 0)))
+
+
+def by_timm(name, batch):
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(timm.create_model(name)))
+    return torch.stack([transform(pil(picture)) for picture in batch])
+
+
+@pytest.mark.parametrize("name", ["spherenet20", "resnet32_cifar", *hyperzoo.list_weights()])
+@pytest.mark.parametrize("size", [(32, 32), (48, 40), (20, 33)])
+def test_equal_to_timm_bit_for_bit(name, size):
+    batch, prepare = pictures(size=size), hyperzoo.preprocess(name)
+    expected = by_timm(name, batch)
+    assert expected.shape == (3, 3, 32, 32) and expected.dtype == torch.float32
+    assert torch.equal(prepare(batch), expected)
+    for picture, one in zip(batch, expected, strict=True):
+        assert torch.equal(prepare(pil(picture)), one[None])
+
+
+def test_the_formula_and_the_manifests_numbers(tmp_path, monkeypatch):
+    publish(tmp_path, monkeypatch)
+    try:
+        mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+        for name in (ARCH, PLAIN, MHE):
+            got = hyperzoo.preprocess(name)(pictures())
+            torch.testing.assert_close(got, (pictures() / 255 - mean) / std, rtol=0, atol=1e-6)  # rounding only
+    finally:
+        withdraw(monkeypatch)
+
+
+def test_the_input_is_left_alone_and_layouts_do_not_matter():
+    prepare, batch = hyperzoo.preprocess("spherenet20"), pictures()
+    before = batch.clone()
+    expected = prepare(batch)
+    assert torch.equal(batch, before)
+    assert torch.equal(prepare(batch.to(memory_format=torch.channels_last)), expected)
+    assert prepare(batch[:0]).shape == (0, 3, 32, 32) and prepare(pictures(0, (9, 9))).shape == (0, 3, 32, 32)
+    grey = pil(batch[0]).convert("L")
+    assert torch.equal(prepare(grey), prepare(grey.convert("RGB")))
+
+
+BAD = [
+    (torch.zeros(3, 32, 32, dtype=torch.uint8), r"uint8 \(batch, 3, height, width\); got torch\.uint8 \(3, 32, 32\)"),
+    (torch.zeros(2, 3, 32, 32), r"got torch\.float32 \(2, 3, 32, 32\)"),
+    (torch.zeros(2, 32, 32, 3, dtype=torch.uint8), r"expected 3 channels .* got torch\.uint8 \(2, 32, 32, 3\)"),
+    (torch.zeros(2, 3, 0, 32, dtype=torch.uint8), r"at least one pixel; got torch\.uint8 \(2, 3, 0, 32\)"),
+    (np.zeros((2, 3, 32, 32), np.uint8), "got ndarray"),
+    ("cat.png", "got str"),
+    (None, "got NoneType"),
+]
+
+
+@pytest.mark.parametrize("bad, message", BAD)
+def test_anything_else_is_one_clear_error(bad, message):
+    with pytest.raises(errors.InputError, match=message):
+        hyperzoo.preprocess("spherenet20")(bad)
