@@ -1,12 +1,11 @@
-"""Batches of images: every random choice of an epoch is planned on the CPU, then applied in batch on the training device.
+"""Batches of images: all random choices of an epoch are planned on the CPU, then applied on the training device.
 
-The plan depends on (seed, epoch) and the number of samples only, so the pixels that a sample is trained on do not depend
-on the device, the batch size or the number of processes.
+The plan depends on (seed, epoch) and the number of samples only, so the pixels that a sample is trained on do not
+depend on the device, the batch size or the number of processes.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -32,16 +31,14 @@ class Plan(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch on its device: images (B, C, H, W) float32, normalized; labels (B,) int64; indices (B,) int64 in the set."""
+    """On one device: images (B, C, H, W) float32, normalized; labels (B,) int64; indices (B,) int64 in the set."""
 
     images: Tensor
     labels: Tensor
     indices: Tensor
 
 
-def plan_epoch(
-    count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: bool = True, shuffle: bool = True
-) -> Plan:
+def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: bool = True, shuffle: bool = True) -> Plan:
     """Draw the order, the crops and the flips of one epoch.
 
     One CPU generator is seeded with the first 8 bytes of sha256("hyperzoo plan <seed> <epoch>"), big-endian, so that
@@ -79,10 +76,13 @@ def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros")
         crop_px: width of the border on each side that the rows were drawn for.
         pad_mode: 'zeros', or 'reflect' (mirrored without repeating the edge; crop_px below height and width).
     Raises:
-        InputError: another shape or pad_mode. Offsets outside [0, 2 crop_px] are not checked: that would stop the device.
+        InputError: another shape or pad_mode. Offsets outside [0, 2 crop_px] are not checked:
+            that would stop the device.
     """
     if images.dim() != 4 or tuple(rows.shape) != (len(images), 3):
-        raise InputError(f"expected images (B, C, H, W) and rows (B, 3); got {tuple(images.shape)}, {tuple(rows.shape)}")
+        raise InputError(
+            f"expected images (B, C, H, W) and rows (B, 3); got {tuple(images.shape)}, {tuple(rows.shape)}"
+        )
     count, channels, height, width = images.shape
     padded = _pad(images, crop_px, pad_mode)
     y = torch.arange(height, device=images.device)
@@ -146,8 +146,8 @@ class Normalize:
 class ImageBatches:
     """A training set that stays on its device as uint8, and is cropped, flipped and normalized batch by batch.
 
-    Global batch i of an epoch is order[i * batch_size : (i + 1) * batch_size]; process `rank` gets its contiguous share.
-    The last, incomplete global batch is dropped; a set smaller than one batch is one batch of all samples.
+    Global batch i of an epoch is order[i * batch_size : (i + 1) * batch_size]; process `rank` gets its contiguous
+    share. The last, incomplete global batch is dropped; a set smaller than one batch is one batch of all samples.
     `len()` is the number of global batches of an epoch. No step waits for the device.
 
     Args:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
@@ -73,9 +74,9 @@ class ImageSet:
     def hold_out(self, count: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
         """Split off `count` samples for choices between recipes; return (the rest, the held-out part).
 
-        The samples are permuted by a CPU generator seeded with `seed`; each class gives its first ones, in proportion to
-        its size (count n_k / N rounded down; the samples still missing come from the classes with the largest remainders,
-        lower class first). Both parts keep the original order, share no sample and together are the whole set.
+        The samples are permuted by a CPU generator seeded with `seed`; each class gives its first ones, in proportion
+        to its size (count n_k / N rounded down; the samples still missing come from the classes with the largest
+        remainders, lower class first). Both parts keep the original order; together they are the whole set, once.
 
         Raises:
             InputError: count is not between 1 and N - 1.
@@ -119,35 +120,33 @@ def load_images(name: str, split: str) -> ImageSet:
 
 def _fingerprint(images: Tensor, labels: Tensor) -> str:
     digest = hashlib.sha256(f"hyperzoo images {' '.join(map(str, images.shape))}\n".encode())
-    digest.update(images.numpy())
-    digest.update(labels.contiguous().numpy().astype("<i8", copy=False))
+    digest.update(images.flatten().numpy().data)
+    digest.update(labels.contiguous().numpy().astype("<i8", copy=False).data)
     return digest.hexdigest()
 
 
 def _decode(source: sources.Source) -> ImageSet:
     rows, classes = source.read()
-    labels = torch.tensor(rows["label"][:], dtype=torch.int64)
-    pixels: np.ndarray | None = None
-    done = 0
+    arrays: list[np.ndarray] = []
     try:
-        for done, image in enumerate(rows["image"]):
-            array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-            array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-            if pixels is None:
-                pixels = np.empty((len(labels), *array.shape), np.uint8)
-            if pixels.shape[1:] != array.shape:
-                raise DataError(
-                    f"{source.origin}: image {done} is {array.shape}, the ones before are {pixels.shape[1:]} "
-                    "(channels, height, width): they do not fit into one tensor"
-                )
-            pixels[done] = array
-    except OSError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{source.origin}: an image after row {done} cannot be decoded: {error}") from error
-    if pixels is None:
-        raise DataError(f"{source.origin} has no rows")
-    return ImageSet(source.code, source.split, torch.from_numpy(pixels), labels, classes, source.origin)
+        for image in rows["image"]:
+            arrays.append(_pixels(image))
+    except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
+        raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
+    shapes = sorted({array.shape for array in arrays})
+    if len(shapes) != 1:
+        raise DataError(
+            f"{source.origin}: {len(arrays)} images of {len(shapes)} shapes (channels, height, width) do not make one "
+            f"tensor: {', '.join(map(str, shapes[:3]))}"
+        )
+    labels = torch.tensor(rows["label"][:], dtype=torch.int64)
+    return ImageSet(source.code, source.split, torch.from_numpy(np.stack(arrays)), labels, classes, source.origin)
+
+
+def _pixels(image: PIL.Image.Image) -> np.ndarray:
+    """(C, H, W) uint8: gray stays one channel, everything but gray and RGB is converted to RGB by Pillow."""
+    array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
 def _cache_path(source: sources.Source) -> Path:
@@ -193,7 +192,8 @@ def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start", stacklevel=3
+            f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start",
+            stacklevel=3,
         )
     finally:
         with contextlib.suppress(OSError):

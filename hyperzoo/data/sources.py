@@ -1,4 +1,4 @@
-"""Where the rows of a data set come from: the mirror named by HYPERZOO_DATA, or the Hub; never one in place of the other."""
+"""Where the rows of a data set come from: the mirror named by HYPERZOO_DATA, or the Hub, never one for the other."""
 
 import os
 import re
@@ -105,7 +105,9 @@ def _in_mirror(code: str, split: str, repository: ImageRepository, mirror: Path)
         )
     totals = {total for _, total in shards}
     if len(totals) > 1:
-        raise DataError(f"{place} mixes shards of {len(totals)} versions of {split}: {', '.join(map(str, shards.values()))}")
+        raise DataError(
+            f"{place} mixes shards of {len(totals)} versions of {split}: {', '.join(map(str, shards.values()))}"
+        )
     total = totals.pop()
     expected = [(index, total) for index in range(total)]
     missing = [f"{split}-{index:05d}-of-{total:05d}.parquet" for index, _ in expected if (index, total) not in shards]
@@ -164,5 +166,7 @@ def _datasets():
         import datasets
         import datasets.exceptions
     except ImportError as error:
-        raise MissingExtraError(f"image data sets need the package datasets: pip install hyperzoo[train] ({error})") from error
+        raise MissingExtraError(
+            f"image data sets need the package datasets: pip install hyperzoo[train] ({error})"
+        ) from error
     return datasets

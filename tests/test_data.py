@@ -1,0 +1,461 @@
+"""Data: the pixels are those of the files, every choice is reproducible, and every fault of the data is named."""
+
+import hashlib
+import io
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, Features, Image
+from huggingface_hub import constants
+from PIL import Image as Pillow
+
+from hyperzoo.data import ImageBatches, ImageSet, augment, eval_batches, load_images, plan_epoch, sources
+from hyperzoo.errors import DataError, InputError, UnknownNameError
+
+ASSETS = Path(__file__).parent / "assets"
+CIFAR = Path("uoft-cs/cifar10/plain_text")
+NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    """Each test has a cache folder of its own."""
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    return tmp_path / "hf" / "hyperzoo"
+
+
+def toy(count: int = 24, classes: int = 3, size: int = 8, seed: int = 0) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    return ImageSet("toy", "train", images, labels, tuple("abcdefghij"[:classes]), "made for the test")
+
+
+def write_mirror(folder: Path, images: ImageSet, shards: int = 4, encoding: str = "PNG") -> Path:
+    """A mirror of 'c10' with the given images as its train split; return the folder of the shards."""
+    target = folder / CIFAR
+    target.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for image, label in zip(images.images, images.labels.tolist(), strict=True):
+        file = io.BytesIO()
+        Pillow.fromarray(image.permute(1, 2, 0).numpy()).save(
+            file, encoding, **{"WEBP": {"lossless": True}}.get(encoding, {})
+        )
+        rows.append({"img": {"bytes": file.getvalue(), "path": None}, "label": label})
+    features = Features({"img": Image(), "label": ClassLabel(names=list(images.classes))})
+    table = Dataset.from_list(rows, features=features).data.table
+    for shard, part in enumerate(torch.arange(len(images)).tensor_split(shards)):
+        pq.write_table(table.take(part.numpy()), target / f"train-{shard:05d}-of-{shards:05d}.parquet")
+    return target
+
+
+@pytest.fixture
+def four_shards(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path / "mirror"))
+    return write_mirror(tmp_path / "mirror", toy())
+
+
+# Augmentation
+
+
+def loop_augment(images: np.ndarray, rows: list[list[int]], border: int, mode: str) -> np.ndarray:
+    out = np.zeros_like(images)
+    height, width = images.shape[-2:]
+    for b, (dy, dx, flip) in enumerate(rows):
+        for y in range(height):
+            for x in range(width):
+                sy, sx = y + dy - border, (width - 1 - x if flip else x) + dx - border
+                if mode == "reflect":  # -1 -> 1, size -> size - 2
+                    sy = -sy if sy < 0 else 2 * (height - 1) - sy if sy >= height else sy
+                    sx = -sx if sx < 0 else 2 * (width - 1) - sx if sx >= width else sx
+                if 0 <= sy < height and 0 <= sx < width:
+                    out[b, :, y, x] = images[b, :, sy, sx]
+    return out
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize(("channels", "height", "width", "border"), [(3, 6, 5, 2), (1, 4, 7, 0), (3, 5, 5, 4)])
+def test_augment_is_the_loop(mode, channels, height, width, border):
+    images = torch.randint(0, 256, (40, channels, height, width), dtype=torch.uint8)
+    rows = plan_epoch(40, seed=1, epoch=0, crop_px=border).rows
+    rows[:2] = torch.tensor([[0, 2 * border, 0], [2 * border, 0, 1]])  # both extremes
+    assert np.array_equal(
+        augment(images, rows, border, mode), loop_augment(images.numpy(), rows.tolist(), border, mode)
+    )
+
+
+def test_augment_refuses_what_it_cannot_do():
+    images, rows = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(InputError, match="got 'mirror'"):
+        augment(images, rows, 1, "mirror")
+    with pytest.raises(InputError, match="4 px for 4 x 4"):
+        augment(images, rows, 4, "reflect")
+    with pytest.raises(InputError, match=r"\(B, 3\); got \(2, 3, 4, 4\), \(1, 3\)"):
+        augment(images, rows[:1], 1)
+
+
+def test_plan_is_drawn_from_seed_and_epoch_alone():
+    plan = plan_epoch(2000, seed=3, epoch=5)
+    torch.manual_seed(0)  # the global generator plays no part
+    again = plan_epoch(2000, seed=3, epoch=5)
+    assert torch.equal(plan.order, again.order) and torch.equal(plan.rows, again.rows)
+    assert plan.order.sort().values.tolist() == list(range(2000))
+    assert [plan.rows.amin(0).tolist(), plan.rows.amax(0).tolist()] == [[0, 0, 0], [8, 8, 1]]
+    # 9 offsets of 222 each, sd 14; 1000 flips, sd 22: five standard deviations
+    assert all((torch.bincount(plan.rows[:, axis]) - 2000 / 9).abs().max() < 70 for axis in (0, 1))
+    assert abs(plan.rows[:, 2].sum().item() - 1000) < 110
+    for other in (
+        plan_epoch(2000, seed=5, epoch=3),
+        plan_epoch(2000, seed=3, epoch=6),
+        plan_epoch(2000, seed=4, epoch=5),
+    ):
+        assert (other.order == plan.order).sum() < 10 and (other.rows == plan.rows).all(
+            1
+        ).sum() < 60  # 1 in 162 is chance
+
+
+def test_switching_one_choice_off_leaves_the_others():
+    plan = plan_epoch(50, seed=0, epoch=1)
+    plain = plan_epoch(50, seed=0, epoch=1, flip=False, shuffle=False)
+    assert torch.equal(plain.rows[:, :2], plan.rows[:, :2]) and not plain.rows[:, 2].any()
+    assert plain.order.tolist() == list(range(50))
+    uncropped = plan_epoch(50, seed=0, epoch=1, crop_px=0)
+    assert torch.equal(uncropped.rows[:, 2], plan.rows[:, 2]) and torch.equal(uncropped.order, plan.order)
+    with pytest.raises(InputError, match="crop_px must be at least 0; got -1"):
+        plan_epoch(5, seed=0, epoch=0, crop_px=-1)
+
+
+# Batches
+
+
+def one_epoch(images: ImageSet, epoch: int, **options) -> dict[int, torch.Tensor]:
+    """The pixels that each sample is trained on, over all processes."""
+    settings = {"batch_size": 6, "seed": 7, "crop_px": 2, "flip": True, **NORM, **options}
+    processes, seen = settings.get("processes", 1), {}
+    for rank in range(processes):
+        for batch in ImageBatches(images, **settings, **({"rank": rank} if processes > 1 else {})).epoch(epoch):
+            assert batch.images.dtype == torch.float32 and torch.equal(batch.labels, images.labels[batch.indices])
+            for index, pixels in zip(batch.indices.tolist(), batch.images, strict=True):
+                assert index not in seen
+                seen[index] = pixels
+    return seen
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch_size": 4}, {"processes": 2}, {"processes": 3}, {"device": torch.device("cpu")}, {"channels_last": False}],
+)
+def test_pixels_do_not_depend_on_the_machine(options):
+    images = toy()
+    reference, other = one_epoch(images, 2), one_epoch(images, 2, **options)
+    assert sorted(reference) == sorted(other) == list(range(24))
+    assert all(torch.equal(reference[index], other[index]) for index in reference)
+    assert not torch.equal(one_epoch(images, 3)[0], reference[0])
+
+
+def test_batches_are_the_formula():
+    images, batches = toy(), ImageBatches(toy(), batch_size=8, seed=7, crop_px=2, flip=True, **NORM)
+    plan = plan_epoch(24, seed=7, epoch=4, crop_px=2)
+    mean, std = (np.array(NORM[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    for step, batch in enumerate(batches.epoch(4)):
+        assert batch.indices.tolist() == plan.order[8 * step : 8 * step + 8].tolist()
+        pixels = loop_augment(images.images[batch.indices].numpy(), plan.rows[batch.indices].tolist(), 2, "zeros")
+        # float32 rounding of values up to 3.3, twice: below 1e-6
+        np.testing.assert_allclose(batch.images, (pixels / 255 - mean) / std, atol=1e-6, rtol=0)
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    late = list(batches.epoch(4, start=2))
+    assert len(batches) == 3 and len(late) == 1 and torch.equal(late[0].images, batch.images)
+
+
+def test_incomplete_batches():
+    options = {"seed": 0, "crop_px": 0, "flip": False, **NORM}
+    dropped = ImageBatches(toy(23), batch_size=10, **options)
+    assert [len(batch.labels) for batch in dropped.epoch(0)] == [10, 10] and len(dropped) == 2
+    small = ImageBatches(toy(6), batch_size=10, **options)
+    assert [len(batch.labels) for batch in small.epoch(0)] == [6] and len(small) == 1
+    for wrong, words in (
+        ({"batch_size": 10, "processes": 3}, "10 samples out of 24 does not divide by 3"),
+        ({"batch_size": 50, "processes": 5}, "50 samples out of 24 does not divide by 5"),
+        ({"batch_size": 0}, "0 samples"),
+        ({"batch_size": 4, "rank": 2, "processes": 2}, "rank must be in"),
+        ({"batch_size": 4, "mean": (0.5,)}, "3 channels"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ImageBatches(toy(), **{**options, **wrong})
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_evaluation_counts_each_sample_once_in_order(processes):
+    images = toy(101)
+    shares = [list(eval_batches(images, batch_size=16, rank=r, processes=processes, **NORM)) for r in range(processes)]
+    batches = [batch for share in shares for batch in share]
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(101))
+    assert torch.equal(torch.cat([batch.labels for batch in batches]), images.labels)
+    restored = torch.cat([batch.images for batch in batches]) * torch.tensor(NORM["std"]).view(1, 3, 1, 1)
+    restored = (restored + torch.tensor(NORM["mean"]).view(1, 3, 1, 1)) * 255
+    assert torch.equal(restored.round().to(torch.uint8), images.images)
+
+
+# Image sets
+
+
+def test_fingerprint_is_what_the_docstring_says():
+    images = toy(3, size=2)
+    content = b"hyperzoo images 3 3 2 2\n" + bytes(images.images.flatten().tolist())
+    content += b"".join(label.to_bytes(8, "little") for label in images.labels.tolist())
+    assert images.fingerprint == hashlib.sha256(content).hexdigest()
+    pixels, labels = images.images.clone(), images.labels.clone()
+    pixels[1, 2, 0, 1] ^= 1
+    labels[0] = (labels[0] + 1) % 3
+    others = [
+        ImageSet("toy", "train", p, y, images.classes, "")
+        for p, y in ((pixels, images.labels), (images.images, labels))
+    ]
+    assert (
+        len(
+            {
+                images.fingerprint,
+                *(other.fingerprint for other in others),
+                images.take(torch.tensor([0, 2, 1])).fingerprint,
+            }
+        )
+        == 4
+    )
+
+
+def test_same_pixels_in_other_files_have_the_same_fingerprint(tmp_path, monkeypatch):
+    images, found = toy(), set()
+    for encoding, shards in (("PNG", 1), ("WEBP", 3), ("BMP", 2)):
+        write_mirror(tmp_path / encoding, images, shards, encoding)
+        monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path / encoding))
+        loaded = load_images("c10", "train")
+        assert torch.equal(loaded.images, images.images) and torch.equal(loaded.labels, images.labels)
+        found.add(loaded.fingerprint)
+    assert found == {images.fingerprint} and loaded.classes == ("a", "b", "c")
+
+
+def test_hold_out_is_stratified_disjoint_and_repeatable():
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 21)[
+        torch.randperm(101, generator=torch.Generator().manual_seed(1))
+    ]
+    images = ImageSet(
+        "toy", "train", torch.arange(101, dtype=torch.uint8).view(101, 1, 1, 1), labels, ("a", "b", "c"), ""
+    )
+    train, held = images.hold_out(20, seed=4)
+    # 20 * (50, 30, 21) / 101 = 9.90, 5.94, 4.16: two classes are rounded up
+    assert held.labels.bincount().tolist() == [10, 6, 4] and train.labels.bincount().tolist() == [40, 24, 17]
+    numbers = [part.images.flatten().tolist() for part in (train, held)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(101)) and all(part == sorted(part) for part in numbers)
+    assert images.hold_out(20, seed=4)[1].fingerprint == held.fingerprint != images.hold_out(20, seed=5)[1].fingerprint
+    assert all(torch.equal(part.labels, labels[part.images.flatten().long()]) for part in (train, held))
+    for count in (0, 101):
+        with pytest.raises(InputError, match=f"1 to 100 of 101 samples; got {count}"):
+            images.hold_out(count)
+
+
+def test_image_sets_refuse_other_tensors():
+    images = toy(4)
+    with pytest.raises(InputError, match=r"torch\.float32"):
+        ImageSet("toy", "train", images.images.float(), images.labels, images.classes, "")
+    with pytest.raises(InputError, match=r"labels from .* for 1 classes"):
+        ImageSet("toy", "train", images.images, torch.tensor([0, 1, -1, 0]), ("a",), "")
+
+
+# The cache
+
+
+def break_pixels(folder: Path) -> None:
+    """Ruin the shards but keep their sizes and times: who decodes again sees it, who reads the cache does not."""
+    for file in folder.glob("*.parquet"):
+        times = file.stat()
+        file.write_bytes(bytes(times.st_size))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_the_second_start_does_not_decode(four_shards, cache):
+    first = load_images("c10", "train")
+    assert [path.suffix for path in cache.iterdir()] == [".safetensors"]
+    break_pixels(four_shards)
+    second = load_images("c10", "train")
+    assert torch.equal(first.images, second.images) and first.fingerprint == second.fingerprint
+    assert (first.classes, first.origin, first.name, first.split) == (
+        second.classes,
+        second.origin,
+        second.name,
+        second.split,
+    )
+    shutil.rmtree(cache)
+    with pytest.raises(DataError, match="not a whole parquet file"):  # without the cache the fault shows
+        load_images("c10", "train")
+
+
+def test_a_changed_source_is_decoded_again_into_the_same_file(four_shards, cache):
+    load_images("c10", "train")
+    write_mirror(four_shards.parents[2], toy(seed=1))
+    assert load_images("c10", "train").fingerprint == toy(seed=1).fingerprint
+    assert len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("fault", ["flip", "cut", "empty", "foreign"])
+def test_a_damaged_cache_is_noticed_and_repaired(four_shards, cache, fault):
+    load_images("c10", "train")
+    (file,) = cache.iterdir()
+    data = file.read_bytes()
+    flipped = data[:-1] + bytes([data[-1] ^ 1])
+    file.write_bytes(
+        {"flip": flipped, "cut": data[: len(data) // 2], "empty": b"", "foreign": b"\x80\x04K\x01." * 9}[fault]
+    )
+    with pytest.warns(UserWarning, match=rf"{file.name} is damaged .*decoding uoft-cs/cifar10"):
+        assert load_images("c10", "train").fingerprint == toy().fingerprint
+    assert load_images("c10", "train").fingerprint == toy().fingerprint  # no warning: repaired
+
+
+def test_a_folder_that_cannot_be_written_costs_one_warning(four_shards, cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder should be")
+    with pytest.warns(UserWarning, match="cannot be cached as") as caught:
+        assert load_images("c10", "train").fingerprint == toy().fingerprint
+    assert len(caught) == 1
+
+
+def test_a_full_disk_costs_one_warning_and_leaves_nothing(four_shards, cache):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    source = sources.find("c10", "train").read()[0]
+    assert len(source) == 24  # everything is imported before the limit holds
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            images = load_images("c10", "train")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert images.fingerprint == toy().fingerprint and list(cache.iterdir()) == []
+    assert [str(warning.message).split(" as ")[0].split(" ")[-3:] for warning in caught] == [["cannot", "be", "cached"]]
+
+
+# Faults of the data
+
+
+def test_missing_shards_are_named(four_shards):
+    (four_shards / "train-00002-of-00004.parquet").unlink()
+    with pytest.raises(DataError) as caught:
+        load_images("c10", "train")
+    assert str(caught.value) == (
+        "uoft-cs/cifar10/plain_text in HYPERZOO_DATA lacks shard train-00002-of-00004.parquet (found 3 of 4)."
+    )
+    (four_shards / "train-00000-of-00004.parquet").unlink()
+    with pytest.raises(DataError, match=r"shards train-00000\S+, train-00002\S+ \(found 2 of 4\)"):
+        load_images("c10", "train")
+
+
+def test_two_versions_side_by_side(four_shards):
+    write_mirror(four_shards.parents[2], toy(), shards=1)
+    with pytest.raises(DataError, match="mixes shards of 2 versions of train"):
+        load_images("c10", "train")
+
+
+@pytest.mark.parametrize("keep", [0, 100, -1])
+def test_a_truncated_shard_is_named(four_shards, keep):
+    file = four_shards / "train-00001-of-00004.parquet"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(
+        DataError, match=rf"train-00001-of-00004\.parquet \({file.stat().st_size} bytes\) is not a whole"
+    ):
+        load_images("c10", "train")
+
+
+def rewrite(folder: Path, change) -> None:
+    """Apply a change to the rows of the one shard of a mirror."""
+    (file,) = folder.glob("train-*.parquet")
+    table = pq.read_table(file)
+    rows = table.to_pylist()
+    change(rows)
+    pq.write_table(table.from_pylist(rows, schema=table.schema), file)
+
+
+def test_broken_and_odd_images_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path))
+    folder = write_mirror(tmp_path, toy(), shards=1)
+    rewrite(folder, lambda rows: rows[5]["img"].update(bytes=rows[5]["img"]["bytes"][:60]))
+    with pytest.raises(DataError, match="split train: image 5 cannot be decoded"):
+        load_images("c10", "train")
+    other = io.BytesIO()
+    Pillow.new("L", (9, 8)).save(other, "PNG")
+    rewrite(folder, lambda rows: rows[5]["img"].update(bytes=other.getvalue()))
+    with pytest.raises(DataError, match=r"24 images of 2 shapes .*\(1, 8, 9\), \(3, 8, 8\)"):
+        load_images("c10", "train")
+    pq.write_table(pq.read_table(next(folder.iterdir())).rename_columns(["picture", "label"]), next(folder.iterdir()))
+    with pytest.raises(DataError, match=r"needs the columns img \(Image\) and label \(ClassLabel\); it has"):
+        load_images("c10", "train")
+
+
+def test_absent_data_never_falls_through_to_the_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(
+        DataError, match=r"no train split: nothing matches .*train-\*-of-\*\.parquet \(there is no such"
+    ):
+        load_images("c10", "train")
+    folder = tmp_path / "nowhere" / CIFAR
+    folder.mkdir(parents=True)
+    (folder / "readme.txt").touch()
+    with pytest.raises(DataError, match=r"that folder holds readme\.txt"):
+        load_images("c10", "train")
+    with pytest.raises(DataError, match="c10 has no split 'validation'; it has train, test"):
+        load_images("c10", "validation")
+    with pytest.raises(UnknownNameError, match=r"no image data set 'c101'\. Closest: c10"):
+        load_images("c101", "train")
+
+
+def test_offline_without_a_mirror_names_both_remedies(monkeypatch):
+    monkeypatch.delenv("HYPERZOO_DATA", raising=False)
+    with pytest.raises(
+        DataError, match="go online without HF_HUB_OFFLINE, or set HYPERZOO_DATA to a folder that holds"
+    ):
+        load_images("c10", "train")
+
+
+def test_datasets_is_imported_only_to_decode(four_shards):
+    """Without `datasets`: the import works, cached sets load, and decoding says what to install."""
+    load_images("c10", "train")
+    program = f"""
+import sys
+sys.modules['datasets'] = None
+import hyperzoo.data
+from huggingface_hub import constants
+constants.HF_HOME = {constants.HF_HOME!r}
+print(len(hyperzoo.data.load_images('c10', 'train')))
+constants.HF_HOME += '-empty'
+try:
+    hyperzoo.data.load_images('c10', 'train')
+except hyperzoo.errors.MissingExtraError as error:
+    print(error)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert out.startswith("24\n") and "pip install hyperzoo[train]" in out
+
+
+# The embedded sample
+
+
+def test_embedded_sample(data_mirror):
+    """Within its terms, balanced, and with the fingerprints that its README states."""
+    readme = (ASSETS / "README.md").read_text()
+    assert 0 < sum(file.stat().st_size for file in data_mirror.rglob("*.parquet")) < 950_000
+    for split, per_class in (("train", 13), ("test", 50)):
+        images = load_images("c10", split)
+        assert images.images.shape == (10 * per_class, 3, 32, 32)
+        assert images.labels.bincount().tolist() == [per_class] * 10
+        assert images.classes[:3] == ("airplane", "automobile", "bird")
+        assert images.fingerprint in readme
+        (file,) = (data_mirror / CIFAR).glob(f"{split}-*.parquet")
+        first = pq.read_table(file)["img"][0]["bytes"].as_py()
+        assert np.array_equal(images.images[0].permute(1, 2, 0), Pillow.open(io.BytesIO(first)).convert("RGB"))
