@@ -75,10 +75,16 @@ def test_every_route_hashes_on_every_load(zoo, route):
         ROUTES[route](zoo)
 
 
-def test_a_hub_id_with_our_name_must_have_our_bytes(zoo):
-    folder = zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN))
-    flip(folder / "model.safetensors")
-    with pytest.raises(errors.WeightHashError, match=rf"{PLAIN}: .*HF_HUB_OFFLINE=1 prevented a second download"):
+@pytest.mark.parametrize("part", ["model.safetensors", "config.json"])
+def test_a_hub_id_with_our_name_must_have_our_bytes(zoo, part):
+    file = zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN)) / part
+    if part == "config.json":
+        file.write_text(file.read_text().replace("class 3", "class 4"))
+    else:
+        flip(file)
+    with pytest.raises(
+        errors.WeightHashError, match=rf"{PLAIN}: .*{part} has sha256.*HF_HUB_OFFLINE=1 prevented a sec"
+    ):
         ROUTES["hf-hub"](zoo)
 
 

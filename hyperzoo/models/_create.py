@@ -131,7 +131,8 @@ def _verified(arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> di
         repo, _, revision = (cfg.hf_hub_id or "").partition("@")
         name = repo.rpartition("/")[2]
         if name in weights.MANIFEST.weights:
-            file = weights.path(name, repo=repo, revision=revision or None, cache_dir=cache_dir)
+            for part in ("config.json", "model.safetensors"):  # timm has read this config.json already
+                file = weights.path(name, part, repo=repo, revision=revision or None, cache_dir=cache_dir)
             weights.check_file(file)
             return dict(source="", file=str(file))  # with no source, timm takes `file` first
     elif cfg.source != "local-dir":
