@@ -115,6 +115,13 @@ def test_pickles_are_refused_under_any_name(tmp_path, kind, ending):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("ending", [".bin", ".pt", ".pth", ".ckpt", ""])
+def test_the_extension_alone_is_reason_enough(small, ending):
+    file = small.rename(small.with_suffix(ending))
+    with pytest.raises(errors.WeightFileError, match=r"is not a \.safetensors file"):
+        weights.check_file(file)
+
+
 def test_the_bomb_is_live(tmp_path):
     pickle.loads(pickle.dumps(Bomb(tmp_path / "marker"))).close()  # noqa: S301
     assert (tmp_path / "marker").exists()
