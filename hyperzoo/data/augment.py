@@ -196,8 +196,8 @@ class ImageBatches:
         for step in range(start, len(self)):
             first = step * self.batch_size + self._rank * self._share
             indices = order[first : first + self._share]
-            pixels = augment(self._pixels[indices], rows[indices], self._crop_px, self._pad_mode)
-            yield Batch(self._normalize(pixels), self._labels[indices], indices)
+            pixels, labels, choices = (values.index_select(0, indices) for values in (self._pixels, self._labels, rows))
+            yield Batch(self._normalize(augment(pixels, choices, self._crop_px, self._pad_mode)), labels, indices)
 
 
 def eval_batches(
