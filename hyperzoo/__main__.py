@@ -1,0 +1,3 @@
+from hyperzoo.cli import main
+
+main()

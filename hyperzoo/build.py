@@ -1,0 +1,72 @@
+"""From the words of a recipe to objects: the only level where models, data, losses and the engine meet."""
+
+import shutil
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hyperzoo import data
+from hyperzoo.training.config import Recipe
+
+COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs more than it saves
+
+
+def accelerator(recipe: Recipe) -> Accelerator:
+    """accelerate's, with the precision that the recipe names."""
+    return Accelerator(mixed_precision="bf16" if precision(recipe) == "bf16" else "no")
+
+
+def precision(recipe: Recipe) -> str:
+    """'bf16' or 'fp32': `auto` takes bf16 where the processor computes in it, and fp32 where it would only emulate it."""
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def compiles(recipe: Recipe, updates: int, device: torch.device) -> tuple[bool, str]:
+    """Whether to compile, and why, in one sentence."""
+    wish = recipe.train.compile
+    if wish != "auto":
+        return wish == "on", f"compile: {wish}, as the recipe says"
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        return False, "running eager: no C++ compiler was found"
+    if updates < COMPILE_PAYS_AFTER_UPDATES:
+        return False, f"running eager: {updates} updates are too few to pay for a compilation"
+    return True, "compiling the model; the first step takes a minute or so"
+
+
+def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
+    """The architecture with as many outputs and input channels as the data has, untrained."""
+    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **recipe.model.args)
+
+
+def criterion(recipe: Recipe) -> nn.Module:
+    """Cross-entropy of logits (B, K) and labels (B,)."""
+    return nn.CrossEntropyLoss(label_smoothing=recipe.method.label_smoothing)
+
+
+def images(recipe: Recipe) -> tuple[data.ImageSet, data.ImageSet | None]:
+    """The training images, and those held out for choices."""
+    train = data.load_images(recipe.data.name, "train")
+    return train.hold_out(recipe.data.hold_out) if recipe.data.hold_out else (train, None)
+
+
+def batches(recipe: Recipe, train: data.ImageSet, network: nn.Module, engine: Accelerator) -> data.ImageBatches:
+    """This process's share of the training batches, on its device."""
+    config = timm.data.resolve_model_data_config(network)
+    return data.ImageBatches(
+        train,
+        batch_size=recipe.data.batch_size,
+        seed=recipe.train.seed,
+        crop_px=recipe.data.crop_px,
+        flip=recipe.data.flip,
+        mean=config["mean"],
+        std=config["std"],
+        device=engine.device,
+        rank=engine.process_index,
+        processes=engine.num_processes,
+    )

@@ -1,0 +1,101 @@
+"""Accuracy, NLL and calibration error of a model on a split; the only file that asks for a test split."""
+
+from dataclasses import asdict, dataclass
+
+import timm
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hyperzoo import data, zoo
+from hyperzoo.names import DATASETS
+
+ECE_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What a model does on a set of images.
+
+    accuracy, ece in %; nll in nats per image; correct of total images; fingerprint of the images.
+    """
+
+    accuracy: float
+    nll: float
+    ece: float
+    correct: int
+    total: int
+    fingerprint: str
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        return asdict(self)
+
+
+def run(name: str, *, split: str = "test", batch_size: int = 250) -> Metrics:
+    """Evaluate a published weight on a split of the data set that it was trained on.
+
+    Args:
+        name: a weight, or an architecture for its default weight.
+        split: 'test' or 'train'.
+    Raises:
+        UnknownNameError, DataError, WeightHashError, ...: as `hyperzoo.load` and `data.load_images`.
+    """
+    loaded = zoo.load(name)
+    code = next(code for code, hub_id in DATASETS.items() if hub_id == loaded.record.dataset.id)
+    return measure(loaded.model, data.load_images(code, split), batch_size=batch_size)
+
+
+def test_split(model: nn.Module, name: str, engine: Accelerator | None = None) -> Metrics:
+    """Evaluate a trained model on the test split of a data set, given by its code."""
+    return measure(model, data.load_images(name, "test"), engine=engine)
+
+
+def logits(
+    model: nn.Module, images: data.ImageSet, *, batch_size: int = 250, engine: Accelerator | None = None
+) -> Tensor:
+    """The outputs (N, K), float32, for this process's share of the images, on the CPU.
+
+    In float32, evaluation mode and eager: a published number must not depend on the arithmetic of the training.
+    """
+    config = timm.data.resolve_model_data_config(model)
+    where = next(model.parameters()).device
+    batches = data.eval_batches(
+        images,
+        batch_size=batch_size,
+        mean=config["mean"],
+        std=config["std"],
+        device=where,
+        rank=engine.process_index if engine else 0,
+        processes=engine.num_processes if engine else 1,
+    )
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), torch.autocast(where.type, enabled=False):
+        # forward, not a call: a compiled model would be compiled once more for evaluation
+        parts = [model.forward(batch.images).float().cpu() for batch in batches]
+    model.train(training)
+    return torch.cat(parts) if parts else torch.empty(0, model.num_classes)
+
+
+def measure(
+    model: nn.Module, images: data.ImageSet, *, batch_size: int = 250, engine: Accelerator | None = None
+) -> Metrics:
+    """Metrics of a model on images, each counted once also over several processes."""
+    from torchmetrics.functional.classification import multiclass_calibration_error  # slow to import, part of [train]
+
+    outputs = logits(model, images, batch_size=batch_size, engine=engine)
+    if engine and engine.num_processes > 1:
+        rank, processes, total = engine.process_index, engine.num_processes, len(images)
+        everywhere = torch.zeros(total, outputs.shape[1], device=engine.device)
+        everywhere[total * rank // processes : total * (rank + 1) // processes] = outputs.to(engine.device)
+        outputs = engine.reduce(everywhere, "sum").cpu()
+    correct = int((outputs.argmax(1) == images.labels).sum())
+    ece = multiclass_calibration_error(outputs.softmax(1), images.labels, num_classes=outputs.shape[1], n_bins=ECE_BINS)
+    return Metrics(
+        accuracy=100 * correct / len(images),
+        nll=float(nn.functional.cross_entropy(outputs, images.labels)),
+        ece=100 * float(ece),
+        correct=correct,
+        total=len(images),
+        fingerprint=images.fingerprint,
+    )

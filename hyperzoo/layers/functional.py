@@ -1,0 +1,175 @@
+"""The functions behind the sphere layers: they see only the angle between input and filter.
+
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. With p the flattened input patch
+(zero padding included) and w a filter,
+
+    c = <p, w> / (sqrt(|p|^2 + eps) sqrt(|w|^2 + eps)),    out = g(arccos c),    g: see `angle.py`
+
+`_plain_conv` is the definition, for every mode; `_EagerConv` computes the same in eager training with less memory.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperzoo.layers.angle import angular
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    """Half precision becomes float32, in which eps = 1e-4 and the angles still mean something."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _unit_rows(weight: Tensor, eps: float) -> Tensor:
+    """Filters as rows of length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
+    w = _full_precision(weight)
+    dims = list(range(1, w.dim()))
+    return (w * torch.rsqrt((w * w).sum(dims, keepdim=True) + eps)).to(weight.dtype)
+
+
+def _energy(x: Tensor, groups: int) -> Tensor:
+    """Sum of squares over the channels of each group, (B, groups, H, W)."""
+    x = _full_precision(x)
+    if groups == 1:
+        return (x * x).sum(-3, keepdim=True)
+    return (x * x).unflatten(-3, [groups, x.size(-3) // groups]).sum(-3)
+
+
+def _inverse_norm(
+    energy: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    eps: float,
+) -> Tensor:
+    """1 / sqrt(|p|^2 + eps) of every patch, (B, groups, H', W'): a box sum of the energy, rows then columns."""
+    kernel = weight.shape[-2:]
+    energy = F.pad(energy, [padding[1], padding[1], padding[0], padding[0]])
+    height = (energy.size(-2) - dilation[0] * (kernel[0] - 1) - 1) // stride[0] * stride[0] + 1
+    rows = energy[..., : height : stride[0], :]
+    for i in range(1, kernel[0]):
+        rows = rows + energy[..., i * dilation[0] : i * dilation[0] + height : stride[0], :]
+    width = (energy.size(-1) - dilation[1] * (kernel[1] - 1) - 1) // stride[1] * stride[1] + 1
+    box = rows[..., : width : stride[1]]
+    for j in range(1, kernel[1]):
+        box = box + rows[..., j * dilation[1] : j * dilation[1] + width : stride[1]]
+    return torch.rsqrt(box + eps)
+
+
+def _per_filter(inverse: Tensor, filters: int) -> Tensor:
+    """(B, groups, H', W') -> what multiplies a product of (B, filters, H', W')."""
+    groups = inverse.size(-3)
+    return inverse if groups == 1 else inverse.repeat_interleave(filters // groups, -3)
+
+
+def _plain_conv(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    operator: str,
+    k: float,
+    eps: float,
+) -> Tensor:
+    product = F.conv2d(x, _unit_rows(weight, eps), None, stride, padding, dilation, groups)
+    inverse = _inverse_norm(_energy(x, groups), weight, stride, padding, dilation, eps)
+    cosine = _full_precision(product) * _per_filter(inverse, weight.size(0))
+    return angular(cosine, operator, k).to(product.dtype)
+
+
+class _EagerConv(torch.autograd.Function):
+    """The cosine of `_plain_conv` for eager training: keeps input and output, as convolution and norm do anyway.
+
+    With r the inverse patch norm, out = product r; so the loss depends on r by sum_o grad_o out_o / r. The small parts
+    (norms of patches and filters) are computed again in the backward pass and differentiated by autograd.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, eps: float
+    ) -> Tensor:
+        product = F.conv2d(x, _unit_rows(weight, eps), None, stride, padding, dilation, groups)
+        energy = _energy(x, groups)
+        inverse = _per_filter(_inverse_norm(energy, weight, stride, padding, dilation, eps), weight.size(0))
+        if product.dtype == inverse.dtype:
+            out = product.mul_(inverse)
+        else:
+            out = (product * inverse).to(product.dtype)
+        ctx.save_for_backward(x, weight, out, energy)
+        ctx.settings = stride, padding, dilation, groups, eps
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, out, energy = ctx.saved_tensors
+        stride, padding, dilation, groups, eps = ctx.settings
+        unused = (None,) * 5
+        if torch.is_grad_enabled():  # somebody wants second derivatives: the plain form has them
+            with torch.autocast(x.device.type, out.dtype, enabled=out.dtype != weight.dtype):
+                again = _plain_conv(x, weight, stride, padding, dilation, groups, "cosine", 1.0, eps)
+            wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad, strict=False) if needed]
+            grads = list(torch.autograd.grad(again, wanted, grad, create_graph=True))
+            return *(grads.pop(0) if needed else None for needed in ctx.needs_input_grad[:2]), *unused
+        with torch.enable_grad():
+            energy = energy.detach().requires_grad_()
+            inverse = _inverse_norm(energy, weight, stride, padding, dilation, eps)
+            filters = weight.detach().requires_grad_()
+            rows = _unit_rows(filters, eps)
+        r = inverse.detach()
+        along = (grad * out).unflatten(1, (groups, -1)).sum(2, dtype=r.dtype)
+        grad_product = (grad * _per_filter(r, weight.size(0))).to(out.dtype)
+        grad_x, grad_rows, _ = torch.ops.aten.convolution_backward(
+            grad_product, x.to(out.dtype), rows.detach().to(out.dtype), None, stride, padding, dilation, False, [0, 0],
+            groups, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
+        )  # fmt: skip
+        if grad_x is not None:
+            (grad_energy,) = torch.autograd.grad(inverse, energy, along / r)
+            grad_x = torch.addcmul(grad_x, x, 2 * _per_filter(grad_energy, x.size(1)))
+        if grad_rows is not None:
+            (grad_rows,) = torch.autograd.grad(rows, filters, grad_rows.to(rows.dtype))
+        return grad_x, grad_rows, *unused
+
+
+def sphere_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    operator: str,
+    k: float,
+    eps: float,
+) -> Tensor:
+    """The function behind `SphereConv2d`; a leaf for fx tracing. The dtype is the one a convolution would give."""
+    if not torch.jit.is_scripting():
+        if operator == "cosine" and _in_eager_training(x, weight):
+            return _EagerConv.apply(x, weight, stride, padding, dilation, groups, eps)
+    return _plain_conv(x, weight, stride, padding, dilation, groups, operator, k, eps)
+
+
+def _in_eager_training(x: Tensor, weight: Tensor) -> bool:
+    """Whether a graph is recorded by autograd itself: not by a compiler, and not by `torch.func`."""
+    return (
+        x.dim() == 4
+        and torch.is_grad_enabled()
+        and (x.requires_grad or weight.requires_grad)
+        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+def sphere_linear(x: Tensor, weight: Tensor, operator: str, k: float, eps: float, scale_by_norm: bool) -> Tensor:
+    """The function behind `SphereLinear`; a leaf for fx tracing."""
+    product = F.linear(x, _unit_rows(weight, eps))
+    wide = _full_precision(x)
+    squared = (wide * wide).sum(-1, keepdim=True) + eps
+    out = angular(_full_precision(product) * torch.rsqrt(squared), operator, k)
+    if scale_by_norm:
+        out = out * torch.sqrt(squared)
+    return out.to(product.dtype)

@@ -1,0 +1,4 @@
+"""Importing a model file registers its architectures with timm."""
+
+from hyperzoo.models import resnet_cifar as resnet_cifar
+from hyperzoo.models import spherenet as spherenet

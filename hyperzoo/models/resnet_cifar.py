@@ -1,0 +1,251 @@
+"""ResNets for 32 x 32 images: a 3 x 3 stem and three stages of 16, 32 and 64 channels.
+
+Deep Residual Learning for Image Recognition, He et al., CVPR 2016 (arXiv 1512.03385), section 4.2: 6n + 2 weighted layers.
+Differs: shortcuts that change the width are 1 x 1 convolutions with batch norm (option B), the batch-norm eps is 1e-3.
+Both follow the SphereNet code, whose plain twin this is.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.layers import create_classifier
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._input import check_images
+
+__all__ = ["ResNetCifar"]
+
+WIDTHS = (16, 32, 64)
+BN_EPS = 1e-3
+
+
+class BasicBlock(nn.Module):
+    """conv - BN - ReLU - conv - BN, plus the shortcut, then ReLU."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, conv_layer: Callable[..., nn.Conv2d], **dd: Any) -> None:
+        super().__init__()
+        self.conv1 = conv_layer(in_chs, out_chs, 3, stride=stride, padding=1, **dd)
+        self.bn1 = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = conv_layer(out_chs, out_chs, 3, padding=1, **dd)
+        self.bn2 = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_chs != out_chs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd),
+                nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd),
+            )
+        self.act2 = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        return self.act2(out + self.shortcut(x))
+
+
+class ResNetCifar(nn.Module):
+    """A residual network with a 3 x 3 stem.
+
+    Shapes:
+        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+    Args:
+        depth: weighted layers on the main path, 6n + 2.
+        widths: channels of the three stages.
+        conv_layer: makes the 3 x 3 convolutions, called as `torch.nn.Conv2d` but without bias; None is the plain one.
+        global_pool: a pooling type of timm, '' for none.
+        drop_rate: dropout before the classifier, 0 to 1.
+    Raises:
+        InputError: a depth that is not 6n + 2, or an input of another rank, channel count or dtype.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        widths: tuple[int, int, int] = WIDTHS,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        conv_layer: Callable[..., nn.Conv2d] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise InputError(f"depth must be 6n + 2 with n of at least 1 (20, 32, 44, 56, 110); got {depth}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        conv_layer = conv_layer or partial(nn.Conv2d, bias=False)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.conv1 = conv_layer(in_chans, widths[0], 3, padding=1, **dd)
+        self.bn1 = nn.BatchNorm2d(widths[0], eps=BN_EPS, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        stages, in_chs = [], widths[0]
+        for out_chs, stride in zip(widths, (1, 2, 2), strict=True):
+            blocks = []
+            for i in range((depth - 2) // 6):
+                blocks.append(BasicBlock(in_chs, out_chs, stride if i == 0 else 1, conv_layer, **dd))
+                in_chs = out_chs
+            stages.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3 = stages
+        self.feature_info = [
+            dict(num_chs=width, reduction=reduction, module=f"layer{i + 1}")
+            for i, (width, reduction) in enumerate(zip(widths, (1, 2, 4), strict=True))
+        ]
+        self.num_features = self.head_hidden_size = widths[2]
+        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Convolutions: normal with standard deviation sqrt(2 / fan_in)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return dict(stem=r"^conv1|bn1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        like = self.bn1.weight
+        self.global_pool, self.fc = create_classifier(
+            self.num_features, num_classes, pool_type=pool, device=like.device, dtype=like.dtype
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of the stages named by `indices` (the last n for a number, all for None), beside the last features."""
+        if output_fmt != "NCHW":
+            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = self._stem(x)
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
+            if stop_early and i > last:
+                break
+            x = self._stage(stage, x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        for i in range(last + 1, len(self.feature_info)):
+            setattr(self, f"layer{i + 1}", nn.Sequential())
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.act1(self.bn1(self.conv1(check_images(x, self.in_chans))))
+
+    def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq(stage, x)
+        return stage(x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        x = self._stage(self.layer1, x)
+        x = self._stage(self.layer2, x)
+        return self._stage(self.layer3, x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def create_resnet_cifar(arch: str, pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """Build `arch` through the verified builder; also used by the SphereNets, which differ in `conv_layer`."""
+    return create(ResNetCifar, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **kwargs)
+
+
+def cfg_cifar() -> dict[str, Any]:
+    """timm's description of a network for CIFAR: channel means and deviations of the CIFAR-10 training images."""
+    return dict(
+        input_size=(3, 32, 32),
+        pool_size=(8, 8),
+        fixed_input_size=False,
+        num_classes=10,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        crop_pct=1.0,
+        interpolation="bilinear",
+        first_conv="conv1",
+        classifier="fc",
+        license="mit",
+    )
+
+
+default_cfgs = weight_cfgs({f"resnet{depth}_cifar": cfg_cifar() for depth in (20, 32, 44, 56, 110)})
+
+
+@register
+def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-20 for CIFAR: 20 weighted layers, 0.27 M parameters."""
+    return create_resnet_cifar("resnet20_cifar", pretrained, depth=20, **kwargs)
+
+
+@register
+def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-32 for CIFAR: 32 weighted layers, 0.47 M parameters."""
+    return create_resnet_cifar("resnet32_cifar", pretrained, depth=32, **kwargs)
+
+
+@register
+def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-44 for CIFAR: 44 weighted layers, 0.66 M parameters."""
+    return create_resnet_cifar("resnet44_cifar", pretrained, depth=44, **kwargs)
+
+
+@register
+def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-56 for CIFAR: 56 weighted layers, 0.86 M parameters."""
+    return create_resnet_cifar("resnet56_cifar", pretrained, depth=56, **kwargs)
+
+
+@register
+def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-110 for CIFAR: 110 weighted layers, 1.73 M parameters."""
+    return create_resnet_cifar("resnet110_cifar", pretrained, depth=110, **kwargs)

@@ -1,0 +1,185 @@
+"""One training run: recipe -> run folder. Several processes: torchrun or accelerate launch, `-m hyperzoo.train RECIPE`."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hyperzoo import build, evaluate
+from hyperzoo.errors import LaunchError, RunError
+from hyperzoo.export import export_model
+from hyperzoo.training import checkpoint, seeding
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.loop import Trainer
+from hyperzoo.training.progress import Progress
+from hyperzoo.training.schedule import make_optimizer
+from hyperzoo.training.step import TrainStep
+
+TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo.train RECIPE"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl) and what result.json says."""
+
+    folder: Path
+    values: dict[str, Any]
+
+
+def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) -> RunResult:
+    """Train a recipe to its end, going on from the newest checkpoint in its folder; a finished run is only read.
+
+    Args:
+        out: the run folder; runs/<name>/<seed> without one.
+        allow_change: resume although the recipe is not the one that the checkpoint was made with.
+    Raises:
+        LaunchError: fewer or more processes than asked for; nothing was written.
+        RunError: another process is in the folder, or the recipe has changed.
+        NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
+        Stopped: SIGINT or SIGTERM; carries the exit code.
+    """
+    folder = out or Path("runs") / recipe.name / str(recipe.train.seed)
+    seeding.seed_epoch(recipe.train.seed, 0)
+    engine = build.accelerator(recipe)
+    _check_processes(recipe, engine)
+    with _locked(folder, engine):
+        done = folder / "result.json"
+        saved = checkpoint.newest(folder / "checkpoints")
+        if saved:
+            _check_recipe(recipe, saved, allow_change)
+        if done.exists() and saved and saved.epoch == recipe.train.epochs:
+            return RunResult(folder, json.loads(done.read_text()))
+        return _run(recipe, folder, engine, saved)
+
+
+def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
+    started = time.time()
+    train, held = build.images(recipe)
+    model = build.model(recipe, len(train.classes), train.images.shape[1]).to(memory_format=torch.channels_last)
+    step = TrainStep(model, build.criterion(recipe)).to(engine.device)
+    batches = build.batches(recipe, train, model, engine)
+    progress = Progress(recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process)
+    compiled, reason = build.compiles(recipe, recipe.train.epochs * len(batches), engine.device)
+    progress.say(
+        f"{recipe.name}: {len(train)} images, {len(batches)} updates an epoch, {build.precision(recipe)}, "
+        f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"
+    )
+    if saved:
+        progress.say(f"resuming after epoch {saved.epoch}")
+
+    def on_held_out(published: nn.Module) -> dict[str, Any]:
+        assert held is not None
+        return evaluate.measure(published, held, engine=engine).as_dict()
+
+    trainer = Trainer(
+        recipe=recipe,
+        accelerator=engine,
+        step=step,
+        optimizer=make_optimizer(step, recipe.optim),
+        batches=batches,
+        folder=folder,
+        progress=progress,
+        evaluate=on_held_out if held else None,
+        compile_model=compiled,
+    )
+    published = trainer.run(saved)
+    if held is not None:
+        metrics, split = evaluate.measure(published, held, engine=engine), "held-out part of train"
+    else:
+        metrics, split = evaluate.test_split(published, recipe.data.name, engine), "test"
+    values = {
+        "name": recipe.name,
+        "seed": recipe.train.seed,
+        "split": split,
+        "metrics": metrics.as_dict(),
+        "train_fingerprint": train.fingerprint,
+        "train_images": len(train),
+        "recipe_sha256": recipe.digest(),
+        "recipe": recipe.model_dump(mode="json"),
+        "precision": build.precision(recipe),
+        "compiled": compiled,
+        "epochs": recipe.train.epochs,
+        "minutes": round(sum(row["seconds"] for row in trainer.rows) / 60, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "environment": seeding.environment(),
+    }
+    if engine.is_main_process:
+        export_model(published, folder, classes=train.classes)
+        (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
+        progress.say(
+            f"{split}: {metrics.accuracy:.2f} % ({metrics.correct} of {metrics.total}), NLL {metrics.nll:.4f}, "
+            f"ECE {metrics.ece:.2f} %; {time.time() - started:.0f} s in this call -> {folder}"
+        )
+    return RunResult(folder, values)
+
+
+def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
+    asked = {"the launcher": int(os.environ.get("WORLD_SIZE", "1")), "the recipe": recipe.train.processes}
+    for who, count in asked.items():
+        if count is not None and count != engine.num_processes:
+            raise LaunchError(
+                f"{who} asks for {count} processes, accelerate runs {engine.num_processes}. "
+                f"Two processes without a GPU: {TWO_PROCESSES}"
+            )
+    asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+    if asked_for_fsdp and engine.distributed_type.value != "FSDP":
+        raise LaunchError("FSDP was asked for, but accelerate does not use it on this device")
+
+
+def _check_recipe(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> None:
+    before, now = _flat(saved.state["recipe"]), _flat(recipe.settings())
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed and not allow_change:
+        shown = ", ".join(f"{key} ({before.get(key)!r} -> {now.get(key)!r})" for key in changed)
+        raise RunError(f"the recipe has changed since this run began: {shown}. Use another --out, or --allow-change")
+
+
+def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as 'block.key'."""
+    flat: dict[str, Any] = {}
+    for key, value in blocks.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
+    return flat
+
+
+@contextmanager
+def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
+    """The folder belongs to one run at a time; the lock goes with the process, however it ends."""
+    if not engine.is_main_process:
+        engine.wait_for_everyone()
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "run.lock").open("a+")
+    except OSError as error:
+        raise RunError(f"cannot write to the run folder {folder}: {error}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise RunError(
+                f"process {lock.read().strip() or 'unknown'} is training in {folder}; use another --out"
+            ) from error
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        engine.wait_for_everyone()
+        yield
+
+
+if __name__ == "__main__":
+    from hyperzoo.cli import main
+
+    main(["train", *sys.argv[1:]])

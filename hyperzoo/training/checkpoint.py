@@ -1,0 +1,154 @@
+"""Training checkpoints: whole-or-nothing folders of safetensors and JSON, the newest valid one wins.
+
+A folder holds *.safetensors, state.json, and manifest.json with the sha256 of each, written last. It is made under a
+temporary name, flushed to disk, renamed, and read back before older ones go. kill -9 at any moment leaves the last
+complete one.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hyperzoo.errors import CheckpointError
+
+FORMAT = 1
+KEEP = 2
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The end of an epoch: named groups of tensors, and a JSON state."""
+
+    epoch: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint below `folder`, then prune to the newest two.
+
+    Raises:
+        CheckpointError: the disk is full or not writable, or what was written reads back wrong. Older ones are intact.
+    """
+    final = folder / f"epoch-{checkpoint.epoch:05d}"
+    temporary = folder / f".tmp-{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir(parents=True)
+        for name, tensors in checkpoint.tensors.items():
+            dense = {key: value.detach().contiguous() for key, value in tensors.items()}
+            save_file(dense, temporary / f"{name}.safetensors", metadata={"format": "pt"})
+        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
+        files = {file.name: _sha256(file, flush=True) for file in sorted(temporary.iterdir())}
+        manifest = temporary / "manifest.json"
+        manifest.write_text(json.dumps({"format": FORMAT, "epoch": checkpoint.epoch, "files": files}))
+        _sha256(manifest, flush=True)
+        _flush_folder(temporary)
+        if final.exists():
+            _remove(final)
+        temporary.rename(final)
+        _flush_folder(folder)
+        _check(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint {final}: {error}. Free some space, then run again"
+        ) from error
+    _prune(folder)
+    return final
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Read the newest checkpoint whose every hash agrees; damaged ones are passed over with a warning."""
+    for path in sorted(folder.glob("epoch-*"), key=_epoch, reverse=True):
+        try:
+            manifest = _check(path)
+            tensors = {
+                file[: -len(".safetensors")]: load_file(path / file)
+                for file in manifest["files"]
+                if file != "state.json"
+            }
+            return Checkpoint(manifest["epoch"], tensors, json.loads((path / "state.json").read_text()))
+        except (OSError, ValueError, KeyError, SafetensorError, CheckpointError) as error:
+            _logger.warning("checkpoint %s cannot be used (%s); trying the one before it", path, error)
+    return None
+
+
+def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state as tensors named 'parameter index.key', and the rest as JSON."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, values in state["state"].items():
+        for key, value in values.items():
+            (tensors if isinstance(value, Tensor) else numbers)[f"{index}.{key}"] = value
+    return tensors, {"numbers": numbers, "groups": state["param_groups"]}
+
+
+def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+    """Put a packed state back into an optimizer of the same parameters."""
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**tensors, **rest["numbers"]}.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    groups = [
+        {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in rest["groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _check(path: Path) -> dict[str, Any]:
+    manifest = json.loads((path / "manifest.json").read_text())
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(f"it has format {manifest['format']}, this version reads {FORMAT}")
+    for name, expected in manifest["files"].items():
+        found = _sha256(path / name)
+        if found != expected:
+            raise CheckpointError(f"{name} has sha256 {found[:12]}..., its manifest says {expected[:12]}...")
+    return manifest
+
+
+def _prune(folder: Path) -> None:
+    for path in sorted(folder.glob("epoch-*"), key=_epoch)[:-KEEP]:
+        _remove(path)
+    for path in folder.glob(".tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Rename first, so that a kill in between leaves no half-removed folder under a valid name."""
+    doomed = path.with_name(f".tmp-{uuid.uuid4().hex}")
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _epoch(path: Path) -> int:
+    digits = path.name.removeprefix("epoch-")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _sha256(path: Path, flush: bool = False) -> str:
+    with path.open("rb") as file:
+        if flush:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,222 @@
+"""Epochs: step, check, log, save; resumes from the last complete epoch and stops cleanly on signals."""
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from hyperzoo.errors import NonFiniteError, RunError
+from hyperzoo.training import checkpoint
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.progress import Progress
+from hyperzoo.training.schedule import Schedule
+from hyperzoo.training.seeding import seed_epoch
+from hyperzoo.training.step import TrainStep
+
+
+class Stopped(RunError):
+    """A signal ended the run after a whole step; it resumes from the last epoch end."""
+
+    def __init__(self, number: int, epoch: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}; the run resumes after epoch {epoch}")
+        self.exit_code = 128 + number
+
+
+class Batches(Protocol):
+    """What the loop needs of a training set: batches per epoch, and an iterator of (images, labels, indices)."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]: ...
+
+
+@dataclass
+class Trainer:
+    """One run of built objects in one folder.
+
+    Args:
+        step: model and criterion, on the CPU or on the accelerator's device.
+        batches: this process's share of the training set.
+        evaluate: called after every epoch with the model to be published; its numbers go into the log.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    step: TrainStep
+    optimizer: torch.optim.Optimizer
+    batches: Batches
+    folder: Path
+    progress: Progress
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None
+    compile_model: bool = False
+    _pending: int | None = field(default=None, init=False)
+    rows: list[dict[str, Any]] = field(default_factory=list, init=False)
+
+    def run(self, resume_from: checkpoint.Checkpoint | None = None) -> nn.Module:
+        """Train to the last epoch; returns the model to be published.
+
+        Raises:
+            NonFiniteError: before the step that a NaN or infinite loss or gradient would have spoiled.
+            Stopped: SIGINT or SIGTERM arrived.
+        """
+        train, optim = self.recipe.train, self.recipe.optim
+        model = self.step.model
+        self._ema = ModelEmaV3(model, decay=train.ema, use_warmup=True) if train.ema else None
+        first = self._restore(resume_from) if resume_from else 0
+        self._schedule = Schedule(self.optimizer, optim, epochs=train.epochs, updates_per_epoch=len(self.batches))
+        if self.compile_model:
+            model.compile(dynamic=False)
+        self._wrapped = self.accelerator.prepare_model(self.step)
+        self._write_log()
+        with self._signals(), self.progress:
+            for epoch in range(first + 1, train.epochs + 1):
+                seed_epoch(train.seed, epoch)
+                row = self._epoch(epoch)
+                if self.evaluate is not None:
+                    row |= self.evaluate(self.published)
+                self.rows.append(row)
+                if self.accelerator.is_main_process:
+                    checkpoint.save(self.folder / "checkpoints", self._snapshot(epoch))
+                    self._write_log()
+                    self.progress.epoch_done(row)
+                self.accelerator.wait_for_everyone()
+        return self.published
+
+    @property
+    def published(self) -> nn.Module:
+        """The averaged model where the recipe asks for one, else the trained one."""
+        return self._ema.module if self._ema else self.step.model
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        self.step.train()
+        size = self._size_px(epoch)
+        started, seen = time.perf_counter(), 0
+        totals: Tensor | None = None
+        norm = torch.zeros(())
+        rate = 0.0
+        for number, batch in enumerate(self.batches.epoch(epoch)):
+            rate = self._schedule.apply((epoch - 1) * len(self.batches) + number)
+            sums, norm = self._update(batch, size, epoch, number)
+            totals = sums if totals is None else totals + sums
+            seen += len(batch[1])
+            if self._pending is not None:
+                raise Stopped(self._pending, epoch - 1)
+            if self.progress.wants_update():
+                self.progress.update(epoch, number + 1, len(self.batches), totals / seen, self._rate(seen, started))
+        assert totals is not None, "an epoch has at least one batch"
+        loss, correct, count = self.accelerator.reduce(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+        return {
+            "epoch": epoch,
+            "loss": loss / count,
+            "train_accuracy": 100 * correct / count,
+            "lr": rate,
+            "grad_norm": float(norm),
+            "size_px": size or batch[0].shape[-1],
+            "seconds": round(time.perf_counter() - started, 3),
+            "images_per_s": round(self._rate(seen, started), 1),
+        }
+
+    def _update(
+        self, batch: tuple[Tensor, Tensor, Tensor], size: int | None, epoch: int, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """One optimizer step on a batch, in `accumulate` parts; returns (sum of losses, right answers), gradient norm."""
+        images, labels, _ = batch
+        parts = self.recipe.train.accumulate
+        sums = images.new_zeros(2)
+        terms: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
+            quiet = self.accelerator.no_sync(self._wrapped) if i + 1 < parts else nullcontext()
+            with quiet:
+                result = self._wrapped(x, y, size)
+                self.accelerator.backward(result.loss * (len(x) / len(images)))
+            sums += torch.stack([result.loss.detach() * len(x), result.correct.float()])
+            terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}
+        norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.recipe.optim.clip_norm or math.inf)
+        finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
+        if self.accelerator.num_processes > 1:
+            finite = self.accelerator.reduce(finite.float(), "mean") == 1
+        if not finite:
+            raise self._non_finite(batch, terms, norm, epoch, number)
+        self.optimizer.step()
+        if self._ema:
+            self._ema.update(self.step.model, step=(epoch - 1) * len(self.batches) + number)
+        return sums, norm
+
+    def _non_finite(
+        self, batch: Any, terms: dict[str, Tensor], norm: Tensor, epoch: int, number: int
+    ) -> NonFiniteError:
+        images, _, indices = batch
+        bad = indices[~torch.isfinite(images).flatten(1).all(1)]
+        samples = f"images with NaN or infinity: {bad.tolist()}" if len(bad) else f"samples: {indices[:16].tolist()}"
+        values = ", ".join(f"{name} {float(value):.6g}" for name, value in terms.items())
+        return NonFiniteError(
+            f"epoch {epoch}, step {number + 1}: loss terms: {values}; gradient norm {float(norm):.6g}; {samples}"
+            f"{' ...' if not len(bad) and len(indices) > 16 else ''}. No step was taken"
+            f"{' (another process found it)' if self._finite(terms, norm) else ''}. Last good checkpoint: epoch {epoch - 1}. "
+            "Lower optim.lr, or set optim.clip_norm"
+        )
+
+    @staticmethod
+    def _finite(terms: dict[str, Tensor], norm: Tensor) -> bool:
+        return bool(torch.isfinite(norm)) and all(bool(torch.isfinite(value)) for value in terms.values())
+
+    def _size_px(self, epoch: int) -> int | None:
+        sizes = self.recipe.data.resize_px
+        begun = [start for start in sizes if start <= epoch]
+        return sizes[max(begun)] if begun else None
+
+    def _rate(self, seen: int, started: float) -> float:
+        return seen * self.accelerator.num_processes / (time.perf_counter() - started)
+
+    def _snapshot(self, epoch: int) -> checkpoint.Checkpoint:
+        tensors, rest = checkpoint.pack_optimizer(self.optimizer)
+        groups = {"step": self.step.state_dict(), "optimizer": tensors}
+        if self._ema:
+            groups["ema"] = self._ema.module.state_dict()
+        state = {"optimizer": rest, "recipe": self.recipe.settings(), "rows": self.rows}
+        return checkpoint.Checkpoint(epoch, groups, state)
+
+    def _restore(self, saved: checkpoint.Checkpoint) -> int:
+        self.step.load_state_dict(saved.tensors["step"])
+        checkpoint.unpack_optimizer(self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
+        if self._ema:
+            self._ema.module.load_state_dict(saved.tensors["ema"])
+        self.rows = list(saved.state["rows"])
+        return saved.epoch
+
+    def _write_log(self) -> None:
+        """metrics.jsonl, one line an epoch: written from the rows that the checkpoint holds, so the two always agree."""
+        if self.accelerator.is_main_process:
+            text = "".join(json.dumps(row) + "\n" for row in self.rows)
+            temporary = self.folder / ".metrics.jsonl.tmp"
+            temporary.write_text(text)
+            temporary.replace(self.folder / "metrics.jsonl")
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM wait for the end of the step; a second one ends the process at once."""
+
+        def note(number: int, _: Any) -> None:
+            self._pending = number
+            signal.signal(number, signal.SIG_DFL)
+
+        try:
+            before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread: signals are not ours
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

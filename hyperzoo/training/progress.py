@@ -1,0 +1,78 @@
+"""What a run shows: a live bar in a terminal, one plain line an epoch elsewhere."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress as Bar, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+_INTERVAL_S = 0.5
+
+
+class Progress:
+    """Progress of a run; silent on all processes but the first.
+
+    Args:
+        active: show anything at all.
+    """
+
+    def __init__(self, name: str, epochs: int, first_epoch: int = 0, active: bool = True) -> None:
+        self._name, self._epochs, self._first, self._active = name, epochs, first_epoch, active
+        self._console = Console(stderr=False)
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        self._next = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self._active and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=self._console)
+            self._task = self._bar.add_task(self._name, total=self._epochs, completed=self._first, numbers="")
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        if self._active and self._bar:
+            self._bar.console.print(text, highlight=False)
+        elif self._active:
+            print(text, flush=True)
+
+    def wants_update(self) -> bool:
+        """Whether the next `update` would be shown; asking costs no work on the device."""
+        if self._bar is None or time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + _INTERVAL_S
+        return True
+
+    def update(self, epoch: int, step: int, steps: int, means: Tensor, images_per_s: float) -> None:
+        """Mean loss and accuracy of the epoch so far, images per second, in the bar."""
+        if self._bar is not None and self._task is not None:
+            loss, correct = means.tolist()
+            numbers = (
+                f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  acc {100 * correct:.2f} %  {images_per_s:.0f} img/s"
+            )
+            self._bar.update(self._task, completed=epoch - 1 + step / steps, numbers=numbers)
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        """One line with the numbers of an epoch."""
+        held = f"  held-out {row['accuracy']:.2f} %" if "accuracy" in row else ""
+        self.say(
+            f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:.2f} %{held}"
+            f"  {row['images_per_s']:.0f} img/s  {row['seconds']:.0f} s  {_left(row, self._epochs)}"
+        )
+
+
+def _left(row: dict[str, Any], epochs: int) -> str:
+    seconds = int((epochs - row["epoch"]) * row["seconds"])
+    return f"{seconds // 60}:{seconds % 60:02d} left" if seconds else "done"

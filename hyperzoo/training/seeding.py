@@ -1,0 +1,45 @@
+"""Every random number and every version that a run depends on."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import set_seed
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Seed all global generators for an epoch; 0 is the time before the first.
+
+    Nothing random survives an epoch, so a checkpoint taken at its end needs no generator state. The processes of one run
+    get different numbers.
+    """
+    set_seed((seed * 1_000_003 + epoch) % 2**32, device_specific=epoch > 0)
+
+
+def environment() -> dict[str, Any]:
+    """What a result was made with: versions, threads, device, and the commit of the code."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "safetensors", "datasets")
+    return {
+        "hyperzoo": version("hyperzoo"),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        **_commit(),
+    }
+
+
+def _commit() -> dict[str, Any]:
+    folder = Path(__file__).parent
+    try:
+        commit, status = (
+            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "."))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}  # an installed wheel
+    return {"commit": commit, "dirty": bool(status)}
