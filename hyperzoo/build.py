@@ -1,6 +1,7 @@
 """From the words of a recipe to objects: the only level where models, data, losses and the engine meet."""
 
 import shutil
+from typing import Any
 
 import timm
 import torch
@@ -19,7 +20,7 @@ def accelerator(recipe: Recipe) -> Accelerator:
 
 
 def precision(recipe: Recipe) -> str:
-    """'bf16' or 'fp32': `auto` takes bf16 where the processor computes in it, and fp32 where it would only emulate it."""
+    """'bf16' or 'fp32'; `auto` takes bf16 where the processor computes in it, fp32 where it would only emulate it."""
     if recipe.train.precision != "auto":
         return recipe.train.precision
     if torch.cuda.is_available():
@@ -41,7 +42,8 @@ def compiles(recipe: Recipe, updates: int, device: torch.device) -> tuple[bool, 
 
 def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     """The architecture with as many outputs and input channels as the data has, untrained."""
-    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **recipe.model.args)
+    args: dict[str, Any] = recipe.model.args
+    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **args)
 
 
 def criterion(recipe: Recipe) -> nn.Module:

@@ -74,7 +74,7 @@ def logits(
         # forward, not a call: a compiled model would be compiled once more for evaluation
         parts = [model.forward(batch.images).float().cpu() for batch in batches]
     model.train(training)
-    return torch.cat(parts) if parts else torch.empty(0, model.num_classes)
+    return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
 
 
 def measure(

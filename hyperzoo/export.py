@@ -18,7 +18,7 @@ def export_model(
 ) -> None:
     """Write a timm model so that `timm.create_model('local-dir:<folder>', pretrained=True)` gives it back.
 
-    The tensors are dense float32 under one metadata key (with more, safetensors 0.8 writes other bytes in each process).
+    Tensors are dense float32 under one metadata key: with more, safetensors 0.8 writes other bytes in each process.
 
     Args:
         classes: the word for each output, kept as `label_names`.

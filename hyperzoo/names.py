@@ -1,4 +1,4 @@
-"""Names of weights, `<architecture>.<method>_<dataset>`: one grammar, two closed tables, checked before any file is touched."""
+"""Names of weights, `<architecture>.<method>_<dataset>`: one grammar and two closed tables, checked before any file."""
 
 import difflib
 import re
@@ -73,7 +73,9 @@ def parse(name: str) -> Name:
 def check_arch(arch: str) -> str:
     """Return the name of an architecture, or raise InvalidNameError if it is not of the grammar `[a-z0-9_]+`."""
     if not (isinstance(arch, str) and len(arch) <= MAX_LENGTH and _ARCH.fullmatch(arch)):
-        raise InvalidNameError(f"{_shown(arch)} is not the name of an architecture: lower-case letters, digits and _ only")
+        raise InvalidNameError(
+            f"{_shown(arch)} is not the name of an architecture: write lower-case letters, digits and _"
+        )
     return arch
 
 

@@ -1,4 +1,4 @@
-"""One training run: recipe -> run folder. Several processes: torchrun or accelerate launch, `-m hyperzoo.train RECIPE`."""
+"""One training run: from a recipe to a run folder. `-m hyperzoo.train RECIPE` under torchrun or accelerate launch."""
 
 import fcntl
 import json
@@ -30,7 +30,7 @@ TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl) and what result.json says."""
+    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl), and result.json."""
 
     folder: Path
     values: dict[str, Any]

@@ -1,8 +1,8 @@
 """ResNets for 32 x 32 images: a 3 x 3 stem and three stages of 16, 32 and 64 channels.
 
-Deep Residual Learning for Image Recognition, He et al., CVPR 2016 (arXiv 1512.03385), section 4.2: 6n + 2 weighted layers.
-Differs: shortcuts that change the width are 1 x 1 convolutions with batch norm (option B), the batch-norm eps is 1e-3.
-Both follow the SphereNet code, whose plain twin this is.
+Deep Residual Learning for Image Recognition, He et al., CVPR 2016 (arXiv 1512.03385), section 4.2: 6n + 2 weighted
+layers. Differs: shortcuts that change the width are 1 x 1 convolutions with batch norm (option B), and the batch-norm
+eps is 1e-3. Both follow the SphereNet code: this is the plain twin of the SphereNets.
 """
 
 from collections.abc import Callable
@@ -147,7 +147,7 @@ class ResNetCifar(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages named by `indices` (the last n for a number, all for None), beside the last features."""
+        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
         take, last = feature_take_indices(len(self.feature_info), indices)

@@ -1,8 +1,9 @@
 """SphereNets for 32 x 32 images: the residual nets of `resnet_cifar.py` with every 3 x 3 convolution spherical.
 
-Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: SphereConv - BN - ReLU; 1 x 1 shortcuts
-and the classifier stay plain. The operator is part of the name, because the same tensors compute another function with
-another operator: `spherenet20` is the cosine, `spherenet20_linear` the linear, `spherenet20_sigmoid` the sigmoid with k = 0.3.
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: SphereConv - BN - ReLU; 1 x 1
+shortcuts and the classifier stay plain. The operator is part of the name, because the same tensors compute another
+function with another one: `spherenet20` has the cosine, `spherenet20_linear` the linear operator, and
+`spherenet20_sigmoid` the sigmoid with k = 0.3.
 Differs: widths 16, 32 and 64 where the paper's ResNet-32 has 96, 192 and 384; the classifier has a bias.
 """
 

@@ -1,11 +1,12 @@
-"""Recipes: YAML files read into strict, frozen models; every fault is reported at once, with its line and nearest name.
+"""Recipes: YAML read into strict, frozen models; every fault is reported at once, with its line and nearest name.
 
-YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. A repeated key, an unknown tag and an unknown key are faults.
+YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unknown tags and unknown keys are faults.
 """
 
 import difflib
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,7 +77,7 @@ class Optim(_Block):
     @field_validator("optimizer")
     @classmethod
     def _known(cls, name: str) -> str:
-        known = timm.optim.list_optimizers()
+        known = [str(known) for known in timm.optim.list_optimizers()]
         if name not in known:
             raise ValueError(f"unknown optimizer {name!r}. {names.closest_text(name, known)}")
         return name
@@ -200,7 +201,11 @@ def _find(path_or_name: str | Path) -> Path:
 class _Reader:
     """Turns YAML nodes into plain values, and remembers lines and faults."""
 
-    _plain = {"null": lambda text: None, "bool": lambda text: text.lower() == "true", "str": str}
+    _plain: dict[str, Callable[[str], Any]] = {
+        "null": lambda text: None,
+        "bool": lambda text: text.lower() == "true",
+        "str": str,
+    }
 
     def __init__(self) -> None:
         self.lines: dict[tuple[Any, ...], int] = {}
@@ -233,7 +238,7 @@ class _Reader:
             loc.pop()  # pydantic appends the names of union members
         loc = loc or list(detail["loc"])
         line = next((self.lines[key] for i in range(len(loc), -1, -1) if (key := tuple(loc[:i])) in self.lines), 0)
-        key = ".".join(str(part) for part in loc)
+        name = ".".join(str(part) for part in loc)
         if detail["type"] == "extra_forbidden":
             known = _keys(loc[:-1])
             close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
@@ -242,11 +247,11 @@ class _Reader:
                 f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})",
             )
         if detail["type"] == "missing":
-            return line, f"{key} is missing"
+            return line, f"{name} is missing"
         if detail["type"] == "value_error":
             return line, str(detail["ctx"]["error"])
         message = detail["msg"][0].lower() + detail["msg"][1:].removeprefix("Input")
-        return line, f"{key}: {message.replace('input ', '')}, got {detail['input']!r}"
+        return line, f"{name}: {message.replace('input ', '')}, got {detail['input']!r}"
 
     def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1

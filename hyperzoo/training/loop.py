@@ -129,7 +129,7 @@ class Trainer:
     def _update(
         self, batch: tuple[Tensor, Tensor, Tensor], size: int | None, epoch: int, number: int
     ) -> tuple[Tensor, Tensor]:
-        """One optimizer step on a batch, in `accumulate` parts; returns (sum of losses, right answers), gradient norm."""
+        """One optimizer step, in `accumulate` parts; returns (sum of losses, right answers) and the gradient norm."""
         images, labels, _ = batch
         parts = self.recipe.train.accumulate
         sums = images.new_zeros(2)
@@ -163,8 +163,8 @@ class Trainer:
         return NonFiniteError(
             f"epoch {epoch}, step {number + 1}: loss terms: {values}; gradient norm {float(norm):.6g}; {samples}"
             f"{' ...' if not len(bad) and len(indices) > 16 else ''}. No step was taken"
-            f"{' (another process found it)' if self._finite(terms, norm) else ''}. Last good checkpoint: epoch {epoch - 1}. "
-            "Lower optim.lr, or set optim.clip_norm"
+            f"{' (another process found it)' if self._finite(terms, norm) else ''}. "
+            f"Last good checkpoint: epoch {epoch - 1}. Lower optim.lr, or set optim.clip_norm"
         )
 
     @staticmethod
@@ -196,7 +196,7 @@ class Trainer:
         return saved.epoch
 
     def _write_log(self) -> None:
-        """metrics.jsonl, one line an epoch: written from the rows that the checkpoint holds, so the two always agree."""
+        """metrics.jsonl, one line an epoch: the rows that the checkpoint holds, so that the two always agree."""
         if self.accelerator.is_main_process:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             temporary = self.folder / ".metrics.jsonl.tmp"

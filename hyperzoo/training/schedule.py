@@ -21,8 +21,8 @@ def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
 class Schedule:
     """Sets the learning rate of every group before an update.
 
-    The rate depends on the number of updates alone: warm-up from 0 to `lr` over `warmup_epochs`, then timm's schedule over
-    the rest of the run. It has no state, so resuming, accumulation and several processes cannot shift it.
+    The rate depends on the number of updates alone: warm-up from 0 to `lr` over `warmup_epochs`, then timm's schedule
+    over the rest of the run. It has no state, so resuming, accumulation and several processes cannot shift it.
 
     Args:
         updates_per_epoch: optimizer steps in an epoch.

@@ -13,8 +13,8 @@ from accelerate.utils import set_seed
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed all global generators for an epoch; 0 is the time before the first.
 
-    Nothing random survives an epoch, so a checkpoint taken at its end needs no generator state. The processes of one run
-    get different numbers.
+    Nothing random survives an epoch, so a checkpoint taken at its end needs no generator state. The processes of one
+    run get different numbers.
     """
     set_seed((seed * 1_000_003 + epoch) % 2**32, device_specific=epoch > 0)
 

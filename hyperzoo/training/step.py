@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class StepResult(NamedTuple):
-    """loss () to differentiate; terms {name: ()} that it is the sum of; correct () int64, right answers in the batch."""
+    """loss () to differentiate; terms {name: ()} that it is the sum of; correct () int64, right answers."""
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -21,7 +21,7 @@ class TrainStep(nn.Module):
         images: (B, C, H, W).   labels: (B,) int64.   return: a `StepResult`.
     Args:
         criterion: (logits (B, K) float32, labels (B,)) -> ().
-        size_px (of the call): images are resized to this height and width first, bilinear and antialiased; None leaves them.
+        size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
     """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
