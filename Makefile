@@ -1,0 +1,38 @@
+# The only commands to know. `demo` and `test` install what they need on their first call, into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test test-all lint
+
+help:
+	@echo "make demo      set up, then load, train, plot and export on embedded data (3 minutes at most after set-up)"
+	@echo "make test      set up, then the tests (5 minutes at most after set-up)"
+	@echo "make test-all  all tests, also those that take minutes each"
+	@echo "make lint      ruff and mypy"
+
+demo: $(VENV)/installed-train
+	@$(BIN)/python demo.py
+
+test: $(VENV)/installed-dev
+	@$(BIN)/python -m pytest -q -m "not full and not slow"
+
+test-all: $(VENV)/installed-dev
+	@$(BIN)/python -m pytest -q
+
+lint: $(VENV)/installed-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# One stamp per extra: the second call installs nothing, and `test` after `demo` only what is still missing.
+$(VENV)/installed-%: pyproject.toml | $(BIN)/pip
+	@echo "installing hyperzoo[$*] into $(VENV) (torch is large: several GB on the first call)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -e ".[$*]"
+	@touch $@
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "hyperzoo needs Python 3.11 or newer, and $(PYTHON) is not ($$($(PYTHON) -V 2>&1))." \
+	       "Name another: make PYTHON=python3.12 demo" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "$(PYTHON) could not make $(VENV); Debian and Ubuntu need the package python3-venv" >&2; exit 1; }
