@@ -60,6 +60,10 @@ class CheckpointError(RunError):
     """A training checkpoint that is damaged or belongs to something else; nothing was changed."""
 
 
+class PublishError(HyperzooError, RuntimeError):
+    """A weight that cannot be published; no file was changed."""
+
+
 class LaunchError(RunError):
     """Another number of processes than the launcher or the recipe asked for."""
 

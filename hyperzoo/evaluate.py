@@ -1,6 +1,7 @@
 """Accuracy, NLL and calibration error of a model on a split; the only file that asks for a test split."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import timm
 import torch
@@ -45,9 +46,11 @@ def run(name: str, *, split: str = "test", batch_size: int = 250) -> Metrics:
     return measure(loaded.model, data.load_images(code, split), batch_size=batch_size)
 
 
-def test_split(model: nn.Module, name: str, engine: Accelerator | None = None) -> Metrics:
-    """Evaluate a trained model on the test split of a data set, given by its code."""
-    return measure(model, data.load_images(name, "test"), engine=engine)
+def test_split(
+    model: nn.Module, name: str, engine: Accelerator | None = None, *, mirror: Path | None = None
+) -> Metrics:
+    """Evaluate a trained model on the test split of a data set, given by its code; of a given mirror, if any."""
+    return measure(model, data.load_images(name, "test", mirror), engine=engine)
 
 
 def logits(

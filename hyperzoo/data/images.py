@@ -93,7 +93,7 @@ class ImageSet:
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
 
 
-def load_images(name: str, split: str) -> ImageSet:
+def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet:
     """Load a split of an image data set, from the mirror named by HYPERZOO_DATA or else from the Hub.
 
     The first call decodes every image; the tensor is then kept as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`.
@@ -103,12 +103,13 @@ def load_images(name: str, split: str) -> ImageSet:
 
     Args:
         name: code of the data set: 'c10', 'c100' or 'mnist'.
+        mirror: a mirror to read in the place of the one that HYPERZOO_DATA names.
     Raises:
         UnknownNameError: no such data set.
         DataError: an unknown split; the data set or one of its shards is absent or damaged; the Hub cannot be reached.
         MissingExtraError: decoding needs `datasets`: pip install hyperzoo[train].
     """
-    source = sources.find(name, split)
+    source = sources.find(name, split, mirror)
     path = _cache_path(source)
     cached = _read_cache(path, source)
     if cached is not None:

@@ -70,11 +70,14 @@ class Source:
         return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), tuple(classes)
 
 
-def find(code: str, split: str) -> Source:
+def find(code: str, split: str, mirror: Path | None = None) -> Source:
     """Find a split of a data set without reading its rows.
 
     With HYPERZOO_DATA set, only `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet` is looked at, and
     `datasets` is not imported. Otherwise `datasets` fetches the split from the Hub, or takes it from its cache.
+
+    Args:
+        mirror: a folder to look at in the place of the one that HYPERZOO_DATA names.
 
     Raises:
         UnknownNameError: no data set of this code.
@@ -86,9 +89,9 @@ def find(code: str, split: str) -> Source:
     repository = IMAGES[code]
     if split not in repository.splits:
         raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
-    mirror = os.environ.get(VARIABLE)
-    if mirror:
-        return _in_mirror(code, split, repository, Path(mirror))
+    named = mirror or os.environ.get(VARIABLE)
+    if named:
+        return _in_mirror(code, split, repository, Path(named))
     return _on_hub(code, split, repository)
 
 
