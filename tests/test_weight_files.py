@@ -141,6 +141,12 @@ def test_a_folder_with_a_pickle_only_is_refused(zoo, tmp_path):
     assert not marker.exists()
 
 
+def test_a_pickle_on_the_hub_is_refused_by_its_name():
+    overlay = dict(hf_hub_id="someone/x", hf_hub_filename="pytorch_model.bin")
+    with pytest.raises(errors.WeightFileError, match=r"pytorch_model\.bin of someone/x is not a \.safetensors file"):
+        timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=overlay)
+
+
 def test_a_url_is_refused():
     with pytest.raises(errors.WeightFileError, match=r"https://example\.org/w\.pth"):
         timm.create_model(ARCH, pretrained=True, pretrained_cfg_overlay=dict(url="https://example.org/w.pth"))

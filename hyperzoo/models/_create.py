@@ -159,7 +159,12 @@ def _callers_source(arch: str, cfg: PretrainedCfg) -> dict[str, Any]:
     elif cfg.source == "hf-hub" or not (cfg.state_dict or cfg.file):
         if not cfg.hf_hub_id:
             raise WeightFileError(f"{arch}: weights at a url may be pickles. Download {cfg.url}, then name it by file=")
-        return dict(hf_hub_filename=cfg.hf_hub_filename or "model.safetensors")
+        filename = cfg.hf_hub_filename or "model.safetensors"
+        if not filename.endswith(".safetensors"):
+            raise WeightFileError(
+                f"{arch}: {filename} of {cfg.hf_hub_id} is not a .safetensors file; it was not opened"
+            )
+        return dict(hf_hub_filename=filename)
     elif cfg.file and not cfg.state_dict:
         weights.check_file(Path(cfg.file))
     return {}
