@@ -1,16 +1,50 @@
 """The command `hyperzoo`: each function parses, calls one function of the package, and prints."""
 
+import os
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 
-from hyperzoo.errors import HyperzooError, LaunchError
+from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
+
+TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "torchmetrics", "matplotlib")  # the optional packages of [train]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def cli() -> None:
-    """Hyperspherical and regularised networks: list, train, evaluate and verify."""
+    """Hyperspherical and regularised networks: list, train, evaluate and verify.
+
+    Exit codes: 0 fine, 1 an error or a check that failed, 2 wrong usage, 130 and 143 interrupted.
+    """
+
+
+@cli.command("list")
+def list_() -> None:
+    """Architectures and their published weights, with accuracy in percent and the number of runs behind it."""
+    import hyperzoo
+
+    rows = []
+    for arch in hyperzoo.list_models():
+        infos = [hyperzoo.weight_info(name) for name in hyperzoo.list_weights(arch)]
+        for info in infos:
+            spread = info.metrics.accuracy
+            rows.append((arch, info.tag, f"{spread.mean:.2f}", str(spread.n), str(info.parameters)))
+        if not infos:
+            rows.append((arch, "-", "-", "-", "-"))
+    _show(("architecture", "tag", "accuracy", "runs", "parameters"), rows)
+
+
+@cli.command()
+@click.argument("name")
+def info(name: str) -> None:
+    """All that the manifest says about NAME, a weight or an architecture with one."""
+    import dataclasses
+
+    import hyperzoo
+
+    _show(("field", "value"), _flat(dataclasses.asdict(hyperzoo.weight_info(name))))
 
 
 @cli.command()
@@ -26,10 +60,126 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
 
 
+@cli.command("eval")
+@click.argument("name")
+@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+def eval_(name: str, split: str) -> None:
+    """Accuracy (%), NLL (nats) and calibration error (%) of NAME on a split of its data set; gives no verdict."""
+    import hyperzoo
+    from hyperzoo import evaluate
+
+    metrics = evaluate.run(name, split=split)
+    _show(("metric", "value"), _flat(metrics.as_dict()))
+    dataset = hyperzoo.weight_info(name).dataset
+    if metrics.fingerprint != (dataset.test_fingerprint if split == "test" else dataset.train_fingerprint):
+        click.echo("these are not the images that the published number stands for: another fingerprint", err=True)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--all", "every", is_flag=True, help="Every published weight.")
+def verify(name: str | None, every: bool) -> int:
+    """Compare NAME with its manifest entry: hash, tensors, golden outputs, correct answers. Exit 1 if any differs."""
+    import hyperzoo
+    from hyperzoo import verify as verifying
+
+    if every == (name is not None):
+        raise click.UsageError("give the name of a weight, or --all")
+    words = {True: "ok", False: "DIFFERS", None: "skipped"}
+    chosen = [name] if name is not None else hyperzoo.list_weights()
+    checks = [check for one in chosen for check in verifying.verify(one)]
+    _show(("weight", "check", "result", "detail"), [(c.name, c.what, words[c.ok], c.detail) for c in checks])
+    return int(any(check.ok is False for check in checks))
+
+
+@cli.command()
+@click.option("--check", is_flag=True, help="Only compare; exit 1 if a text differs.")
+def card(check: bool) -> int:
+    """Generate the model cards and the README's table from the manifest."""
+    from hyperzoo import cards, checkout, weights
+    from hyperzoo.errors import PublishError
+
+    place = checkout.here()
+    if place is None:
+        raise PublishError("cards are made in a checkout of the repository, this is an installed package")
+    differing = (cards.check if check else cards.write)(weights.MANIFEST, place)
+    for path in differing:
+        click.echo(f"{'differs' if check else 'written'}\t{path.relative_to(place.root)}")
+    return int(check and bool(differing))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+def publish(name: str, runs: tuple[Path, ...]) -> None:
+    """Publish finished RUNS of the recipe NAME in this checkout: files, manifest, card. Uploads nothing."""
+    from hyperzoo import publish as publishing
+
+    info = publishing.publish(name, list(runs))
+    this = info.metrics.this_file
+    click.echo(f"{name}\t{this.accuracy:.2f} %\t{this.correct} of {this.total}\tcheck it: hyperzoo verify {name}")
+
+
+@cli.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def plot(run: Path) -> None:
+    """Draw the learning curve of a RUN folder into it."""
+    from hyperzoo import plots
+
+    title = run.resolve().parent.name if run.resolve().name.isdigit() else run.resolve().name
+    click.echo(plots.learning_curve(run / "metrics.jsonl", run / "learning_curve.png", title=title))
+
+
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; exit 1 on an error of ours, 2 on wrong usage, 130 and 143 on signals."""
+    """Run the command line and leave the process; exit codes: see `cli`."""
+    sys.exit(_exit_code(arguments))
+
+
+def _exit_code(arguments: list[str] | None) -> int:
     try:
-        cli.main(arguments, standalone_mode=True)
+        code = cli.main(arguments, prog_name="hyperzoo", standalone_mode=False) or 0
+        sys.stdout.flush()
+        return code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
+            raise
+        return _fail(MissingExtraError(f'this needs the package {error.name}: pip install "hyperzoo[train]"'))
     except HyperzooError as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(getattr(error, "exit_code", 2 if isinstance(error, LaunchError) else 1))
+        return _fail(error)
+
+
+def _fail(error: HyperzooError) -> int:
+    click.echo(f"{type(error).__name__}: {error}", err=True)
+    return getattr(error, "exit_code", 2 if isinstance(error, LaunchError) else 1)
+
+
+def _show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table in a terminal; elsewhere one record a line, fields separated by tabs, without a heading."""
+    if not sys.stdout.isatty():
+        for row in rows:
+            click.echo("\t".join(row))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table, markup=False)
+
+
+def _flat(value: object, key: str = "") -> list[tuple[str, str]]:
+    """Nested values as rows ('block.key', text)."""
+    if isinstance(value, dict):
+        return [row for name, item in value.items() for row in _flat(item, f"{key}.{name}" if key else str(name))]
+    if isinstance(value, (tuple, list)):
+        return [(key, ", ".join(map(str, value)))]
+    return [(key, "-" if value is None else str(value))]

@@ -1,0 +1,48 @@
+"""Where the files of a checkout lie that are not part of the installed package."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperzoo import names
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A clone of the repository, by its root folder."""
+
+    root: Path
+
+    @property
+    def package(self) -> Path:
+        return self.root / "hyperzoo"
+
+    @property
+    def readme(self) -> Path:
+        return self.root / "README.md"
+
+    @property
+    def recipes(self) -> Path:
+        return self.root / "recipes"
+
+    @property
+    def mirror(self) -> Path:
+        """The embedded sample of the data sets, in the layout of HYPERZOO_DATA."""
+        return self.root / "tests" / "assets" / "mirror"
+
+    @property
+    def card_template(self) -> Path:
+        return self.root / "model_cards" / "TEMPLATE.md"
+
+    def card(self, name: str, suffix: str = ".md") -> Path:
+        """The card of a weight, or what lies beside it: '.png', '.metrics.jsonl'."""
+        return self.root / "model_cards" / f"{names.parse(name)}{suffix}"
+
+    def golden(self, name: str) -> Path:
+        """Input and outputs of a weight when it was published."""
+        return self.root / "tests" / "golden" / f"{names.parse(name)}.safetensors"
+
+
+def here() -> Checkout | None:
+    """The checkout that this package is imported from; None for an installed wheel."""
+    found = Checkout(Path(__file__).parent.parent)
+    return found if found.card_template.is_file() else None

@@ -1,0 +1,98 @@
+"""Figures: the learning curve of a run, and test images with what a network says about them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from hyperzoo.data import ImageSet
+from hyperzoo.errors import InputError, RunError
+
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # told apart also by the color-blind
+COLUMNS = 6
+
+
+def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
+    """Draw loss and accuracy against the epoch, also on held-out images where they were measured; returns the picture.
+
+    Args:
+        metrics: the `metrics.jsonl` of a run, one object a line.
+        picture: a PNG file to write; its folder exists.
+    Raises:
+        RunError: no such file, or no finished epoch in it.
+    """
+    rows = _rows(metrics)
+    figure, (left, right) = _figure(1, 2, (8.0, 3.2))
+    marker = "o" if len(rows) < 3 else None
+    for axes, key, held, unit in (
+        (left, "loss", "nll", "loss (nats)"),
+        (right, "train_accuracy", "accuracy", "accuracy (%)"),
+    ):
+        for name, label, color, style in ((key, "training", BLUE, "-"), (held, "held out", ORANGE, "--")):
+            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker=marker)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.suptitle(title)
+    return _save(figure, picture)
+
+
+def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: int = 24) -> Path:
+    """Draw the first images with the predicted class, its probability, and right or wrong; returns the picture.
+
+    Shapes:
+        logits: (N, K), row n belongs to image n.
+    Args:
+        count: images shown, at most; the first ones, so that nothing is chosen.
+    Raises:
+        InputError: other numbers of images and rows, or none.
+    """
+    if not len(images) or logits.shape != (len(images), len(images.classes)):
+        raise InputError(
+            f"expected logits {(len(images), len(images.classes))} for at least one image; got {tuple(logits.shape)}"
+        )
+    shown = min(count, len(images))
+    rows = -(-shown // COLUMNS)
+    figure, axes = _figure(rows, COLUMNS, (1.6 * COLUMNS, 1.75 * rows + 0.5))
+    probabilities = logits.float().softmax(1)
+    for place in axes.flat:
+        place.axis("off")
+    for i, place in zip(range(shown), axes.flat, strict=False):
+        said, true = int(logits[i].argmax()), int(images.labels[i])
+        pixels = images.images[i].permute(1, 2, 0)
+        place.imshow(pixels.squeeze(-1), cmap="gray" if pixels.shape[-1] == 1 else None)
+        text = f"{images.classes[said]} {100 * probabilities[i, said]:.0f} %\n"
+        text += "right" if said == true else f"wrong: {images.classes[true]}"
+        place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
+    figure.suptitle(title)
+    return _save(figure, picture)
+
+
+def _rows(metrics: Path) -> list[dict[str, Any]]:
+    try:
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
+    if not rows:
+        raise RunError(f"{metrics} has no finished epoch to draw yet")
+    return rows
+
+
+def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+    """A figure that needs no display and leaves pyplot's state alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _save(figure: Any, picture: Path) -> Path:
+    figure.savefig(picture, dpi=100, metadata={"Software": None})  # no version inside: equal bytes from equal numbers
+    return picture

@@ -1,0 +1,131 @@
+"""Hold a published weight to its manifest entry: bytes, tensors, golden outputs, and correct answers."""
+
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hyperzoo import checkout, evaluate, names, weights, zoo
+from hyperzoo.data.sources import VARIABLE
+from hyperzoo.errors import (
+    DataError,
+    MissingExtraError,
+    WeightFileError,
+    WeightHashError,
+    WeightUnavailableError,
+)
+from hyperzoo.manifest import FILES, WeightInfo
+
+RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on another CPU; the measured differences are below 1e-6
+SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers: ties flip between CPUs
+
+
+class Check(NamedTuple):
+    """One thing that was compared; `ok` is None where that was not possible, and `detail` says why."""
+
+    name: str
+    what: str
+    ok: bool | None
+    detail: str
+
+
+def verify(name: str) -> list[Check]:
+    """Compare a published weight with all that the manifest says about it; a damaged file ends the list.
+
+    Args:
+        name: a weight, or an architecture for its default weight.
+    Raises:
+        InvalidNameError, UnknownNameError: no such weight. A weight that differs is no error but a check that failed.
+    """
+    info = zoo.weight_info(name)
+    return list(_checks(info))
+
+
+def _checks(info: WeightInfo) -> Iterator[Check]:
+    def check(what: str, ok: bool | None, detail: str) -> Check:
+        return Check(info.name, what, ok, detail)
+
+    try:
+        files = {part: weights.path(info.name, part) for part in FILES}
+        yield check("hash", True, f"sha256 of {' and '.join(FILES)}")
+        model = zoo.load(info.name).model
+    except (WeightHashError, WeightFileError, WeightUnavailableError) as error:
+        yield check("tensors" if isinstance(error, WeightFileError) else "hash", False, str(error))
+        return
+    yield check("tensors", True, f"{len(model.state_dict())} names and shapes")
+    found = (sum(p.numel() for p in model.parameters()), files["model.safetensors"].stat().st_size)
+    stated = (info.parameters, info.bytes)
+    yield check("size", found == stated, f"parameters, bytes: {_both(found, stated)}")
+    yield check("golden", *_golden(info, model))
+    yield check("sample", *_sample(info, model))
+    yield check("test set", *_test_set(info, model))
+
+
+def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """What a golden file holds for an input (B, C, H, W): input, features, pre_logits, output; float32, eval mode."""
+    with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
+        features = model.eval().forward_features(x)  # type: ignore[operator]
+        values = {
+            "input": x,
+            "features": features,
+            "pre_logits": model.forward_head(features, pre_logits=True),  # type: ignore[operator]
+            "output": model(x),
+        }
+    return {key: value.contiguous() for key, value in values.items()}
+
+
+def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
+    place = checkout.here()
+    if place is None:
+        return None, "golden outputs are in a checkout only"
+    file = place.golden(info.name)
+    if not file.is_file():
+        return False, f"{file.relative_to(place.root)} is missing"
+    stored = load_file(file)
+    now = outputs(model, stored["input"])
+    differing = [key for key in now if not torch.allclose(now[key], stored[key], rtol=RTOL, atol=ATOL)]
+    largest = max(float((now[key] - stored[key]).abs().max()) for key in now)
+    return not differing, f"{', '.join(differing) or 'all outputs'}: largest difference {largest:.1e}"
+
+
+def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
+    place, stated = checkout.here(), info.metrics.this_file.sample
+    if place is None:
+        return None, "the embedded sample is in a checkout only"
+    try:
+        metrics = evaluate.test_split(model, _code(info), mirror=place.mirror)
+    except (DataError, MissingExtraError) as error:
+        return None, str(error)
+    if metrics.fingerprint != stated.fingerprint:
+        return False, f"the embedded sample has fingerprint {metrics.fingerprint}, not {stated.fingerprint}"
+    near = abs(metrics.correct - stated.correct) <= SAMPLE_SLACK
+    return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
+
+
+def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
+    if not os.environ.get(VARIABLE):
+        return None, f"set {VARIABLE} to a mirror of {info.dataset.id} for the full test set"
+    stated = info.metrics.this_file
+    try:
+        metrics = evaluate.test_split(model, _code(info))
+    except (DataError, MissingExtraError) as error:
+        return None, str(error)
+    if metrics.fingerprint == stated.sample.fingerprint:
+        return None, f"{VARIABLE} holds the embedded sample only"
+    if metrics.fingerprint == info.dataset.test_fingerprint:
+        near = abs(metrics.correct - stated.correct) <= TEST_SLACK
+        return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
+    mean, sd = info.metrics.accuracy.mean, info.metrics.accuracy.sd
+    seen = f"other pixels than the published ones: {metrics.accuracy:.2f} %, published {mean:.2f} %"
+    return None if sd is None else abs(metrics.accuracy - mean) <= 3 * sd, seen
+
+
+def _code(info: WeightInfo) -> str:
+    return names.parse(info.name).dataset
+
+
+def _both(found: object, stated: object) -> str:
+    return f"{found}" if found == stated else f"{found}, the manifest says {stated}"
