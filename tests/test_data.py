@@ -327,6 +327,16 @@ def test_a_folder_that_cannot_be_written_costs_one_warning(four_shards, cache):
     assert len(caught) == 1
 
 
+def test_a_failed_rename_leaves_no_temporary_file(four_shards, cache):
+    load_images("c10", "train")
+    (file,) = cache.iterdir()
+    file.unlink()
+    file.mkdir()
+    with pytest.warns(UserWarning, match="cannot be cached as"):
+        load_images("c10", "train")
+    assert list(cache.iterdir()) == [file]
+
+
 def test_a_full_disk_costs_one_warning_and_leaves_nothing(four_shards, cache):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     source = sources.find("c10", "train").read()[0]
