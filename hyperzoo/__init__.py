@@ -4,10 +4,8 @@ from hyperzoo.errors import PackagePairError as _PackagePairError
 
 try:
     import timm as _timm  # noqa: F401
-except (
-    ImportError,
-    RuntimeError,
-) as _error:  # torchvision of another torch: "operator torchvision::nms does not exist"
+except (ImportError, RuntimeError) as _error:
+    # A torchvision made for another torch says "operator torchvision::nms does not exist".
     from importlib import metadata as _metadata
 
     _found = {dist.name: dist.version for dist in _metadata.distributions() if dist.name in ("torch", "torchvision")}
