@@ -1,5 +1,6 @@
 """A model as the folder that timm's `local-dir:` and the Hub know: model.safetensors and config.json, no pickle."""
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -33,15 +34,13 @@ def export_model(
     places = [value.data_ptr() for value in state.values() if value.numel()]
     if len(set(places)) < len(places):
         raise WeightFileError(f"cannot export {type(model).__name__}: two tensor names share one storage")
-    dense = {
-        name: value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
-        for name, value in state.items()
-    }
+    plain = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # not channels-last
+    dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
     with tempfile.TemporaryDirectory() as scratch:
         save_for_hf(
-            model,
+            plain,
             scratch,
             model_config={"label_names": list(classes), "hyperzoo": notes or {}},
             safe_serialization=True,
