@@ -1,3 +1,5 @@
+"""`python -m hyperzoo` is the command `hyperzoo`."""
+
 from hyperzoo.cli import main
 
 main()

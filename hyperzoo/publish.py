@@ -168,7 +168,7 @@ def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
     model = build.model(recipe, len(classes), 3)
     tag = names.parse(recipe.name).tag
     cfg: Any = model.pretrained_cfg
-    model.pretrained_cfg = {**cfg, "tag": tag}  # the same before and after the first publication
+    cfg["tag"] = tag  # so that config.json is the same before and after the first publication
     model.load_state_dict(weights.same_keys(state, model))
     return model.eval(), tuple(classes)
 

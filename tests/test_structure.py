@@ -32,17 +32,19 @@ ALLOWED = {
     "data": set(),
     "training": set(),
     "zoo": {"models", "weights", "manifest"},
+    "checkout": set(),
+    "export": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
     "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
-    "train": BRANCHES | {"build", "evaluate", "weights", "manifest", "zoo"},
+    "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # as a module: the command
 }
-PRODUCTS = set(ALLOWED)
-ALLOWED |= {unit: PRODUCTS | {"cards"} for unit in ("publish", "cards", "plots", "export")}
+PRODUCTS = ("publish", "entry", "verify", "cards", "plots")
+ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
-    "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "export", "__init__"},
+    "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "entry", "export", "__init__"},
     "huggingface_hub": {"hub", "data"},
-    "safetensors": {"weights", "data", "training", "publish", "export"},
-    "accelerate": {"training", "train", "evaluate"},
+    "safetensors": {"weights", "data", "training", "publish", "verify", "export"},
+    "accelerate": {"training", "build", "train", "evaluate"},
     "datasets": {"data"},
     "pydantic": {"training"},
     "ruamel": {"training"},

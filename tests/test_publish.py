@@ -1,0 +1,204 @@
+"""Publishing turns finished runs into files that agree with each other, or refuses and changes nothing."""
+
+import json
+import shutil
+
+import finished
+import pytest
+import torch
+from finished import NAME, another_seed, contents
+from safetensors.torch import load_file, save_file
+
+from hyperzoo import cards, errors, publish
+from hyperzoo.manifest import Manifest
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A checkout, the mirror that its one run was made with, and the run folder."""
+    root = tmp_path_factory.mktemp("trained")
+    place = finished.checkout(root / "checkout")
+    data = finished.mirror(root / "data", slice(10, 18), slice(20, 36))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(data))
+        return place, data, finished.run(place, root / "run")
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch):
+    """A copy of all that for one test: the checkout and the run folder."""
+    place, data, run = trained
+    monkeypatch.setenv("HYPERZOO_DATA", str(data))
+    shutil.copytree(place.root, tmp_path / "checkout")
+    return type(place)(tmp_path / "checkout"), shutil.copytree(run, tmp_path / "run")
+
+
+def change(folder, file, **values):
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.fixture(scope="session")
+def published(trained, tmp_path_factory):
+    """The checkout after one publication; tests of this fixture read only."""
+    place, data, run = trained
+    copy = type(place)(shutil.copytree(place.root, tmp_path_factory.mktemp("published") / "checkout"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(data))
+        info = publish.publish(NAME, [run], place=copy)
+    return copy, run, info
+
+
+def test_what_is_published_agrees_with_the_run(published):
+    place, run, info = published
+    manifest = Manifest(place.package)
+    assert manifest.info(NAME) == info and manifest.default("resnet20_cifar") == NAME
+    result = json.loads((run / "result.json").read_text())
+    assert info.metrics.accuracy.values == (result["metrics"]["accuracy"],)
+    assert (info.metrics.accuracy.n, info.metrics.accuracy.sd, info.metrics.accuracy.seeds) == (1, None, (0,))
+    assert info.metrics.this_file.correct == result["metrics"]["correct"] and info.metrics.this_file.total == 16
+    assert info.metrics.this_file.sample.total == 12
+    assert info.metrics.this_file.ece == pytest.approx(result["metrics"]["ece"] / 100, abs=1e-4)  # % there, 0 to 1 here
+    assert info.paper == ("1512.03385",) and info.license == "mit" and info.recipe == f"resnet_cifar/{NAME}.yaml"
+    weight = manifest.folder(NAME) / "model.safetensors"
+    trained = load_file(run / "model.safetensors")
+    assert all(torch.equal(value, trained[key]) for key, value in load_file(weight).items())
+    assert info.parameters == sum(v.numel() for k, v in trained.items() if k.endswith(("weight", "bias")))
+
+
+def test_no_path_of_a_machine_is_published(published):
+    place, run, _ = published
+    for path, content in contents(place.root).items():
+        if path.endswith((".json", ".jsonl", ".md")):
+            assert str(run.parent.parent).encode() not in content, path
+            assert str(finished.ROOT).encode() not in content, path
+
+
+def test_the_golden_input_is_its_formula(published):
+    golden = load_file(published[0].golden(NAME))
+    assert golden.keys() == {"input", "features", "pre_logits", "output"} and golden["input"].shape == (4, 3, 32, 32)
+    flat = golden["input"].flatten().tolist()
+    for i in (0, 1, 1000, 12287):
+        assert flat[i] == pytest.approx(4 * (7919 * i % 2003) / 2003 - 2, abs=1e-6)  # one rounding to float32
+    assert golden["features"].mean((2, 3)) == pytest.approx(golden["pre_logits"], abs=1e-5)  # order of the sum
+
+
+def test_the_texts_and_the_picture_are_made(published):
+    place, run, info = published
+    assert cards.check(Manifest(place.package), place) == []
+    assert NAME in place.readme.read_text() and place.readme.read_text().startswith("before\n")
+    assert place.card(NAME, ".metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    picture = place.card(NAME, ".png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
+    notes = json.loads((place.package / "checkpoints" / NAME / "config.json").read_text())["hyperzoo"]
+    assert notes["name"] == NAME and notes["recipe_sha256"] == info.recipe_sha256 and "sha256" not in notes
+
+
+def test_a_second_publication_writes_the_same_bytes(published, work):
+    place, run = work
+    publish.publish(NAME, [run], place=place)
+    first = contents(published[0].root)
+    assert contents(place.root) == first
+    publish.publish(NAME, [run], place=place)
+    assert contents(place.root) == first
+
+
+def test_the_median_of_three_runs_is_published(work):
+    place, run = work
+    stated = json.loads((run / "result.json").read_text())["metrics"]
+    best, worst = ({**stated, "accuracy": stated["accuracy"] + delta} for delta in (2.0, -1.0))
+    runs = [another_seed(run, 5, metrics=worst), another_seed(run, 3, metrics=best), run]
+    info = publish.publish(NAME, runs, place=place)
+    accuracy = info.metrics.accuracy
+    assert accuracy.seeds == (0, 3, 5) and accuracy.n == 3
+    assert accuracy.mean == pytest.approx(stated["accuracy"] + 1 / 3, abs=1e-4)  # rounded to four digits
+    assert accuracy.sd == pytest.approx((7 / 3) ** 0.5, abs=1e-4)  # of the deviations 5/3, -4/3, -1/3
+    assert info.metrics.this_file.accuracy == stated["accuracy"]
+    assert "over 3 seeds" in place.card(NAME).read_text()
+
+
+def nan(place, run):
+    state = load_file(run / "model.safetensors")
+    state["fc.bias"][3] = float("nan")
+    save_file(state, run / "model.safetensors")
+
+
+def drop_a_tensor(place, run):
+    state = load_file(run / "model.safetensors")
+    del state["layer2.0.conv1.weight"]
+    save_file(state, run / "model.safetensors")
+
+
+def other_weights(place, run):
+    state = load_file(run / "model.safetensors")
+    state["fc.weight"].neg_()
+    state["fc.bias"].neg_()
+    save_file(state, run / "model.safetensors")
+    metrics = json.loads((run / "result.json").read_text())["metrics"]
+    change(run, "result.json", metrics={**metrics, "correct": 16})
+
+
+def embedded_sample(place, run):
+    shutil.rmtree(place.mirror)
+    finished.mirror(place.mirror, slice(10, 18), slice(0, 12))  # the training images of the run
+
+
+def other_recipe(place, run):
+    file = place.recipes / "resnet_cifar" / f"{NAME}.yaml"
+    file.write_text(file.read_text().replace("lr: 0.01", "lr: 0.02"))
+
+
+def path_in_the_config(place, run):
+    change(run, "config.json", label_names=[f"/home/someone/class{i}" for i in range(10)])
+
+
+FAULTS = {
+    "NaN": (nan, "NaN or infinity in fc.bias"),
+    "missing tensor": (drop_a_tensor, "missing: layer2.0.conv1.weight"),
+    "another network than measured": (other_weights, "16 correct answers, its file gives"),
+    "embedded sample": (embedded_sample, "embedded sample"),
+    "other recipe": (other_recipe, f"not that of {NAME}.yaml"),
+    "unfinished": (lambda place, run: (run / "result.json").unlink(), "result.json is missing"),
+    "damaged result": (lambda place, run: (run / "result.json").write_text("{"), "not valid JSON"),
+    "held out": (
+        lambda place, run: change(run, "result.json", split="held-out part of train"),
+        "not on the test split",
+    ),
+    "unknown commit": (
+        lambda place, run: change(run, "result.json", environment={"commit": None}),
+        "commit is unknown",
+    ),
+    "path": (path_in_the_config, "path of this machine"),
+    "README without marks": (lambda place, run: place.readme.write_text("nothing"), "lacks the line"),
+    "no recipe": (lambda place, run: shutil.rmtree(place.recipes), "needs one recipe"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_refusal_changes_nothing(work, fault):
+    place, run = work
+    spoil, message = FAULTS[fault]
+    spoil(place, run)
+    before = contents(place.root)
+    with pytest.raises((errors.PublishError, errors.WeightFileError), match=message):
+        publish.publish(NAME, [run], place=place)
+    assert contents(place.root) == before
+
+
+def test_runs_that_do_not_belong_together_are_refused(work):
+    place, run = work
+    with pytest.raises(errors.PublishError, match="same seed: 0, 0"):
+        publish.publish(NAME, [run, run], place=place)
+    with pytest.raises(errors.PublishError, match="train images are not those of"):
+        publish.publish(NAME, [run, another_seed(run, 1, train_fingerprint="0" * 64)], place=place)
+    with pytest.raises(errors.PublishError, match="no run folder"):
+        publish.publish(NAME, [], place=place)
+
+
+def test_a_disk_that_refuses_leaves_everything_as_it_was(work):
+    place, run = work
+    before = contents(place.root)
+    (place.root / "tests" / "golden").write_text("a file where a folder should be")
+    with pytest.raises(errors.PublishError, match="cannot write the published files"):
+        publish.publish(NAME, [run], place=place)
+    assert contents(place.root) == {**before, "tests/golden": b"a file where a folder should be"}
