@@ -1,0 +1,168 @@
+"""What the sphere layers cost: spherenet20 against its inner-product twin, as ratios in one run.
+
+    python benchmarks/sphere_layers.py            # about 10 minutes on two cores, most of it compiling
+    python benchmarks/sphere_layers.py --quick    # eager only, few repeats
+    python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a machine that does other things too
+
+Batch 128 of 32 x 32, channels-last, two threads. Twin and model take turns, and a ratio is the median of the ratios of
+neighbors, so that other load hits both alike. Memory: the growth of the resident set over one step, in a process of its
+own. Without --dtype, bfloat16 where the CPU computes in it (AVX-512), else float32: emulated bfloat16 is ten times
+slower, and its ratios say nothing about the sphere layers.
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import hyperzoo  # noqa: F401  registers the models
+
+TWIN = "resnet20_cifar"
+BATCH = 128
+# what, model, compiled, training, at most (issue 3)
+SPEED = [
+    ("training step, eager", "spherenet20", False, True, 1.70),
+    ("training step, compiled", "spherenet20", True, True, 1.10),
+    ("training step, compiled", "spherenet20_linear", True, True, 1.30),
+    ("training step, compiled", "spherenet20_sigmoid", True, True, 1.45),
+    ("inference, compiled", "spherenet20", True, False, 1.05),
+]
+MEMORY = [("peak memory of a step, eager", False), ("peak memory of a step, compiled", True)]
+MEMORY_LIMIT = 1.30
+
+
+def make_step(arch: str, compiled: bool, training: bool, dtype: torch.dtype) -> Callable[[], None]:
+    """One step on resident tensors: with loss, backward and SGD, or the forward pass alone."""
+    torch.manual_seed(0)
+    model = timm.create_model(arch).to(memory_format=torch.channels_last).train(training)
+    x = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (BATCH,))
+    forward = torch.compile(model, fullgraph=True) if compiled else model
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    if not training:
+
+        def infer() -> None:
+            with torch.no_grad(), autocast:
+                forward(x)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+
+    def train() -> None:
+        with autocast:
+            logits = forward(x)
+        F.cross_entropy(logits.float(), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train
+
+
+def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
+    start = clock()
+    step()
+    return clock() - start
+
+
+def compare(
+    twin: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of the ratios of neighbors."""
+    for _ in range(3):  # compiles, and warms up
+        twin()
+        step()
+    pairs = [(seconds(twin, clock), seconds(step, clock)) for _ in range(repeats)]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(b / a for a, b in pairs),
+    )
+
+
+def profile(step: Callable[[], None]) -> str:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
+        for _ in range(3):
+            step()
+    return record.key_averages().table(sort_by="self_cpu_time_total", row_limit=12, max_name_column_width=60)
+
+
+def print_peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> None:
+    """Growth of the resident set during the third step, by the kernel's own high-water mark (Linux)."""
+    step = make_step(arch, compiled, True, dtype)
+    step()
+    step()
+    gc.collect()
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # resets the mark
+    before = resident()["VmRSS"]
+    step()
+    print(resident()["VmHWM"] - before)
+
+
+def resident() -> dict[str, int]:
+    with open("/proc/self/status") as f:
+        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f if line.startswith(("VmRSS", "VmHWM"))}
+
+
+def peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> int:
+    command = [sys.executable, __file__, "--memory-of", arch, "--dtype", str(dtype).removeprefix("torch.")]
+    # a fixed threshold: every activation gets pages of its own, which go back when it is freed
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    return int(subprocess.check_output(command + ["--compiled"] * compiled, env=env, text=True).split()[-1])
+
+
+def row(what: str, arch: str, twin: str, own: str, ratio: float, limit: float) -> bool:
+    missed = ratio > limit
+    print(f"{what:32}{arch:22}{twin:>10}{own:>10}{ratio:8.2f}{limit:9.2f}  {'MISSED' if missed else 'ok'}", flush=True)
+    return missed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ratios of spherenet20 to its twin.")
+    parser.add_argument("--quick", action="store_true", help="eager only, few repeats")
+    parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what this CPU computes in")
+    parser.add_argument("--memory-of", metavar="ARCH", help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    native = "bfloat16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "float32"
+    dtype = getattr(torch, args.dtype or native)
+    torch.set_num_threads(1 if args.busy else 2)
+    if args.memory_of:
+        print_peak_bytes(args.memory_of, args.compiled, dtype)
+        return
+    clock = time.process_time if args.busy else time.perf_counter
+    repeats = 5 if args.quick else 25
+    print(
+        f"{dtype}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    )
+    print(f"{'what':32}{'model':22}{'twin':>10}{'sphere':>10}{'ratio':>8}{'at most':>9}")
+    twins: dict[tuple[bool, bool], Callable[[], None]] = {}
+    profiles = []
+    for what, arch, compiled, training, limit in SPEED:
+        if compiled and args.quick:
+            continue
+        if (compiled, training) not in twins:
+            torch.compiler.reset()
+            twins[compiled, training] = make_step(TWIN, compiled, training, dtype)
+        step = make_step(arch, compiled, training, dtype)
+        a, b, ratio = compare(twins[compiled, training], step, repeats, clock)
+        if row(what, arch, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, limit):
+            profiles.append(f"{what}, {arch}:\n{profile(step)}")
+    for what, compiled in MEMORY[: 1 if args.quick else None]:
+        own, twin = (peak_bytes(arch, compiled, dtype) for arch in ("spherenet20", TWIN))
+        row(what, "spherenet20", f"{twin / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / twin, MEMORY_LIMIT)
+    print(*profiles, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
