@@ -175,7 +175,7 @@ def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str]
     if reader.faults:
         faults = sorted(set(reader.faults))
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        listed = " ".join(f"Line {line}: {text}." if line else f"{text}." for line, text in faults)
+        listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
         raise RecipeError(f"{path.name} has {count}. {listed}")
     return recipe
 
@@ -188,7 +188,7 @@ def recipe_folders() -> list[Path]:
 
 def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix == ".yaml":
         return path
     name = str(names.parse(str(path_or_name)))
     found = [file for folder in recipe_folders() for file in sorted(folder.rglob(f"{name}.yaml"))]
@@ -234,7 +234,7 @@ class _Reader:
     def fault(self, detail: Any) -> tuple[int, str]:
         """Line and text of one of pydantic's errors."""
         loc = [part for part in detail["loc"] if part != "[key]"]
-        while loc and tuple(loc) not in self.lines and detail["type"] != "missing":
+        while loc and tuple(loc) not in self.lines and detail["type"] not in ("missing", "extra_forbidden"):
             loc.pop()  # pydantic appends the names of union members
         loc = loc or list(detail["loc"])
         line = next((self.lines[key] for i in range(len(loc), -1, -1) if (key := tuple(loc[:i])) in self.lines), 0)
@@ -295,4 +295,4 @@ def _keys(blocks: list[Any]) -> list[str]:
     model: Any = Recipe
     for block in blocks:
         model = model.model_fields[block].annotation
-    return [key for key in model.model_fields if key != "name"] if hasattr(model, "model_fields") else []
+    return [key for key in getattr(model, "model_fields", ()) if (model, key) != (Recipe, "name")]

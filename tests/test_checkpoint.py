@@ -1,0 +1,113 @@
+"""A checkpoint is there whole or not at all: damage, a full disk and kill -9 leave the last complete one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from hyperzoo.errors import CheckpointError
+from hyperzoo.training import checkpoint
+from hyperzoo.training.checkpoint import Checkpoint
+
+
+def made(epoch, size=10):
+    return Checkpoint(epoch, {"step": {"w": torch.full((size,), float(epoch))}, "empty": {}}, {"rows": [epoch]})
+
+
+def test_round_trip_and_pruning(tmp_path):
+    for epoch in (1, 2, 10):
+        checkpoint.save(tmp_path, made(epoch))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-00002", "epoch-00010"]
+    found = checkpoint.newest(tmp_path)
+    assert found.epoch == 10 and found.state == {"rows": [10]} and found.tensors["empty"] == {}
+    assert torch.equal(found.tensors["step"]["w"], torch.full((10,), 10.0))
+    with safe_open(tmp_path / "epoch-00010" / "step.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_nothing_there(tmp_path):
+    assert checkpoint.newest(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("name", ["step.safetensors", "empty.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
+def test_damage_falls_back_to_the_one_before(tmp_path, name, damage, caplog):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, made(epoch))
+    path = tmp_path / "epoch-00002" / name
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 4
+    elif damage == "cut":
+        del data[-1]
+    elif damage == "empty":
+        data.clear()
+    path.unlink() if damage == "gone" else path.write_bytes(data)
+    assert checkpoint.newest(tmp_path).epoch == 1
+    assert "epoch-00002 cannot be used" in caplog.text
+
+
+def test_another_format_is_not_guessed_at(tmp_path, monkeypatch, caplog):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT", 2)
+        checkpoint.save(tmp_path, made(1))
+    assert checkpoint.newest(tmp_path) is None and "it has format 2, this version reads 1" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lion", "muon"])
+def test_optimizer_state_survives_packing_bit_for_bit(name):
+    from timm.optim import create_optimizer_v2
+
+    def steps(model, optimizer, first, last):
+        for i in range(first, last):
+            optimizer.zero_grad()
+            model(torch.full((2, 4), float(i + 1))).square().sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    straight = torch.nn.Linear(4, 3)
+    resumed = torch.nn.Linear(4, 3)
+    one = create_optimizer_v2(straight, name, lr=0.01, weight_decay=0.1)
+    steps(straight, one, 0, 3)
+    resumed.load_state_dict(straight.state_dict())
+    two = create_optimizer_v2(resumed, name, lr=0.5, weight_decay=0.2)
+    tensors, rest = checkpoint.pack_optimizer(one)
+    read_back = {name: value.clone() for name, value in tensors.items()}
+    checkpoint.unpack_optimizer(two, read_back, json.loads(json.dumps(rest)))
+    for model, optimizer in ((straight, one), (resumed, two)):
+        steps(model, optimizer, 3, 6)
+    assert torch.equal(straight.weight, resumed.weight) and torch.equal(straight.bias, resumed.bias)
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from hyperzoo.errors import CheckpointError
+from hyperzoo.training import checkpoint
+folder = Path(sys.argv[1])
+save = lambda epoch, size: checkpoint.save(folder, checkpoint.Checkpoint(epoch, {"step": {"w": torch.ones(size)}}, {}))
+save(1, 10)
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save(2, 100_000)
+except CheckpointError as error:
+    print(error)
+print(sorted(path.name for path in folder.iterdir()), checkpoint.newest(folder).epoch)
+"""
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True)
+    assert "cannot write the checkpoint" in done.stdout and "Free some space" in done.stdout
+    assert done.stdout.endswith("['epoch-00001'] 1\n")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
+        checkpoint.save(tmp_path / "file", made(1))

@@ -1,0 +1,120 @@
+"""A recipe is read strictly: every fault at once, with its line and the nearest name; nothing in it runs."""
+
+import pytest
+
+from hyperzoo import names
+from hyperzoo.errors import InvalidNameError, RecipeError
+from hyperzoo.training.config import load_recipe, recipe_folders
+
+GOOD = """\
+model:
+  arch: spherenet20
+data:
+  name: c10
+optim:
+  lr: 1e-3
+train:
+  epochs: 2
+"""
+
+
+def read(tmp_path, text, *overrides, name="some.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return load_recipe(path, overrides)
+
+
+def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
+    recipe = read(tmp_path, GOOD.replace("  epochs: 2", "  epochs: 2\n  compile: off"))
+    assert recipe.optim.lr == 0.001 and recipe.train.compile == "off" and recipe.name == "some"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("epochs: 2", "epoch: 2", "Line 8: unknown key 'epoch' (did you mean 'epochs'?)"),
+        ("epochs: 2", "epoch: 2", "train.epochs is missing"),
+        ("lr: 1e-3", "lr: 1e-3x", "Line 6: optim.lr: should be a valid number, got '1e-3x'"),
+        ("lr: 1e-3", 'lr: "True"', "Line 6: optim.lr"),
+        ("lr: 1e-3", "lr: .nan", "Line 6: optim.lr"),
+        ("lr: 1e-3", "lr: -1", "Line 6: optim.lr: should be greater than 0, got -1"),
+        ("epochs: 2", "epochs: 2\n  mixed_precision: no", "Line 9: unknown key 'mixed_precision'"),
+        ("epochs: 2", "epochs: 2\n  epochs: 3", "Line 9: repeated key 'epochs'"),
+        ("epochs: 2", "epochs: 2.5", "Line 8: train.epochs"),
+        ("arch: spherenet20", "arch: spherenet2", "Line 2: unknown architecture 'spherenet2'. Closest: spherenet"),
+        ("lr: 1e-3", "lr: 1e-3\n  optimizer: sdg", "Line 7: unknown optimizer 'sdg'. Closest: sgd"),
+        ("lr: 1e-3", "lr: 1e-3\n  schedule: cosin", "Line 7: optim.schedule"),
+        ("epochs: 2", "epochs: !!python/object/apply:os.system ['true']", "is not allowed"),
+        ("train:", "expect: {accuracy: 101}\ntrain:", "Line 7: expect.accuracy"),
+        ("model:", "modle:", "did you mean 'model'?"),
+        ("data:", "data: [", "not valid YAML"),
+        (GOOD, "", "model is missing"),
+        (GOOD, "- 1", "model is missing"),
+        ("epochs: 2", "epochs: 2\n  accumulate: 3", "does not divide by accumulate 3"),
+        ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "leaves nothing of 2 epochs"),
+        ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
+        ("name: c10", "name: c10\n  resize_px: {3: 16}", "names epoch 3, but there are 2"),
+    ],
+)
+def test_one_fault_one_sentence(tmp_path, old, new, expected):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, GOOD.replace(old, new))
+    assert expected in str(caught.value)
+
+
+def test_five_faults_are_reported_at_once_in_the_order_of_their_lines(tmp_path):
+    text = GOOD.replace("spherenet20", "sphernet20").replace("name: c10", "nme: c10").replace("1e-3", "fast")
+    text = text.replace("epochs: 2", "epochs: 0\n  epochs: 0")
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith("some.yaml has 6 faults.")  # a misspelled key is unknown, and the right one missing
+    lines = ["Line 2:", "Line 4: unknown key 'nme' (did you mean 'name'?)", "Line 6:", "Line 9: repeated key 'epochs'"]
+    assert [message.index(line) for line in lines] == sorted(message.index(line) for line in lines)
+
+
+def test_overrides_go_through_the_same_checks(tmp_path):
+    assert read(tmp_path, GOOD, "optim.lr=5e-4", "data.flip=false").optim.lr == 5e-4
+    with pytest.raises(RecipeError, match="unknown key 'lrr'"):
+        read(tmp_path, GOOD, "optim.lrr=1")
+    for bad in ("lr=1", "optim.lr", "optim.lr.x=1"):
+        with pytest.raises(RecipeError, match="not of the form block.key=value"):
+            read(tmp_path, GOOD, bad)
+
+
+def test_a_missing_file_and_hostile_names():
+    with pytest.raises(RecipeError, match="cannot read the recipe nowhere.yaml"):
+        load_recipe("nowhere.yaml")
+    with pytest.raises(RecipeError, match="no recipe 'spherenet20.mhe_c10'. Closest: spherenet20.sphere_c10"):
+        load_recipe("spherenet20.mhe_c10")
+    with pytest.raises(InvalidNameError):
+        load_recipe("../../etc/passwd")
+
+
+def test_the_file_name_must_agree_with_the_architecture(tmp_path):
+    with pytest.raises(RecipeError, match="named 'resnet20_cifar.plain_c10', but model.arch is 'spherenet20'"):
+        read(tmp_path, GOOD, name="resnet20_cifar.plain_c10.yaml")
+
+
+def test_the_digest_sees_settings_but_not_the_name(tmp_path):
+    one = read(tmp_path, GOOD)
+    assert one.digest() == read(tmp_path, "# a comment\n" + GOOD, name="other.yaml").digest()
+    assert one.digest() != read(tmp_path, GOOD, "train.seed=1").digest()
+
+
+RECIPES = sorted({path for folder in recipe_folders() for path in folder.rglob("*.yaml")})
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_valid_and_lies_in_the_folder_of_its_family(path):
+    recipe = load_recipe(path)
+    if path.name != "demo.yaml" and "drafts" not in path.parts:
+        name = names.parse(recipe.name)
+        assert name.dataset == recipe.data.name and recipe.data.hold_out == 0
+        assert path.parent.name == {"s": "spherenet", "r": "resnet_cifar"}[name.arch[0]]
+        assert recipe.expect is not None
+
+
+def test_the_twins_share_one_recipe():
+    sphere, plain = load_recipe("spherenet20.sphere_c10"), load_recipe("resnet20_cifar.plain_c10")
+    assert {**sphere.settings(), "model": None} == {**plain.settings(), "model": None}

@@ -1,0 +1,51 @@
+"""The learning rate is a pure function of the number of updates; weight decay leaves biases and norms alone."""
+
+import math
+
+import pytest
+import torch
+from tiny import network
+
+from hyperzoo.training.config import Optim
+from hyperzoo.training.schedule import Schedule, make_optimizer
+from hyperzoo.training.step import TrainStep
+
+
+def rates(epochs=4, updates=5, **settings):
+    optim = Optim(lr=0.4, **settings)
+    optimizer = make_optimizer(TrainStep(network(), torch.nn.CrossEntropyLoss()), optim)
+    schedule = Schedule(optimizer, optim, epochs=epochs, updates_per_epoch=updates)
+    forward = [schedule.apply(i) for i in range(epochs * updates)]
+    assert [schedule.apply(i) for i in reversed(range(epochs * updates))][::-1] == forward  # no state
+    return forward
+
+
+def test_cosine_with_warmup():
+    # 5 updates up from 0, then half a cosine over the remaining 15
+    expected = [0.4 * i / 5 for i in range(5)] + [0.2 * (1 + math.cos(math.pi * i / 15)) for i in range(15)]
+    assert rates(warmup_epochs=1.0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_multistep_counts_epochs_from_the_start_of_the_run():
+    # timm's rule: the rate of an update falls when the update after it reaches the milestone, 10 and 15 here
+    expected = [0.4] * 9 + [0.04] * 5 + [0.004] * 6
+    assert rates(schedule="multistep", milestones=[2.0, 3.0]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_linear_decay_and_constant():
+    assert rates(schedule="poly") == pytest.approx([0.4 * (1 - i / 20) for i in range(20)], abs=1e-12)
+    assert rates(schedule="constant") == [0.4] * 20
+
+
+def test_groups():
+    step = TrainStep(network(), torch.nn.CrossEntropyLoss())
+    optimizer = make_optimizer(step, Optim(lr=0.1, weight_decay=0.01))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: decay[id(p)] for name, p in step.named_parameters()} == {
+        name: 0.01 if p.dim() > 1 else 0.0 for name, p in step.named_parameters()
+    }
+    assert (
+        optimizer.defaults["nesterov"]
+        and not make_optimizer(step, Optim(lr=0.1, optimizer="momentum")).defaults["nesterov"]
+    )
+    assert make_optimizer(step, Optim(lr=0.1, optimizer="adamw", betas=[0.8, 0.9])).defaults["betas"] == (0.8, 0.9)

@@ -1,0 +1,289 @@
+"""A run resumes bit for bit, takes no step on nonsense, stops cleanly, and shares its folder with nobody."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from hyperzoo import train
+from hyperzoo.data import ImageBatches
+from hyperzoo.errors import LaunchError, NonFiniteError, RunError
+from hyperzoo.training import checkpoint
+from hyperzoo.training.config import load_recipe
+from hyperzoo.training.loop import Stopped
+
+HERE = Path(__file__).parent
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"optimizer": "adamw"}, {"ema": 0.9}, {"accumulate": 2, "clip_norm": 0.5}, {"resize_px": {1: 4, 3: 8}}],
+    ids=str,
+)
+def test_resuming_at_every_epoch_end_changes_no_bit(tmp_path, settings):
+    plan = tiny.recipe(4, **settings)
+    expected = tiny.run(tmp_path / "straight", plan)
+    kept = tmp_path / "straight" / "checkpoints"
+    assert sorted(path.name for path in kept.iterdir()) == ["epoch-00003", "epoch-00004"]
+    for stop in (1, 2, 3):
+        folder = tmp_path / str(stop)
+        saved = []
+
+        def stopping(row, saved=saved, stop=stop):
+            saved.append(row)
+            if row["epoch"] == stop:
+                raise KeyboardInterrupt
+
+        first = tiny.trainer(folder, plan)
+        first.progress.epoch_done = stopping
+        with pytest.raises(KeyboardInterrupt):
+            first.run()
+        assert checkpoint.newest(folder / "checkpoints").epoch == stop
+        assert equal(tiny.run(folder, plan), expected)
+        rows, straight = (
+            [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+            for place in (folder, tmp_path / "straight")
+        )
+        for row in (*rows, *straight):
+            del row["seconds"], row["images_per_s"]
+        assert rows == straight and [row["epoch"] for row in rows] == [1, 2, 3, 4]
+
+
+def test_the_seed_decides(tmp_path):
+    one, same, other = (tiny.run(tmp_path / str(i), tiny.recipe(1, seed=seed)) for i, seed in enumerate((0, 0, 1)))
+    assert equal(one, same) and not equal(one, other)
+
+
+def test_training_learns_and_reports_what_a_slow_loop_finds(tmp_path):
+    """An update at learning rate 0 (the first of a warm-up) reports loss and accuracy of the untouched net."""
+    plan = tiny.recipe(1)
+    run = tiny.trainer(tmp_path, plan, model=tiny.network(dropout=0.0), count=16)
+    batch = next(iter(run.batches.epoch(1)))
+    with torch.no_grad():
+        logits = run.step.model(batch.images)
+    losses = [-torch.log_softmax(row, 0)[label] for row, label in zip(logits, batch.labels, strict=True)]
+    run.run()
+    assert run.rows[0]["loss"] == pytest.approx(float(sum(losses)) / 16, rel=1e-5)  # float32 sums in another order
+    assert run.rows[0]["train_accuracy"] == 100 * float((logits.argmax(1) == batch.labels).sum()) / 16
+    assert run.rows[0]["lr"] == 0 and run.rows[0]["size_px"] == 8
+
+
+def test_accumulation_is_the_whole_batch(tmp_path):
+    whole, parts = (
+        tiny.run(tmp_path / str(n), tiny.recipe(2, accumulate=n), model=copy_of(tiny.network(dropout=0.0)))
+        for n in (1, 4)
+    )
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-5, atol=1e-6)  # float32 sums in another order
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.1)
+    return model
+
+
+def test_ema_is_the_average_that_is_published(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.recipe(2, ema=0.9))
+    published = run.run()
+    assert published is not run.step.model
+    assert not equal(published.state_dict(), run.step.model.state_dict())
+
+
+class Poisoned:
+    """The batches of a set, with a NaN in one image of one batch."""
+
+    def __init__(self, batches: ImageBatches, number: int) -> None:
+        self.batches, self.number = batches, number
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch):
+        for i, batch in enumerate(self.batches.epoch(epoch)):
+            if epoch == 2 and i == self.number:
+                batch.images[3, 0, 0, 0] = float("nan")
+                self.sample = int(batch.indices[3])
+            yield batch
+
+
+class BadLoss(nn.CrossEntropyLoss):
+    calls = 0
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        return super().forward(logits, labels) * (float("inf") if self.calls == 7 else 1.0)
+
+
+class BadGradient(nn.CrossEntropyLoss):
+    """A finite loss whose gradient is not: sqrt at 0."""
+
+    calls = 0
+
+    def forward(self, logits, labels):
+        self.calls += 1
+        loss = super().forward(logits, labels)
+        return loss + ((logits.sum() * 0).sqrt() if self.calls == 7 else 0)
+
+
+@pytest.mark.parametrize("fault", ["image", "loss", "gradient"])
+def test_no_step_on_nonsense(tmp_path, fault):
+    run = tiny.trainer(tmp_path, tiny.recipe(3))
+    if fault == "image":
+        run.batches = Poisoned(run.batches, 2)
+    else:
+        run.step.criterion = {"loss": BadLoss, "gradient": BadGradient}[fault]()
+    before = {}
+    update = run.optimizer.step
+
+    def remember():
+        update()
+        before.update({name: value.clone() for name, value in run.step.state_dict().items()})
+
+    run.optimizer.step = remember
+    with pytest.raises(NonFiniteError) as caught:
+        run.run()
+    message = str(caught.value)
+    assert message.startswith("epoch 2, step 3: loss terms: task") and "Last good checkpoint: epoch 1" in message
+    if fault == "image":
+        assert f"images with NaN or infinity: [{run.batches.sample}]" in message
+    assert equal(before, run.step.state_dict())
+    assert checkpoint.newest(tmp_path / "checkpoints").epoch == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_a_whole_step_and_it_resumes(tmp_path, number):
+    plan = tiny.recipe(3)
+    run = tiny.trainer(tmp_path / "run", plan)
+    update, steps = run.optimizer.step, []
+
+    def step():
+        update()
+        steps.append(1)
+        if len(steps) == 6:
+            os.kill(os.getpid(), number)
+
+    run.optimizer.step = step
+    with pytest.raises(Stopped, match=f"{number.name}; the run resumes after epoch 1") as caught:
+        run.run()
+    assert caught.value.exit_code == 128 + number and len(steps) == 6
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert equal(tiny.run(tmp_path / "run", plan), tiny.run(tmp_path / "straight", plan))
+
+
+KILLS = """
+import os, random, signal, sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import tiny
+from hyperzoo.training import checkpoint
+folder, seed, plan = Path(sys.argv[1]), int(sys.argv[3]), tiny.recipe(60)
+moments, kills, before = random.Random(seed), 0, 0
+while kills < 20:
+    pid = os.fork()
+    if not pid:
+        tiny.run(folder, plan)
+        os._exit(0)
+    time.sleep(moments.uniform(0.02, 0.3))
+    os.kill(pid, signal.SIGKILL)
+    status = os.waitpid(pid, 0)[1]
+    if os.WIFEXITED(status):
+        break                                  # it ended before the kill
+    kills += 1
+    found = checkpoint.newest(folder / "checkpoints")
+    epoch = found.epoch if found else 0
+    assert epoch >= before, (epoch, before)    # never back
+    before = epoch
+print("kills", kills, "epoch", before, flush=True)
+from safetensors.torch import save_file
+save_file(tiny.run(folder, plan), sys.argv[1] + "/end.safetensors")
+"""
+
+
+@pytest.mark.full
+def test_twenty_kills_at_random_moments_end_bit_equal(tmp_path):
+    from safetensors.torch import load_file
+
+    seed = int(time.time())
+    command = [sys.executable, "-W", "ignore", "-c", KILLS, tmp_path / "killed", HERE, str(seed)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, (seed, done.stderr)
+    assert done.stdout.startswith("kills 20 "), (seed, done.stdout)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        expected = tiny.run(tmp_path / "straight", tiny.recipe(60))
+    finally:
+        torch.set_num_threads(threads)
+    assert equal(load_file(tmp_path / "killed" / "end.safetensors"), expected), seed
+
+
+@pytest.fixture
+def small_recipe(tmp_path, data_mirror):
+    """The demo's data through the whole of `train.run`, made tiny."""
+    path = tmp_path / "small.yaml"
+    path.write_text(
+        "model: {arch: resnet20_cifar}\n"
+        "data: {name: c10, batch_size: 16, hold_out: 100, resize_px: {1: 8}}\n"
+        "optim: {lr: 0.1}\n"
+        "train: {epochs: 1, precision: fp32}\n"
+    )
+    return path
+
+
+def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
+    recipe, out = load_recipe(small_recipe), tmp_path / "out"
+    result = train.run(recipe, out)
+    assert result.values["split"] == "held-out part of train"  # choices never see the test split
+    assert result.values["metrics"]["total"] == 100 and result.values["recipe_sha256"] == recipe.digest()
+    names = {path.name for path in out.iterdir()}
+    assert {"model.safetensors", "config.json", "result.json", "metrics.jsonl", "checkpoints"} <= names
+    assert "epoch 1/1" in capsys.readouterr().out
+    stamp = (out / "model.safetensors").stat().st_mtime_ns
+    assert train.run(recipe, out).values == result.values  # finished: only read
+    assert (out / "model.safetensors").stat().st_mtime_ns == stamp
+    changed = load_recipe(small_recipe, ["optim.lr=0.2", "train.epochs=2"])
+    with pytest.raises(RunError, match=r"optim.lr \(0.1 -> 0.2\), train.epochs \(1 -> 2\).*--allow-change"):
+        train.run(changed, out)
+    assert len(train.run(changed, out, allow_change=True).values["recipe"]["optim"]) > 1
+
+
+def test_two_runs_in_one_folder(small_recipe, tmp_path):
+    script = (
+        "import fcntl, sys, time; lock = open(sys.argv[1], 'a+'); fcntl.flock(lock, fcntl.LOCK_EX); "
+        "lock.write('4711'); lock.flush(); print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, tmp_path / "run.lock"], stdout=subprocess.PIPE)
+    try:
+        holder.stdout.readline()
+        with pytest.raises(RunError, match="process 4711 is training in .*; use another --out"):
+            train.run(load_recipe(small_recipe), tmp_path)
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()
+
+
+def test_another_number_of_processes_than_asked_for(small_recipe, tmp_path, monkeypatch):
+    with pytest.raises(LaunchError, match="the recipe asks for 2 processes, accelerate runs 1.*torchrun"):
+        train.run(load_recipe(small_recipe, ["train.processes=2"]), tmp_path / "out")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(LaunchError, match="FSDP"):
+        train.run(load_recipe(small_recipe), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
