@@ -64,7 +64,7 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         place.axis("off")
     for i, place in zip(range(shown), axes.flat, strict=False):
         said, true = int(logits[i].argmax()), int(images.labels[i])
-        pixels = images.images[i].permute(1, 2, 0)
+        pixels = images.images[i].permute(1, 2, 0).numpy()
         place.imshow(pixels.squeeze(-1), cmap="gray" if pixels.shape[-1] == 1 else None)
         text = f"{images.classes[said]} {100 * probabilities[i, said]:.0f} %\n"
         text += "right" if said == true else f"wrong: {images.classes[true]}"

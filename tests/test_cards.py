@@ -1,0 +1,148 @@
+"""A card is valid for the Hub, says what the manifest says, and its code runs; pictures show what they are given."""
+
+import json
+import math
+import re
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from published import MHE, PLAIN, publish, withdraw
+
+import hyperzoo
+from hyperzoo import cards, checkout, errors, plots, weights
+from hyperzoo.data import ImageSet
+
+PLACE = checkout.here()
+TEMPLATE = PLACE.card_template.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    yield publish(tmp_path, monkeypatch)
+    withdraw(monkeypatch)
+
+
+def text(name):
+    return cards.card(weights.MANIFEST.info(name), weights.MANIFEST.weights, TEMPLATE)
+
+
+def holds_what_the_manifest_says(name):
+    info = hyperzoo.weight_info(name)
+    block = text(name)
+    assert block.startswith("---\n") and block.count("\n---\n") == 1
+    card = ModelCard(block)
+    card_data = card.data.to_dict()
+    assert card_data["library_name"] == "hyperzoo" and card_data["license"] == info.license == "mit"
+    assert card_data["pipeline_tag"] == info.task and card_data["datasets"] == [info.dataset.id]
+    (result,) = [r for r in card.data.eval_results if r.metric_type == "accuracy"]
+    assert result.metric_value == pytest.approx(info.metrics.this_file.accuracy, abs=0.005)  # two digits are printed
+    assert (result.dataset_type, result.dataset_config) == (info.dataset.id, info.dataset.config)
+    assert result.dataset_split == "test" and card.data.model_name == name
+    body = card.text
+    assert "$" not in body and info.dataset_terms in body and info.training.machine in body
+    assert all(paper in body for paper in info.paper)
+    assert f"n = {info.metrics.accuracy.n}" in body and f"{info.metrics.this_file.total:,}" in body
+    assert "timm" not in card_data.get("tags", [])  # the Hub would show a snippet that lacks our import
+    return card
+
+
+def run_the_usage_block(name):
+    code = re.search(r"```python\n(.*?)```", text(name), re.DOTALL)[1]
+    assert code.startswith("import hyperzoo") and "model.eval()" in code
+    space = {}
+    exec(compile(code, f"{name}.md", "exec"), space)
+    assert space["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)  # float32 rounding of ten terms
+
+
+def test_the_card_of_a_made_weight(zoo):
+    card = holds_what_the_manifest_says(PLAIN)
+    assert "n = 1: one seed" in card.text
+    run_the_usage_block(PLAIN)
+
+
+@pytest.mark.parametrize("name", hyperzoo.list_weights())
+def test_the_card_of_a_published_weight(name):
+    card = holds_what_the_manifest_says(name)
+    assert "at most 0.2 points" in card.text
+    run_the_usage_block(name)
+
+
+def test_twins_are_shown_beside_each_other(zoo):
+    assert cards.twin("spherenet20.sphere_c10") == cards.twin("spherenet20_linear.mhe_c10") == PLAIN
+    assert cards.twin(MHE) == cards.twin(PLAIN) == PLAIN
+    assert cards.twin("spherenet110_sigmoid.sphere_c100") == "resnet110_cifar.plain_c100"
+    for name, other in ((MHE, PLAIN), (PLAIN, MHE)):
+        rows = [line for line in text(name).splitlines() if line.startswith("| `")]
+        assert rows[0].startswith(f"| `{name}`") and any(row.startswith(f"| `{other}`") for row in rows[1:])
+    assert "mixup" not in text(MHE)
+
+
+def test_the_table_has_a_line_for_each_weight(zoo):
+    lines = cards.table(weights.MANIFEST.weights).splitlines()
+    assert len(lines) == 2 + 3
+    assert next(line for line in lines if PLAIN in line) == (
+        f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | 91.25 % | 1 | uoft-cs/cifar10 | 0.27 M | "
+        f"{zoo.file(PLAIN).stat().st_size / 1e6:.2f} MB, in the package |"
+    )
+
+
+def test_a_value_that_does_not_exist_is_named(zoo):
+    with pytest.raises(errors.PublishError, match="wrong_word"):
+        cards.card(weights.MANIFEST.info(PLAIN), {}, "$wrong_word")
+
+
+def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
+    place = checkout.Checkout(zoo.root / "clone")
+    place.card_template.parent.mkdir(parents=True)
+    place.card_template.write_text(TEMPLATE)
+    place.readme.write_text(f"{cards.BEGIN}\n{cards.END}\n")
+    assert len(cards.write(weights.MANIFEST, place)) == 4
+    assert cards.check(weights.MANIFEST, place) == []
+    place.card(PLAIN).write_text(text(PLAIN).replace("91.25", "95.00"))
+    place.card(MHE).unlink()
+    strange = place.card("spherenet20.mhe_c10")
+    strange.write_text("no weight")
+    assert cards.check(weights.MANIFEST, place) == sorted([place.card(PLAIN), place.card(MHE), strange])
+
+
+def log(folder, rows):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "metrics.jsonl"
+
+
+@pytest.mark.parametrize("held", [{}, {"accuracy": 40.0, "nll": 1.5}])
+def test_the_learning_curve_is_drawn(tmp_path, held, monkeypatch):
+    rows = [{"epoch": i, "loss": math.exp(-i), "train_accuracy": 10.0 * i, **held} for i in range(1, 6)]
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, picture: drawn.append(figure) or picture)
+    picture = plots.learning_curve(log(tmp_path, rows), tmp_path / "curve.png", title="a run")
+    left, right = drawn[0].axes
+    assert picture == tmp_path / "curve.png"
+    assert (left.get_xlabel(), left.get_ylabel(), right.get_ylabel()) == ("epoch", "loss (nats)", "accuracy (%)")
+    assert left.lines[0].get_ydata() == pytest.approx([row["loss"] for row in rows])
+    assert right.lines[0].get_ydata() == pytest.approx([row["train_accuracy"] for row in rows])
+    assert len(right.lines) == len(left.lines) == (2 if held else 1)
+
+
+def test_an_empty_or_missing_log_is_one_error(tmp_path):
+    for path, match in ((log(tmp_path, []), "no finished epoch"), (tmp_path / "none", "cannot read")):
+        with pytest.raises(errors.RunError, match=match):
+            plots.learning_curve(path, tmp_path / "curve.png", title="")
+
+
+def test_the_grid_names_class_probability_and_verdict(tmp_path, monkeypatch):
+    images = ImageSet(
+        "c10", "test", torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("cat", "dog"), ""
+    )
+    logits = torch.tensor([[math.log(3.0), 0.0], [math.log(4.0), 0.0]])  # 3/4 and 4/5 for the cat
+    drawn = []
+    save = plots._save
+    monkeypatch.setattr(plots, "_save", lambda figure, picture: drawn.append(figure) or save(figure, picture))
+    picture = plots.grid(images, logits, tmp_path / "grid.png", title="two")
+    titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
+    assert titles == ["cat 75 %\nright", "cat 80 %\nwrong: dog"]
+    assert Image.open(picture).format == "PNG" and picture.stat().st_size < 100_000
+    with pytest.raises(errors.InputError, match=r"expected logits \(2, 2\)"):
+        plots.grid(images, logits[:1], tmp_path / "grid.png", title="two")

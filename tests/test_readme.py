@@ -1,0 +1,90 @@
+"""Every code block of the README runs as it stands, and what it says about commands and files is true."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from hyperzoo.cli import TRAIN_EXTRA, cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [code for kind, code in BLOCKS if kind == "python"]
+SHELL = [line.partition("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+SHORTER = [
+    "train.epochs=1",
+    "optim.warmup_epochs=0",
+    "data.resize_px={}",
+    "train.compile=off",
+]  # one epoch of 130 images
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch, data_mirror):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_run(code, tmp_path):
+    exec(compile(code, "README.md", "exec"), {"out": tmp_path / "run"} if "out)" in code else {})
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if "hyperzoo " in line])
+def test_commands_run(line, tmp_path, monkeypatch):
+    words = shlex.split(line)
+    while "=" in words[0]:
+        variable, _, value = words.pop(0).partition("=")
+        monkeypatch.setenv(variable, value)
+    assert words.pop(0) == "hyperzoo"
+    if words[0] == "train":
+        words += [*SHORTER, "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert result.exception is None and not result.return_value, result.output
+    assert words[0] != "train" or (tmp_path / "run" / "result.json").is_file()
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("make ")])
+def test_make_knows_its_targets(line):
+    done = subprocess.run([*shlex.split(line), "-n"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("demo.py" if "demo" in line else "pytest") in done.stdout
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("line", [line for line in SHELL if "torchrun" in line])
+def test_two_processes_run(line, tmp_path):
+    variable, _, command = line.partition(" ")
+    words = [*shlex.split(command), *SHORTER, "--out", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **dict([variable.split("=")])}
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", *words[1:]], env=environment, timeout=200)
+    assert done.returncode == 0 and (tmp_path / "run" / "result.json").is_file()
+
+
+def test_every_block_is_run_by_one_of_these_tests():
+    assert {kind for kind, _ in BLOCKS} == {"python", "sh"} and len(PYTHON) >= 3
+    run = [line for line in SHELL if "hyperzoo " in line or line.startswith("make ") or "torchrun" in line]
+    assert run == [line for line in SHELL if line]
+
+
+def test_every_command_is_named():
+    for name in cli.commands:
+        assert re.search(rf"\b{name}\b", README), name
+
+
+def test_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 2 and [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_optional_packages_are_those_of_the_metadata():
+    import tomllib
+
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    assert {re.match(r"\w+", package)[0] for package in extras} == set(TRAIN_EXTRA)

@@ -1,0 +1,102 @@
+"""Recipes, manifest, checkpoints, cards and golden files name the same weights and agree with each other."""
+
+import json
+
+import pytest
+import timm
+
+import hyperzoo
+from hyperzoo import cards, checkout, names, weights
+from hyperzoo.training.config import load_recipe
+from hyperzoo.verify import verify
+
+PLACE = checkout.here()
+PUBLISHED = hyperzoo.list_weights()
+MAX_BYTES, MAX_TOTAL_BYTES = 12_000_000, 40_000_000
+
+
+def stems(folder, pattern, suffix):
+    return sorted(path.name.removesuffix(suffix) for path in folder.glob(pattern))
+
+
+def test_the_two_weights_of_the_foundation_are_published():
+    assert {"spherenet20.sphere_c10", "resnet20_cifar.plain_c10"} <= set(PUBLISHED)
+
+
+def test_all_places_hold_the_same_weights():
+    drafts = PLACE.recipes / "drafts"
+    recipes = [path for path in PLACE.recipes.rglob("*.*_*.yaml") if drafts not in path.parents]
+    assert sorted(path.stem for path in recipes) == PUBLISHED
+    assert stems(PLACE.root / "model_cards", "*.*_*.md", ".md") == PUBLISHED
+    assert stems(PLACE.root / "model_cards", "*.png", ".png") == PUBLISHED
+    assert stems(PLACE.root / "model_cards", "*.jsonl", ".metrics.jsonl") == PUBLISHED
+    assert stems(PLACE.root / "tests" / "golden", "*.safetensors", ".safetensors") == PUBLISHED
+    assert stems(PLACE.package / "checkpoints", "*", "") == weights.MANIFEST.bundled()
+    tags = {f"{arch}.{tag}" for arch in hyperzoo.list_models() for tag in timm.list_pretrained(f"{arch}.*") if tag}
+    assert sorted(tags) == sorted(f"{names.parse(name).arch}.{name}" for name in PUBLISHED)
+
+
+def test_a_recipe_lies_in_the_folder_of_its_model_file():
+    for path in PLACE.recipes.rglob("*.*_*.yaml"):
+        if path.parent.name != "drafts":
+            module = timm.model_entrypoint(names.parse(path.stem).arch).__module__
+            assert path.parent.name == module.rpartition(".")[2], path
+
+
+def test_every_recipe_is_without_faults():
+    found = sorted(PLACE.recipes.rglob("*.yaml"))
+    assert len(found) >= 3
+    for path in found:
+        load_recipe(path)
+
+
+def test_one_default_per_architecture_with_weights():
+    for arch in {names.parse(name).arch for name in PUBLISHED}:
+        assert sum(hyperzoo.weight_info(name).default for name in hyperzoo.list_weights(arch)) == 1
+        assert timm.get_pretrained_cfg(arch).tag == hyperzoo.weight_info(arch).tag
+
+
+def test_bundled_weights_stay_small():
+    sizes = {name: weights.MANIFEST.folder(name) / "model.safetensors" for name in weights.MANIFEST.bundled()}
+    sizes = {name: file.stat().st_size for name, file in sizes.items()}
+    assert not [name for name, size in sizes.items() if size > MAX_BYTES] and sum(sizes.values()) < MAX_TOTAL_BYTES
+
+
+def test_generated_texts_are_those_that_would_be_generated_now():
+    assert cards.check(weights.MANIFEST, PLACE) == []
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
+    monkeypatch.delenv("HYPERZOO_DATA", raising=False)
+    found = {check.what: (check.ok, check.detail) for check in verify(name)}
+    assert {what: ok for what, (ok, _) in found.items()} == {
+        "hash": True,
+        "tensors": True,
+        "size": True,
+        "golden": True,
+        "sample": True,
+        "test set": None,
+    }, found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_recipe_is_the_one_that_made_the_weight(name):
+    info = hyperzoo.weight_info(name)
+    recipe = load_recipe(PLACE.recipes / info.recipe)
+    assert recipe.name == name and recipe.digest() == info.recipe_sha256
+    assert recipe.train.epochs == info.training.epochs
+    assert names.DATASETS[recipe.data.name] == info.dataset.id
+    rows = PLACE.card(name, ".metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == list(range(1, info.training.epochs + 1))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_notes_in_config_json_agree(name):
+    info = hyperzoo.weight_info(name)
+    config = json.loads((weights.MANIFEST.folder(name) / "config.json").read_text())
+    assert config["architecture"] == info.arch and len(config["label_names"]) == info.num_classes
+    assert config["hyperzoo"]["recipe_sha256"] == info.recipe_sha256
+    assert config["hyperzoo"]["code_commit"] == info.code_commit
+    assert tuple(config["pretrained_cfg"]["mean"]) == info.input.mean
+    assert (config["hyperzoo"]["name"], config["hyperzoo"]["parameters"]) == (name, info.parameters)
