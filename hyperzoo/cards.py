@@ -53,7 +53,9 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
         "dataset_config": info.dataset.config,
         "train_fingerprint": info.dataset.train_fingerprint,
         "test_fingerprint": info.dataset.test_fingerprint,
-        "deviation": DEVIATIONS.get(info.dataset.train_fingerprint, "No deviation from the Hub's images is known."),
+        "deviation": DEVIATIONS.get(
+            info.dataset.train_fingerprint, "Whether every image equals the Hub's was not examined."
+        ),
         "dataset_terms": info.dataset_terms,
         "accuracy": f"{this.accuracy:.2f}",
         "nll": f"{this.nll:.4f}",

@@ -36,7 +36,7 @@ ALLOWED = {
     "export": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
     "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
-    "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # as a module: the command
+    "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 PRODUCTS = ("publish", "entry", "verify", "cards", "plots")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
