@@ -63,7 +63,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 
 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
-    started = time.time()
+    started, environment = time.time(), seeding.environment()  # before the code can change under a long run
     train, held = build.images(recipe)
     model = build.model(recipe, len(train.classes), train.images.shape[1]).to(memory_format=torch.channels_last)
     step = TrainStep(model, build.criterion(recipe)).to(engine.device)
@@ -111,7 +111,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         "epochs": recipe.train.epochs,
         "minutes": round(sum(row["seconds"] for row in trainer.rows) / 60, 1),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "environment": seeding.environment(),
+        "environment": environment,
     }
     if engine.is_main_process:
         export_model(published, folder, classes=train.classes)
