@@ -215,7 +215,7 @@ def test_in_place_operation_on_the_result_is_an_error_not_a_wrong_gradient():
 def test_second_gradient_under_autocast():
     layer, x = SphereConv2d(3, 4, 3), images().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x)
+        out = layer(x.bfloat16())  # as from a layer before
     (rounded,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
     rounded.square().sum().backward()
     second = x.grad
