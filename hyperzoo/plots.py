@@ -64,8 +64,9 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         place.axis("off")
     for i, place in zip(range(shown), axes.flat, strict=False):
         said, true = int(logits[i].argmax()), int(images.labels[i])
-        pixels = images.images[i].permute(1, 2, 0).numpy()
-        place.imshow(pixels.squeeze(-1), cmap="gray" if pixels.shape[-1] == 1 else None)
+        gray = images.images.shape[1] == 1
+        pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
+        place.imshow(pixels.numpy(), cmap="gray" if gray else None)
         text = f"{images.classes[said]} {100 * probabilities[i, said]:.0f} %\n"
         text += "right" if said == true else f"wrong: {images.classes[true]}"
         place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
