@@ -72,17 +72,23 @@ def test_forward_backward_and_heads(arch):
     without = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not without
     model.eval()
-    features = model.forward_features(images(size=32))
-    pool = model.pretrained_cfg["pool_size"]
-    assert features.shape == (2, model.num_features, *pool)
+    features = model.forward_features(images())
+    assert features.shape == (2, model.num_features, 4, 4)
     assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
-    torch.testing.assert_close(model.forward_head(features), model(images(size=32)))
+    torch.testing.assert_close(model.forward_head(features), model(images()))
     model.reset_classifier(5)
     assert model.num_classes == 5 and model(images()).shape == (2, 5)
     model.reset_classifier(0)
     assert model(images()).shape == (2, model.num_features) and isinstance(model.get_classifier(), nn.Identity)
     model.reset_classifier(0, "")
     assert model(images()).shape == (2, model.num_features, 4, 4)
+
+
+@pytest.mark.parametrize("arch", SMALL)
+def test_the_size_of_the_map_is_that_of_the_description(arch):
+    model = make(arch)
+    size = model.pretrained_cfg["input_size"][1:]
+    assert model.forward_features(images(1, size=size[0])).shape[2:] == model.pretrained_cfg["pool_size"]
 
 
 @pytest.mark.parametrize("arch", SMALL)
@@ -97,14 +103,14 @@ def test_constructor_takes_what_reset_classifier_takes(arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_features_only_and_intermediates(arch):
     backbone = make(arch, features_only=True)
-    maps = backbone(images(size=32))
+    maps = backbone(images())
     assert backbone.feature_info.channels() == [16, 32, 64] and backbone.feature_info.reduction() == [1, 2, 4]
-    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 16, 16), (32, 8, 8), (64, 4, 4)]
     model = make(arch)
-    last, intermediates = model.forward_intermediates(images(size=32))
+    last, intermediates = model.forward_intermediates(images())
     for a, b in zip(maps, intermediates, strict=True):
         torch.testing.assert_close(a, b)
-    torch.testing.assert_close(last, model.forward_features(images(size=32)))
+    torch.testing.assert_close(last, model.forward_features(images()))
     only = model.forward_intermediates(images(), indices=[1], stop_early=True, intermediates_only=True)
     assert [m.shape[1] for m in only] == [32]
 
@@ -177,8 +183,8 @@ def test_script_trace_and_script_of_the_trace(arch):
     expected = model(images())
     traced = torch.fx.symbolic_trace(model)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*torch.jit", DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*torch.jit", FutureWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script", FutureWarning)  # deprecated since torch 2.15
+        warnings.filterwarnings("ignore", "The TorchScript type system", UserWarning)  # of modules of torch and timm
         scripted = [torch.jit.script(model), torch.jit.script(traced)]
     for version in (traced, *scripted):
         torch.testing.assert_close(version(images()), expected, rtol=1e-4, atol=1e-5)  # the plain against the fast form
@@ -202,10 +208,9 @@ def test_names_and_storage_of_tensors(arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_every_description_agrees_with_its_model(arch):
-    tags = [f"{arch}.{tag}" for tag in timm.get_arch_pretrained_cfgs(arch)] if arch in SMALL else [arch]
-    for name in tags:
-        cfg = timm.get_pretrained_cfg(name.removesuffix("."))
-        model = timm.create_model(arch, device="meta")
+    model = timm.create_model(arch, device="meta")
+    for name in [arch, *timm.list_pretrained(f"{arch}.*")]:
+        cfg = timm.get_pretrained_cfg(name)
         assert cfg.classifier in {n.rpartition(".")[0] for n, _ in model.named_parameters()}
         assert model.get_submodule(cfg.first_conv).weight.shape[1] == cfg.input_size[0] == len(cfg.mean) == len(cfg.std)
         assert model.num_classes == cfg.num_classes and cfg.license

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
 from timm.layers import create_classifier
@@ -23,6 +24,7 @@ from hyperzoo.models._input import check_images
 
 __all__ = ["ResNetCifar"]
 
+torch.fx.wrap("check_images")
 WIDTHS = (16, 32, 64)
 BN_EPS = 1e-3
 
@@ -37,17 +39,19 @@ class BasicBlock(nn.Module):
         self.act1 = nn.ReLU(inplace=True)
         self.conv2 = conv_layer(out_chs, out_chs, 3, padding=1, **dd)
         self.bn2 = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_chs != out_chs:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd),
-                nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd),
-            )
+        self.shortcut = _shortcut(in_chs, out_chs, stride, **dd)
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         return self.act2(out + self.shortcut(x))
+
+
+def _shortcut(in_chs: int, out_chs: int, stride: int, **dd: Any) -> nn.Module:
+    if stride == 1 and in_chs == out_chs:
+        return nn.Identity()
+    convolution = nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd)
+    return nn.Sequential(convolution, nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd))
 
 
 class ResNetCifar(nn.Module):
@@ -156,7 +160,7 @@ class ResNetCifar(nn.Module):
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
             if stop_early and i > last:
                 break
-            x = self._stage(stage, x)
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
             if i in take:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
@@ -175,16 +179,11 @@ class ResNetCifar(nn.Module):
     def _stem(self, x: Tensor) -> Tensor:
         return self.act1(self.bn1(self.conv1(check_images(x, self.in_chans))))
 
-    def _stage(self, stage: nn.Sequential, x: Tensor) -> Tensor:
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(stage, x)
-        return stage(x)
-
     def forward_features(self, x: Tensor) -> Tensor:
         x = self._stem(x)
-        x = self._stage(self.layer1, x)
-        x = self._stage(self.layer2, x)
-        return self._stage(self.layer3, x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+        return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = self.global_pool(x)
