@@ -34,7 +34,7 @@ def export_model(
     places = [value.data_ptr() for value in state.values() if value.numel()]
     if len(set(places)) < len(places):
         raise WeightFileError(f"cannot export {type(model).__name__}: two tensor names share one storage")
-    plain = copy.deepcopy(model).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # not channels-last
+    plain = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # not channels-last
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
