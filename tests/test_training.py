@@ -193,14 +193,14 @@ import torch
 torch.set_num_threads(1)
 import tiny
 from hyperzoo.training import checkpoint
-folder, seed, plan = Path(sys.argv[1]), int(sys.argv[3]), tiny.recipe(60)
+folder, seed, plan = Path(sys.argv[1]), int(sys.argv[3]), tiny.recipe(200)
 moments, kills, before = random.Random(seed), 0, 0
 while kills < 20:
     pid = os.fork()
     if not pid:
         tiny.run(folder, plan)
         os._exit(0)
-    time.sleep(moments.uniform(0.02, 0.3))
+    time.sleep(moments.uniform(0.02, 0.2))
     os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     if os.WIFEXITED(status):
@@ -228,7 +228,7 @@ def test_twenty_kills_at_random_moments_end_bit_equal(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        expected = tiny.run(tmp_path / "straight", tiny.recipe(60))
+        expected = tiny.run(tmp_path / "straight", tiny.recipe(200))
     finally:
         torch.set_num_threads(threads)
     assert equal(load_file(tmp_path / "killed" / "end.safetensors"), expected), seed
