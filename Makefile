@@ -1,6 +1,7 @@
 # The only commands to know. `demo` and `test` install what they need on their first call, into .venv.
 
 PYTHON ?= python3
+TESTS ?= not full and not slow
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -16,7 +17,7 @@ demo: $(VENV)/installed-train
 	@$(BIN)/python demo.py
 
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -q -m "not full and not slow"
+	@$(BIN)/python -m pytest -q -m "$(TESTS)"
 
 test-all: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -q

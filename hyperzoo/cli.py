@@ -53,11 +53,24 @@ def info(name: str) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/<name>/<seed> without it.")
 @click.option("--allow-change", is_flag=True, help="Resume although the recipe has changed.")
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_change: bool) -> None:
-    """Train RECIPE (a file, or the name of a weight); resumes by itself. Overrides: optim.lr=0.05 ..."""
+    """Train RECIPE (a file, or the name of a weight) or all runs of a sweep; resumes by itself.
+
+    Overrides of a recipe: optim.lr=0.05 ... A sweep prints its results beside the published ones, and draws them.
+    """
     from hyperzoo import train as training
     from hyperzoo.training.config import load_recipe
+    from hyperzoo.training.grid import is_sweep
 
-    training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
+    if not is_sweep(recipe):
+        training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
+        return
+    if overrides or allow_change:
+        raise click.UsageError("a sweep takes no overrides and no --allow-change; change its file")
+    from hyperzoo import plots, sweep
+
+    file, lines = sweep.run(recipe, out)
+    _show(sweep.COLUMNS, [line.shown() for line in lines])
+    click.echo(plots.curves(file, file.with_suffix(".png")))
 
 
 @cli.command("eval")
@@ -123,9 +136,12 @@ def publish(name: str, runs: tuple[Path, ...]) -> None:
 @cli.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def plot(run: Path) -> None:
-    """Draw the learning curve of a RUN folder into it."""
+    """Draw the learning curve of a RUN folder into it, or those of a sweep.json beside it."""
     from hyperzoo import plots
 
+    if run.suffix == ".json":
+        click.echo(plots.curves(run, run.with_suffix(".png")))
+        return
     title = run.resolve().parent.name if run.resolve().name.isdigit() else run.resolve().name
     click.echo(plots.learning_curve(run / "metrics.jsonl", run / "learning_curve.png", title=title))
 

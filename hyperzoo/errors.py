@@ -52,6 +52,10 @@ class RunError(HyperzooError, RuntimeError):
     """A training run that cannot start or go on."""
 
 
+class BusyError(RunError):
+    """A run folder in which another process is training."""
+
+
 class NonFiniteError(RunError):
     """A loss or a gradient that is NaN or infinite; no optimizer step was taken."""
 

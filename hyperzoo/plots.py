@@ -10,6 +10,7 @@ from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RunError
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # told apart also by the color-blind
+STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
 COLUMNS = 6
 
 
@@ -39,6 +40,38 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.suptitle(title)
+    return _save(figure, picture)
+
+
+def curves(results: Path, picture: Path) -> Path:
+    """Draw the training loss and accuracy of the runs of a sweep side by side, a color a label; returns the picture.
+
+    Args:
+        results: the `sweep.json` of a sweep.
+        picture: a PNG file to write; its folder exists.
+    Raises:
+        RunError: no such file, or not the results of a sweep.
+    """
+    try:
+        values = json.loads(results.read_text(encoding="utf-8"))
+        runs = [(run["label"], run["log"]) for run in values["runs"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
+    figure, (left, right) = _figure(1, 2, (9.0, 3.8))
+    styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
+    for axes, key, unit in ((left, "loss", "training loss (nats)"), (right, "train_accuracy", "training accuracy (%)")):
+        named = set()
+        for label, log in runs:
+            color, style = styles[label]
+            points = [row["epoch"] for row in log], [row[key] for row in log]
+            axes.plot(*points, style, color=color, label=None if label in named else label)
+            named.add(label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    left.legend(frameon=False)
+    figure.suptitle(values["sweep"].replace("_", " "))
     return _save(figure, picture)
 
 

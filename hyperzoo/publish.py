@@ -125,10 +125,10 @@ def _read(folder: Path) -> Run:
         raise PublishError(f"{folder / 'result.json'} is not valid JSON: {error}") from error
 
 
-def _settings(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's settings as JSON has them, without the seed, which is what the runs of one weight differ in."""
-    kept = {key: value for key, value in recipe.items() if key not in ("name", "expect")}
-    return json.loads(json.dumps({**kept, "train": {**kept["train"], "seed": None}}))
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's settings without the seed, which is what the runs of one weight differ in."""
+    settings = recipe.settings()
+    return {**settings, "train": {**settings["train"], "seed": None}}
 
 
 def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
@@ -143,8 +143,8 @@ def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
             if got[key] != {"train": first["train_fingerprint"], "test": first["metrics"]["fingerprint"]}[key]
         ]
         faults = {
-            f"its recipe is not that of {recipe.name}.yaml": _settings(result["recipe"])
-            != _settings(recipe.model_dump()),
+            f"its recipe is not that of {recipe.name}.yaml": _settings(Recipe.stored(result["recipe"]))
+            != _settings(recipe),
             f"it was measured on the {result['split']}, not on the test split": result["split"] != "test",
             "it was made with the embedded sample, which serves tests and the demo only": bool(
                 sample & set(got.values())

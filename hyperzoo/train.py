@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hyperzoo import build, evaluate
-from hyperzoo.errors import LaunchError, RunError
+from hyperzoo.errors import BusyError, LaunchError, RunError
 from hyperzoo.export import export_model
 from hyperzoo.training import checkpoint, seeding
 from hyperzoo.training.config import Recipe
@@ -44,7 +44,8 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         allow_change: resume although the recipe is not the one that the checkpoint was made with.
     Raises:
         LaunchError: fewer or more processes than asked for; nothing was written.
-        RunError: another process is in the folder, or the recipe has changed.
+        BusyError: another process is in the folder.
+        RunError: the recipe has changed, or the folder cannot be written.
         NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
         Stopped: SIGINT or SIGTERM; carries the exit code.
     """
@@ -137,7 +138,7 @@ def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
 
 
 def _check_recipe(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> None:
-    before, now = _flat(saved.state["recipe"]), _flat(recipe.settings())
+    before, now = _flat(Recipe.stored(saved.state["recipe"]).settings()), _flat(recipe.settings())
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed and not allow_change:
         shown = ", ".join(f"{key} ({before.get(key)!r} -> {now.get(key)!r})" for key in changed)
@@ -169,7 +170,7 @@ def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             lock.seek(0)
-            raise RunError(
+            raise BusyError(
                 f"process {lock.read().strip() or 'unknown'} is training in {folder}; use another --out"
             ) from error
         lock.truncate(0)

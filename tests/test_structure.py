@@ -38,6 +38,7 @@ ALLOWED = {
     "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
     "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
+ALLOWED["sweep"] = {"train", "training"}
 PRODUCTS = ("publish", "entry", "verify", "cards", "plots")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import

@@ -1,35 +1,28 @@
-"""Recipes: YAML read into strict, frozen models; every fault is reported at once, with its line and nearest name.
+"""Recipes: what one may say, in frozen models. `settings.py` reads them, `method.py` has the words of the methods."""
 
-YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unknown tags and unknown keys are faults.
-"""
-
-import difflib
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import timm.optim
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML, YAMLError
-from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hyperzoo import names
-from hyperzoo.errors import InvalidNameError, RecipeError
+from hyperzoo.errors import RecipeError
+from hyperzoo.training.settings import (
+    AtLeastOne,
+    Block,
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    read_yaml,
+    validated,
+)
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
 
-
-class _Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class Model(_Block):
+class Model(Block):
     """What is trained."""
 
     arch: str
@@ -43,7 +36,7 @@ class Model(_Block):
         return arch
 
 
-class Data(_Block):
+class Data(Block):
     """What it is trained on, and how images are varied."""
 
     name: str
@@ -54,13 +47,13 @@ class Data(_Block):
     resize_px: dict[AtLeastOne, AtLeastOne] = {}  # from this epoch on, train at this size; the last is the full size
 
 
-class Method(_Block):
+class Method(Block):
     """The loss."""
 
     label_smoothing: Fraction = 0.0
 
 
-class Optim(_Block):
+class Optim(Block):
     """Optimizer and schedule, both timm's."""
 
     optimizer: str = "sgd"  # sgd is Nesterov momentum, as in timm; `momentum`, `adamw`, ...
@@ -83,7 +76,7 @@ class Optim(_Block):
         return name
 
 
-class Train(_Block):
+class Train(Block):
     """How long, how often, and in which arithmetic."""
 
     epochs: AtLeastOne
@@ -95,7 +88,7 @@ class Train(_Block):
     processes: AtLeastOne | None = None  # refuse any other number
 
 
-class Expect(_Block):
+class Expect(Block):
     """What a rerun should find."""
 
     accuracy: Annotated[float, Field(ge=0, le=100)]  # % on the test split, mean
@@ -104,7 +97,7 @@ class Expect(_Block):
     minutes: Positive | None = None  # on the machine that the header names
 
 
-class Recipe(_Block):
+class Recipe(Block):
     """One training run. `name` is the file name without `.yaml`."""
 
     name: str
@@ -136,12 +129,28 @@ class Recipe(_Block):
         return self
 
     def digest(self) -> str:
-        """sha256 of all that influences the result: everything but `name` and `expect`."""
-        return hashlib.sha256(json.dumps(self.settings(), sort_keys=True).encode()).hexdigest()
+        """sha256 of all that influences the result: what the recipe says beyond the defaults, and not `name`, `expect`.
+
+        A key that a later version adds therefore leaves the digest of older recipes alone; a default never changes.
+        """
+        said = self.model_dump(mode="json", exclude={"name", "expect"}, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:
         """The recipe as plain values, without `name` and `expect`."""
         return self.model_dump(mode="json", exclude={"name", "expect"})
+
+    @classmethod
+    def stored(cls, values: dict[str, Any]) -> "Recipe":
+        """A recipe out of a run folder or checkpoint, also of an earlier version: keys that it lacks have defaults.
+
+        Raises:
+            RecipeError: not a recipe that this version understands.
+        """
+        try:
+            return cls.model_validate_json(json.dumps({"name": "stored", **values}))
+        except ValidationError as error:
+            raise RecipeError(f"the stored recipe is not one of this version: {error}") from error
 
 
 def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -154,30 +163,12 @@ def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str]
         InvalidNameError: neither a file nor a well-formed name.
     """
     path = _find(path_or_name)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
-    reader = _Reader()
-    values = reader.read(text)
-    if not isinstance(values, dict):
-        values = {}
+    reader, values = read_yaml(path)
     for override in overrides:
         reader.override(values, override)
     if "name" in values:
         reader.faults.append((reader.lines.get(("name",), 0), "unknown key 'name': the file name is the name"))
-    try:
-        recipe = Recipe.model_validate({**values, "name": path.name.removesuffix(".yaml")})
-    except InvalidNameError as error:
-        raise RecipeError(f"{path.name}: {error}") from error
-    except ValidationError as error:
-        reader.faults += [reader.fault(detail) for detail in error.errors()]
-    if reader.faults:
-        faults = sorted(set(reader.faults))
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
-        raise RecipeError(f"{path.name} has {count}. {listed}")
-    return recipe
+    return validated(Recipe, {**values, "name": path.name.removesuffix(".yaml")}, reader, path.name)
 
 
 def recipe_folders() -> list[Path]:
@@ -196,103 +187,3 @@ def _find(path_or_name: str | Path) -> Path:
         known = {file.stem for folder in recipe_folders() for file in folder.rglob("*.*_*.yaml")}
         raise RecipeError(f"no recipe {name!r}. {names.closest_text(name, known)}")
     return found[0]
-
-
-class _Reader:
-    """Turns YAML nodes into plain values, and remembers lines and faults."""
-
-    _plain: dict[str, Callable[[str], Any]] = {
-        "null": lambda text: None,
-        "bool": lambda text: text.lower() == "true",
-        "str": str,
-    }
-
-    def __init__(self) -> None:
-        self.lines: dict[tuple[Any, ...], int] = {}
-        self.faults: list[tuple[int, str]] = []
-
-    def read(self, text: str, at: tuple[Any, ...] = ()) -> Any:
-        try:
-            node = YAML(typ="safe", pure=True).compose(text)
-        except YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            self.faults.append((mark.line + 1 if mark else 1, f"not valid YAML: {reason}"))
-            return None
-        return None if node is None else self._value(node, at)
-
-    def override(self, values: dict[str, Any], text: str) -> None:
-        key, equals, value = text.partition("=")
-        *blocks, last = key.split(".")
-        for block in blocks:
-            values = values.setdefault(block, {}) if isinstance(values, dict) else values
-        if not equals or not blocks or not isinstance(values, dict):
-            self.faults.append((0, f"override {text!r} is not of the form block.key=value"))
-        else:
-            values[last] = _Reader().read(value)
-
-    def fault(self, detail: Any) -> tuple[int, str]:
-        """Line and text of one of pydantic's errors."""
-        loc = [part for part in detail["loc"] if part != "[key]"]
-        while loc and tuple(loc) not in self.lines and detail["type"] not in ("missing", "extra_forbidden"):
-            loc.pop()  # pydantic appends the names of union members
-        loc = loc or list(detail["loc"])
-        line = next((self.lines[key] for i in range(len(loc), -1, -1) if (key := tuple(loc[:i])) in self.lines), 0)
-        name = ".".join(str(part) for part in loc)
-        if detail["type"] == "extra_forbidden":
-            known = _keys(loc[:-1])
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-            return (
-                line,
-                f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})",
-            )
-        if detail["type"] == "missing":
-            return line, f"{name} is missing"
-        if detail["type"] == "value_error":
-            return line, str(detail["ctx"]["error"])
-        message = detail["msg"][0].lower() + detail["msg"][1:].removeprefix("Input")
-        return line, f"{name}: {message.replace('input ', '')}, got {detail['input']!r}"
-
-    def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
-        line = node.start_mark.line + 1
-        self.lines.setdefault(at, line)
-        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
-        if isinstance(node, MappingNode) and kind == "map":
-            values: dict[Any, Any] = {}
-            for key_node, value_node in node.value:
-                key = self._value(key_node, (*at, "key"))
-                if isinstance(key, (dict, list)):
-                    self.faults.append((key_node.start_mark.line + 1, "a key must be a word or a number"))
-                    continue
-                if key in values:
-                    self.faults.append((key_node.start_mark.line + 1, f"repeated key {key!r}"))
-                self.lines[(*at, key)] = key_node.start_mark.line + 1
-                values[key] = self._value(value_node, (*at, key))
-            return values
-        if isinstance(node, SequenceNode) and kind == "seq":
-            return [self._value(item, (*at, i)) for i, item in enumerate(node.value)]
-        if isinstance(node, ScalarNode):
-            if kind in self._plain:
-                return self._plain[kind](node.value)
-            if kind in ("int", "float"):
-                return _number(node.value, kind)
-        self.faults.append((line, f"the tag {str(node.tag)!r} is not allowed"))
-        return None
-
-
-def _number(text: str, kind: str) -> float | str:
-    try:
-        return (
-            int(text.replace("_", ""), 0)
-            if kind == "int"
-            else float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
-        )
-    except ValueError:
-        return text
-
-
-def _keys(blocks: list[Any]) -> list[str]:
-    model: Any = Recipe
-    for block in blocks:
-        model = model.model_fields[block].annotation
-    return [key for key in getattr(model, "model_fields", ()) if (model, key) != (Recipe, "name")]

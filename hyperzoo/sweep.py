@@ -1,0 +1,106 @@
+"""Run the recipes of a sweep, resume it, and put the results into one file beside the published numbers."""
+
+import json
+import statistics
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hyperzoo import train
+from hyperzoo.errors import BusyError, RunError
+from hyperzoo.training.grid import Run, Sweep, load_sweep
+
+COLUMNS = ("run", "accuracy (%)", "sd", "n", "published (%)")
+
+
+class Line(NamedTuple):
+    """One line of a sweep's table: accuracy in % on the split that was measured, mean and sd over n seeds."""
+
+    label: str
+    n: int
+    mean: float
+    sd: float | None
+    published: float | None
+
+    def shown(self) -> tuple[str, ...]:
+        """The line as text, in the order of `COLUMNS`."""
+        sd = "-" if self.sd is None else f"{self.sd:.2f}"
+        return (
+            self.label,
+            f"{self.mean:.2f}",
+            sd,
+            str(self.n),
+            "-" if self.published is None else f"{self.published:.2f}",
+        )
+
+
+def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
+    """Train every run of a sweep that is not finished, and write `sweep.json`; returns that file and its lines.
+
+    Several processes may work on one sweep, each in its turn taking a run that nobody is at; the last one to leave
+    finds them all. A run that was stopped goes on from its last epoch.
+
+    Args:
+        out: folder of the runs, <out>/<label>/<seed>; runs/sweeps/<name of the file> without one.
+    Raises:
+        RecipeError: see `load_sweep`.
+        RunError and its kinds: a run failed; those before it are kept.
+    """
+    sweep, runs = load_sweep(path_or_name)
+    name = Path(path_or_name).stem
+    folder = out or Path("runs", "sweeps", name)
+    results: dict[int, train.RunResult] = {}
+    for _ in range(2):  # once to train, once to collect what others have trained meanwhile
+        for number, one in enumerate(runs):
+            if number not in results:
+                with suppress(BusyError):
+                    results[number] = train.run(one.recipe, folder / one.label / str(one.recipe.train.seed))
+    if not results:
+        raise RunError(f"other processes are at all runs of {name} in {folder}; call again when they end")
+    file = folder / "sweep.json"
+    text = json.dumps(_contents(name, sweep, [(runs[number], results[number]) for number in sorted(results)]), indent=1)
+    temporary = file.with_name(".sweep.json.new")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(file)
+    return file, lines(file)
+
+
+def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) -> dict[str, Any]:
+    """What `sweep.json` holds: enough to draw every figure and table of it without the run folders."""
+    keep = ("seed", "split", "metrics", "train_images", "recipe_sha256", "precision", "epochs", "minutes", "finished")
+    environments = {json.dumps(result.values["environment"], sort_keys=True) for _, result in done}
+    return {
+        "sweep": name,
+        "base": sweep.base,
+        "set": sweep.set,
+        "source": sweep.source,
+        "published": sweep.published,
+        "environments": [json.loads(text) for text in sorted(environments)],
+        "runs": [
+            {"label": one.label, **{key: result.values[key] for key in keep}, "log": _log(result.folder)}
+            for one, result in done
+        ],
+    }
+
+
+def _log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def lines(file: Path) -> list[Line]:
+    """The table of a sweep, from its `sweep.json`.
+
+    Raises:
+        RunError: no such file, or not one of a sweep.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        labels = dict.fromkeys(run["label"] for run in values["runs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"cannot read the results {file}: {error}. `hyperzoo train SWEEP` writes them") from error
+    table = []
+    for label in labels:
+        found = [run["metrics"]["accuracy"] for run in values["runs"] if run["label"] == label]
+        sd = statistics.stdev(found) if len(found) > 1 else None
+        table.append(Line(label, len(found), statistics.fmean(found), sd, values["published"].get(label)))
+    return table

@@ -1,0 +1,121 @@
+"""Sweeps: a base recipe and what is varied, read as strictly as a recipe, and turned into one recipe for every run.
+
+base: spherenet20.sphere_c10          # a recipe by name, or a file beside the sweep
+set: {train.epochs: 12}               # for all runs
+rows:                                 # a line of the table each; keys as in `hyperzoo train RECIPE key=value`
+  linear: {model.arch: spherenet20_linear}
+  plain: {model.arch: resnet20_cifar}
+grid: {data.batch_size: [4, 16]}      # every row with every combination
+seeds: [0, 1]
+published: {linear: 94.68}            # accuracy in % that the source states for a row
+source: arXiv 1711.03189, Table 4
+"""
+
+import copy
+import itertools
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import field_validator, model_validator
+
+from hyperzoo.errors import RecipeError
+from hyperzoo.training.config import Recipe, load_recipe, recipe_folders
+from hyperzoo.training.settings import Block, Count, Reader, read_yaml, validated
+
+_LABEL = re.compile(r"[a-z0-9_.-]+", re.ASCII)
+
+
+class Sweep(Block):
+    """What a sweep file says."""
+
+    base: str
+    set: dict[str, Any] = {}
+    rows: dict[str, dict[str, Any]]
+    grid: dict[str, list[Any]] = {}
+    seeds: list[Count] = [0]
+    published: dict[str, float] = {}
+    source: str | None = None
+
+    @field_validator("rows")
+    @classmethod
+    def _labels(cls, rows: dict[str, Any]) -> dict[str, Any]:
+        for label in rows:
+            if not _LABEL.fullmatch(label) or set(label) <= {"."}:
+                raise ValueError(f"a row names a folder: lower-case letters, digits and _ . - only, not {label!r}")
+        return rows
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sweep":
+        if not self.rows or not self.seeds or not all(self.grid.values()):
+            raise ValueError("a sweep needs at least one row, one seed, and one value for each key of its grid")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} has a seed twice")
+        labels = [label for label, _ in self.lines()]
+        if any("train.seed" in changes for _, changes in self.lines()):
+            raise ValueError("train.seed is not varied by a row: list the seeds under `seeds`")
+        if unknown := sorted(set(self.published) - set(labels)):
+            raise ValueError(f"published names {unknown[0]!r}, which is no row; rows: {', '.join(labels)}")
+        if self.published and not self.source:
+            raise ValueError("published numbers need their source")
+        return self
+
+    def lines(self) -> list[tuple[str, dict[str, Any]]]:
+        """(label, changed keys) of every line of the table: rows times grid, the grid's values in the label."""
+        found = []
+        for row, changes in self.rows.items():
+            for values in itertools.product(*self.grid.values()):
+                point = dict(zip(self.grid, values, strict=True))
+                label = "-".join([row, *(f"{key.rpartition('.')[2]}_{value}" for key, value in point.items())])
+                found.append((label, {**self.set, **changes, **point}))
+        return found
+
+
+class Run(NamedTuple):
+    """One run of a sweep: `label` is its line in the table and its folder."""
+
+    label: str
+    recipe: Recipe
+
+
+def is_sweep(path_or_name: str | Path) -> bool:
+    """Whether `load_sweep` is meant: a file with the key `base`, or the name of a sweep of the package."""
+    path = _find(path_or_name)
+    return path is not None and "base" in read_yaml(path)[1]
+
+
+def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
+    """Read a sweep, from a file or by its name from `recipes/sweeps`, and the recipe of each of its runs.
+
+    Raises:
+        RecipeError: a missing file, faults of the sweep (all, with lines), or of the first of its runs that has some.
+    """
+    path = _find(path_or_name)
+    if path is None:
+        raise RecipeError(f"no sweep {str(path_or_name)!r}; sweeps: {', '.join(_known()) or 'none'}")
+    reader, values = read_yaml(path)
+    sweep = validated(Sweep, values, reader, path.name)
+    beside = path.parent / sweep.base
+    base = load_recipe(beside if beside.suffix == ".yaml" else sweep.base).model_dump(exclude={"name", "expect"})
+    return sweep, [
+        Run(label, _changed(base, {**changes, "train.seed": seed}, label, path))
+        for label, changes in sweep.lines()
+        for seed in sweep.seeds
+    ]
+
+
+def _changed(base: dict[str, Any], changes: dict[str, Any], label: str, path: Path) -> Recipe:
+    values, reader = copy.deepcopy(base), Reader()
+    for key, value in changes.items():
+        reader.set(values, key, value)
+    name = f"{path.stem}/{label}".replace(".", "_")
+    return validated(Recipe, {**values, "name": name}, reader, f"{path.name}, {label}")
+
+
+def _find(path_or_name: str | Path) -> Path | None:
+    path = Path(path_or_name)
+    return path if path.suffix == ".yaml" else _known().get(str(path_or_name))
+
+
+def _known() -> dict[str, Path]:
+    return {file.stem: file for folder in recipe_folders() for file in sorted(folder.glob("sweeps/*.yaml"))}

@@ -1,0 +1,169 @@
+"""Settings out of YAML, read strictly: every fault is reported at once, with its line and nearest name.
+
+YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unknown tags and unknown keys are faults.
+"""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from hyperzoo.errors import InvalidNameError, RecipeError
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+class Block(BaseModel):
+    """Settings that belong together: strict, frozen, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
+    """The values of a YAML file, and the reader that knows their lines and has collected the faults so far.
+
+    Raises:
+        RecipeError: the file is missing or not text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    reader = Reader()
+    values = reader.read(text)
+    return reader, values if isinstance(values, dict) else {}
+
+
+def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", where: str) -> Settings:
+    """Build a block of settings, or raise one RecipeError that lists the reader's faults and those of the values."""
+    try:
+        built = block.model_validate(values)
+    except InvalidNameError as error:
+        raise RecipeError(f"{where}: {error}") from error
+    except ValidationError as error:
+        reader.faults += [reader.fault(detail, block) for detail in error.errors()]
+    if reader.faults:
+        faults = sorted(set(reader.faults))
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
+        raise RecipeError(f"{where} has {count}. {listed}")
+    return built
+
+
+class Reader:
+    """Turns YAML nodes into plain values, and remembers lines and faults."""
+
+    _plain: dict[str, Callable[[str], Any]] = {
+        "null": lambda text: None,
+        "bool": lambda text: text.lower() == "true",
+        "str": str,
+    }
+
+    def __init__(self) -> None:
+        self.lines: dict[tuple[Any, ...], int] = {}
+        self.faults: list[tuple[int, str]] = []
+
+    def read(self, text: str, at: tuple[Any, ...] = ()) -> Any:
+        try:
+            node = YAML(typ="safe", pure=True).compose(text)
+        except YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+            self.faults.append((mark.line + 1 if mark else 1, f"not valid YAML: {reason}"))
+            return None
+        return None if node is None else self._value(node, at)
+
+    def override(self, values: dict[str, Any], text: str) -> None:
+        """Set 'block.key=value' in values; the value is read as YAML."""
+        key, equals, value = text.partition("=")
+        self.set(values, key if equals else "", Reader().read(value), text)
+
+    def set(self, values: dict[str, Any], key: str, value: Any, shown: str | None = None) -> None:
+        """Set the key 'block.key' of nested values."""
+        *blocks, last = key.split(".")
+        inner: Any = values
+        for block in blocks:
+            if isinstance(inner, dict):
+                inner[block] = inner.get(block) or {}
+                inner = inner[block]
+        if blocks and isinstance(inner, dict):
+            inner[last] = value
+        else:
+            self.faults.append((0, f"override {shown or key!r} is not of the form block.key=value"))
+
+    def fault(self, detail: Any, block: type[BaseModel]) -> tuple[int, str]:
+        """Line and text of one of pydantic's errors about a block of settings."""
+        loc = [part for part in detail["loc"] if part != "[key]"]
+        while loc and tuple(loc) not in self.lines and detail["type"] not in ("missing", "extra_forbidden"):
+            loc.pop()  # pydantic appends the names of union members
+        loc = loc or list(detail["loc"])
+        line = next((self.lines[key] for i in range(len(loc), -1, -1) if (key := tuple(loc[:i])) in self.lines), 0)
+        name = ".".join(str(part) for part in loc)
+        if detail["type"] == "extra_forbidden":
+            known = _keys(block, loc[:-1])
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+            return (
+                line,
+                f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})",
+            )
+        if detail["type"] == "missing":
+            return line, f"{name} is missing"
+        if detail["type"] == "value_error":
+            return line, str(detail["ctx"]["error"])
+        message = detail["msg"][0].lower() + detail["msg"][1:].removeprefix("Input")
+        return line, f"{name}: {message.replace('input ', '')}, got {detail['input']!r}"
+
+    def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(at, line)
+        kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
+        if isinstance(node, MappingNode) and kind == "map":
+            values: dict[Any, Any] = {}
+            for key_node, value_node in node.value:
+                key = self._value(key_node, (*at, "key"))
+                if isinstance(key, (dict, list)):
+                    self.faults.append((key_node.start_mark.line + 1, "a key must be a word or a number"))
+                    continue
+                if key in values:
+                    self.faults.append((key_node.start_mark.line + 1, f"repeated key {key!r}"))
+                self.lines[(*at, key)] = key_node.start_mark.line + 1
+                values[key] = self._value(value_node, (*at, key))
+            return values
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self._value(item, (*at, i)) for i, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            if kind in self._plain:
+                return self._plain[kind](node.value)
+            if kind in ("int", "float"):
+                return _number(node.value, kind)
+        self.faults.append((line, f"the tag {str(node.tag)!r} is not allowed"))
+        return None
+
+
+def _number(text: str, kind: str) -> float | str:
+    try:
+        return (
+            int(text.replace("_", ""), 0)
+            if kind == "int"
+            else float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+        )
+    except ValueError:
+        return text
+
+
+def _keys(block: Any, inner: list[Any]) -> list[str]:
+    """The keys of a block inside a block; types that are not blocks have none."""
+    for name in inner:
+        kinds = [block.model_fields[name].annotation] if name in getattr(block, "model_fields", ()) else []
+        kinds += [kind for annotation in kinds for kind in get_args(annotation)]
+        block = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+    return [key for key in getattr(block, "model_fields", ()) if inner or key != "name"]  # a recipe's is its file's

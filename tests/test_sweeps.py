@@ -1,0 +1,161 @@
+"""A sweep is read strictly, runs every recipe of its grid once, resumes, and puts its results into one file."""
+
+import json
+import shutil
+
+import pytest
+
+from hyperzoo import plots, sweep
+from hyperzoo.cli import _exit_code
+from hyperzoo.errors import RecipeError, RunError
+from hyperzoo.training.config import load_recipe, recipe_folders
+from hyperzoo.training.grid import is_sweep, load_sweep
+
+BASE = """\
+model: {arch: resnet20_cifar}
+data: {name: c10, batch_size: 65}
+optim: {lr: 0.01}
+train: {epochs: 1, compile: off, precision: fp32}
+expect: {accuracy: 90.0}
+"""
+SWEEP = """\
+base: base.yaml
+set: {optim.lr: 0.02}
+rows:
+  plain: {}
+  wide: {train.epochs: 2, model.arch: spherenet20}
+grid: {data.batch_size: [26, 65]}
+seeds: [0, 3]
+published: {plain-batch_size_26: 12.5}
+source: a made one
+"""
+
+
+def write(folder, text=SWEEP):
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "some.yaml").write_text(text)
+    return folder / "some.yaml"
+
+
+def test_rows_times_grid_times_seeds(tmp_path):
+    said, runs = load_sweep(write(tmp_path))
+    found = [(label, r.data.batch_size, r.train.seed, r.train.epochs, r.model.arch, r.optim.lr) for label, r in runs]
+    assert found == [
+        (f"{row}-batch_size_{size}", size, seed, epochs, arch, 0.02)
+        for row, epochs, arch in (("plain", 1, "resnet20_cifar"), ("wide", 2, "spherenet20"))
+        for size in (26, 65)
+        for seed in (0, 3)
+    ]
+    base = load_recipe(tmp_path / "base.yaml", ("optim.lr=0.02", "data.batch_size=26"))
+    assert runs[0].recipe.settings() == base.settings() and runs[0].recipe.expect is None
+    assert said.published == {"plain-batch_size_26": 12.5}
+    assert is_sweep(tmp_path / "some.yaml") and not is_sweep(tmp_path / "base.yaml") and not is_sweep("a.b_c10")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("rows:", "row:", "unknown key 'row' (did you mean 'rows'?)"),
+        ("  plain: {}", "  plain: {}\n  plain: {}", "Line 5: repeated key 'plain'"),
+        ("  plain: {}", "  ../up: {}", "'../up'"),
+        ("  plain: {}", "  ..: {}", "'..'"),
+        ("{plain-batch_size_26: 12.5}", "{plane: 1.0}", "published names 'plane', which is no row"),
+        ("source: a made one", "", "published numbers need their source"),
+        ("seeds: [0, 3]", "seeds: [3, 3]", "has a seed twice"),
+        ("  plain: {}", "  plain: {train.seed: 1}", "list the seeds under `seeds`"),
+        ("seeds: [0, 3]", "seeds: []", "at least one row, one seed"),
+        ("[26, 65]", "[]", "at least one row, one seed"),
+        ("optim.lr: 0.02", "optim.lrr: 0.02", "plain-batch_size_26 has 1 fault. unknown key 'lrr' (did you"),
+        ("optim.lr: 0.02", "lr: 0.02", "override 'lr' is not of the form block.key=value"),
+        ("train.epochs: 2", "train.epochs: two", "some.yaml, wide-batch_size_26 has 1 fault. train.epochs"),
+        ("base.yaml", "nowhere.yaml", "cannot read the recipe"),
+    ],
+)
+def test_one_fault_one_sentence(tmp_path, old, new, expected):
+    assert old in SWEEP
+    with pytest.raises(RecipeError) as caught:
+        load_sweep(write(tmp_path, SWEEP.replace(old, new)))
+    assert expected in str(caught.value)
+
+
+def test_an_unknown_name_lists_the_sweeps():
+    with pytest.raises(RecipeError, match="no sweep 'nothing'; sweeps: "):
+        load_sweep("nothing")
+
+
+SMALL = """\
+base: base.yaml
+rows: {plain: {}, other: {train.ema: 0}}
+seeds: [0, 1]
+published: {plain: 91.25}
+source: nowhere
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    """A sweep of four runs of one epoch, trained by the command, and what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("HYPERZOO_DATA", str(request.config.rootpath / "tests" / "assets" / "mirror"))
+    yield write(folder, SMALL), folder / "out"
+    patch.undo()
+
+
+def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys):
+    file, out = trained
+    assert _exit_code(["train", str(file), "--out", str(out)]) == 0
+    table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
+    assert [(row[0], *row[3:]) for row in table] == [("plain", "2", "91.25"), ("other", "2", "-")]
+    results = json.loads((out / "sweep.json").read_text())
+    stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
+    for (label, seed), accuracy in stated.items():
+        folder = out / label / str(seed)
+        assert json.loads((folder / "result.json").read_text())["metrics"]["accuracy"] == accuracy
+    assert stated["plain", 0] == stated["other", 0]  # the same recipe and seed
+    assert float(table[0][1]) == pytest.approx((stated["plain", 0] + stated["plain", 1]) / 2, abs=0.006)
+    assert [row["epoch"] for row in results["runs"][0]["log"]] == [1]
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("model.safetensors")}
+    shutil.rmtree(out / "other" / "1")
+    again, lines = sweep.run(file, out)  # only the missing run is trained
+    assert [line.n for line in lines] == [2, 2] and again == out / "sweep.json"
+    kept = {path for path, when in before.items() if path.exists() and path.stat().st_mtime_ns == when}
+    assert len(kept) == 3 and (out / "other" / "1" / "result.json").exists()
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
+    from hyperzoo.errors import BusyError
+
+    file, out = trained
+    real = sweep.train.run
+
+    def busy(recipe, folder):
+        if "plain" in str(folder.parent.name):
+            raise BusyError("process 1 is training there")
+        return real(recipe, folder)
+
+    monkeypatch.setattr(sweep.train, "run", busy)
+    assert [(line.label, line.n) for line in sweep.run(file, out)[1]] == [("other", 2)]
+    monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: busy(recipe, folder / "plain" / "x"))
+    with pytest.raises(RunError, match="other processes are at all runs of some"):
+        sweep.run(file, out)
+
+
+def test_bad_results_and_overrides(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text('{"runs": 3}')
+    for call in (sweep.lines, lambda file: plots.curves(file, tmp_path / "x.png")):
+        with pytest.raises(RunError, match="cannot read the results"):
+            call(tmp_path / "sweep.json")
+    assert _exit_code(["train", str(write(tmp_path)), "optim.lr=1"]) == 2
+    assert "a sweep takes no overrides" in capsys.readouterr().err
+
+
+SWEEPS = sorted({path for folder in recipe_folders() for path in folder.glob("sweeps/*.yaml")})
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_of_the_package_is_sound(path):
+    _, runs = load_sweep(path)
+    assert runs and len({(label, recipe.train.seed) for label, recipe in runs}) == len(runs)
