@@ -1,0 +1,168 @@
+"""Taps choose the modules that a word means, and leave no hook behind, whatever happens inside the `with`."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hyperzoo import taps
+from hyperzoo.errors import InputError, UnknownNameError
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 4))
+
+
+def resnet(device="meta"):
+    return timm.create_model("resnet20_cifar", device=device)
+
+
+def traces(model):
+    """All that attaching could leave behind: hooks, and attributes of modules."""
+    return [(len(module._forward_hooks), sorted(vars(module))) for module in model.modules()]
+
+
+STAGES = {
+    "resnet20_cifar": ["layer1", "layer2", "layer3"],
+    "resnet18": ["act1", "layer1", "layer2", "layer3", "layer4"],
+    "convnext_atto": ["stages.0", "stages.1", "stages.2", "stages.3"],
+    "vit_tiny_patch16_224": [f"blocks.{i}" for i in range(12)],
+    "swin_tiny_patch4_window7_224": ["layers.0", "layers.1", "layers.2", "layers.3"],
+    "efficientnet_b0": ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6"],
+    "regnetx_002": ["stem", "s1", "s2", "s3", "s4"],
+}
+
+
+@pytest.mark.parametrize("arch", STAGES)
+def test_stages_are_the_modules_that_timm_names(arch):
+    chosen = taps.select(timm.create_model(arch, device="meta"), "stages")
+    assert list(chosen) == STAGES[arch]
+
+
+def test_names_patterns_and_types():
+    model = resnet()
+    assert list(taps.select(model, ["layer2", "layer1.0.conv1"])) == ["layer2", "layer1.0.conv1"]
+    assert list(taps.select(model, "layer?")) == ["layer1", "layer2", "layer3"]
+    assert list(taps.select(model, "layer[12].*.conv2")) == [f"layer{i}.{j}.conv2" for i in (1, 2) for j in (0, 1, 2)]
+    assert list(taps.select(model, "*")) == [name for name, _ in model.named_children()]  # a star ends at a dot
+    relu = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
+    assert list(taps.select(model, "type:ReLU")) == relu and len(relu) == 19
+    assert list(taps.select(model, ["fc", "layer3", "stages"])) == ["fc", "layer3", "layer1", "layer2"]
+    assert all(module is model.get_submodule(name) for name, module in taps.select(model, "*.*").items())
+
+
+def test_a_module_with_two_names_is_chosen_once_under_either():
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    assert list(taps.select(model, "type:Linear")) == ["0"] and list(taps.select(model, "2")) == ["2"]
+
+
+def test_wrappers_are_looked_through():
+    model = resnet("cpu")
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        assert taps.select(wrapped, "layer1")["layer1"] is model.layer1
+
+
+@pytest.mark.parametrize(
+    "layers, kind, message",
+    [
+        ("layr2", UnknownNameError, "ResNetCifar has no layer 'layr2'. Closest: layer2, layer3, layer1."),
+        ("layer1.0.con1", UnknownNameError, "Closest: layer1.0.conv1"),
+        (["layer1", "layer9"], UnknownNameError, "no layer 'layer9'. Closest: layer3, layer2, layer1"),
+        ("block*", UnknownNameError, "no layer 'block*'"),
+        ("type:Relu", UnknownNameError, "no layer of 'type:Relu'. Closest: ReLU"),
+        ([], InputError, "a list of names; got []"),
+        (["layer1", 2], InputError, "got ['layer1', 2]"),
+        (3, InputError, "got 3"),
+    ],
+)
+def test_a_wrong_choice_is_named_with_the_closest(layers, kind, message):
+    with pytest.raises(kind) as caught:
+        taps.select(resnet(), layers)
+    assert message in str(caught.value) and isinstance(caught.value, ValueError)
+
+
+def test_a_model_without_stages_and_a_list_that_is_never_called():
+    with pytest.raises(InputError, match="Sequential has no feature_info.*name layers: 0, 1, 2, 3"):
+        taps.select(net(), "stages")
+    model = nn.Module()
+    model.parts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
+    with pytest.raises(InputError, match=r"'parts' of Module is a ModuleList.*'parts\.\*'"):
+        taps.select(model, "parts")
+    assert list(taps.select(model, ["parts.*"])) == ["parts.0", "parts.1"]
+    model.feature_info = [dict(module="gone")]
+    with pytest.raises(UnknownNameError, match="names 'gone'"):
+        taps.select(model, "stages")
+
+
+def test_fn_sees_the_outputs_in_order_and_may_replace_them():
+    model, x = net(), torch.randn(5, 2)
+    expected, seen = model(x), []
+    with taps.attached(taps.select(model, ["3", "0", "2"]), lambda name, output: seen.append((name, output))):
+        torch.testing.assert_close(model(x), expected)
+    assert [name for name, _ in seen] == ["0", "2", "3"]
+    torch.testing.assert_close(seen[1][1], model[:3](x))
+    doubled = model[3](2 * model[:3](x))
+    with taps.attached(taps.select(model, "2"), lambda name, output: 2 * output):
+        torch.testing.assert_close(model(x), doubled)
+    torch.testing.assert_close(model(x), expected)
+
+
+def test_nothing_is_left_behind():
+    model = net()
+    before = traces(model)
+    modules = taps.select(model, "type:ReLU")
+    with taps.attached(modules, lambda *_: None):
+        assert traces(model) != before
+        with taps.attached(modules, lambda *_: None):  # a term and a mixup on the same modules
+            model(torch.zeros(1, 2))
+        assert sum(hooks for hooks, _ in traces(model)) == 2
+    assert traces(model) == before
+    with pytest.raises(ZeroDivisionError), taps.attached(modules, lambda *_: 1 / 0):
+        model(torch.zeros(1, 2))
+    assert traces(model) == before
+    with pytest.raises(AttributeError), taps.attached({"1": model[1], "bad": None}, lambda *_: None):
+        pass
+    assert traces(model) == before
+
+
+def test_a_copy_made_inside_is_not_tapped():
+    model, fired = net(), []
+    with taps.attached(taps.select(model, "0"), lambda name, _: fired.append(name)):
+        twin = copy.deepcopy(model)
+        torch.testing.assert_close(twin(torch.ones(1, 2)), nn.Sequential.forward(model, torch.ones(1, 2)))
+        assert fired == ["0"]
+        with torch.no_grad():
+            twin[0].weight.zero_()
+        assert not torch.equal(twin(torch.ones(1, 2)), model(torch.ones(1, 2)))
+        assert twin.state_dict().keys() == net().state_dict().keys()
+    assert fired == ["0", "0"]
+
+
+@pytest.mark.parametrize("arch", ["resnet20_cifar", "resnet18", "efficientnet_lite0", "convnext_atto"])
+def test_a_stage_is_seen_once_also_under_gradient_checkpointing(arch):
+    model = timm.create_model(arch, device="meta").train()
+    model.set_grad_checkpointing()
+    fired = []
+    chosen = taps.select(model, "stages")
+    with taps.attached(chosen, lambda name, _: fired.append(name)):
+        model(torch.zeros(2, 3, 32, 32, device="meta"))
+    assert fired == list(chosen)
+
+
+def test_a_compiled_model_notices_hooks_that_come_and_go():
+    torch.compiler.reset()
+    model = net()
+    frames = torch._dynamo.testing.CompileCounter()
+    compiled, x = torch.compile(model, backend=frames, fullgraph=True), torch.randn(5, 2)
+    expected = compiled(x)
+    modules = taps.select(model, ["0", "2"])
+    for _ in range(3):
+        with taps.attached(modules, lambda name, output: 2 * output):
+            torch.testing.assert_close(compiled(x), model(x))
+            assert not torch.allclose(compiled(x), expected)
+        torch.testing.assert_close(compiled(x), expected)
+    assert frames.frame_count == 2  # without hooks, and with them
