@@ -1,4 +1,7 @@
-"""Layers of their own kind: only what a published model needs."""
+"""Layers of their own kind, and what puts them into any model."""
 
 from hyperzoo.layers.sphere import SphereConv2d as SphereConv2d
 from hyperzoo.layers.sphere import SphereLinear as SphereLinear
+from hyperzoo.layers.sphere_norm import SphereNorm as SphereNorm
+from hyperzoo.layers.sphereize import SphereizeReport as SphereizeReport
+from hyperzoo.layers.sphereize import sphereize as sphereize

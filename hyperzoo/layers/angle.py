@@ -1,8 +1,9 @@
 """The operators of SphereConv, g(arccos c), as functions of the cosine c.
 
-    cosine   g = cos(theta)                = c
-    linear   g = 1 - 2 theta / pi          = (2 / pi) arcsin(c)
-    sigmoid  g = coth(pi / 4k) tanh((pi / 2 - theta) / 2k) = coth(pi / 4k) tanh(arcsin(c) / 2k)
+    cosine     g = cos(theta)                = c
+    linear     g = 1 - 2 theta / pi          = (2 / pi) arcsin(c)
+    sigmoid    g = coth(pi / 4k) tanh((pi / 2 - theta) / 2k) = coth(pi / 4k) tanh(arcsin(c) / 2k)
+    learnable  the sigmoid with a k of its own for each filter, k = |raw| + 0.05, raw a parameter
 
 (arXiv 1711.03189, section 2). g(0) = 1, g(pi / 2) = 0, g(pi) = -1. No arccos is ever taken, so parallel vectors have no
 infinite gradient; linear and sigmoid clamp the cosine to 1 - 1e-6 in size, where arcsin would have one.
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPERATORS = ("cosine", "linear", "sigmoid")
+OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
+FIRST_RAW_K = 0.7  # so a learnable k starts at 0.75
 
 
 def angular(cosine: Tensor, operator: str, k: float) -> Tensor:
@@ -29,6 +31,22 @@ def angular(cosine: Tensor, operator: str, k: float) -> Tensor:
     if operator == "linear":
         return angle * (2 / math.pi)
     return torch.tanh(angle * (0.5 / k)) * (1 / math.tanh(math.pi / (4 * k)))
+
+
+def steepness(raw_k: Tensor) -> Tensor:
+    """The k that a raw parameter stands for, |raw| + 0.05: never 0; float32, or float64 for a float64 parameter."""
+    wide = raw_k if raw_k.dtype == torch.float64 else raw_k.float()
+    return wide.abs() + 0.05
+
+
+def learnable_angular(cosine: Tensor, k: Tensor) -> Tensor:
+    """The sigmoid of `angular` with a tensor of k that broadcasts to c; it gets a gradient like c."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and cosine.dtype == torch.float32:
+            return FastLearnable.apply(cosine, k)
+    largest = 1 - 1e-6
+    angle = torch.asin(cosine.clamp(-largest, largest))
+    return torch.tanh(angle * (0.5 / k)) * (1 / torch.tanh(math.pi / 4 / k))
 
 
 class FastAngular(torch.autograd.Function):
@@ -59,6 +77,33 @@ class FastAngular(torch.autograd.Function):
             e = torch.exp(_arcsin(size.clamp(max=_LARGEST)) * (-1 / ctx.k))
             slope = slope * e / ((1 + e) * (1 + e)) * (2 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
         return torch.where(size > _LARGEST, 0, grad * slope), None, None
+
+
+class FastLearnable(torch.autograd.Function):
+    """`learnable_angular` in the arithmetic of `FastAngular`.
+
+    With u = pi / 4k, v = arcsin(c) / 2k:  dg / dk = (u / sinh(u)^2 tanh(v) - coth(u) v / cosh(v)^2) / k.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cosine: Tensor, k: Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, k)
+        top = 1 / torch.tanh(math.pi / 4 / k)
+        return top - (2 * top) / (1 + torch.exp(_arcsin(cosine.clamp(-_LARGEST, _LARGEST)) / k))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        cosine, k = ctx.saved_tensors
+        size = cosine.abs()
+        v = _arcsin(size.clamp(max=_LARGEST)) * (0.5 / k)
+        e = torch.exp(-2 * v)
+        bell = 4 * e / ((1 + e) * (1 + e))  # 1 / cosh(v)^2
+        u = math.pi / 4 / k
+        top = 1 / torch.tanh(u)
+        slope = torch.rsqrt((1 - size) * (1 + size)) * bell * (0.5 * top / k)
+        grow = (u / torch.sinh(u).square() / k) * ((1 - e) / (1 + e)) - (top / k) * (v * bell)
+        grad_k = grad * grow * torch.sign(cosine)  # g is odd
+        return torch.where(size > _LARGEST, 0, grad * slope), grad_k.sum_to_size(k.shape)
 
 
 _LARGEST = 1 - 1e-6

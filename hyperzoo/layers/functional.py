@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.layers.angle import angular
+from hyperzoo.layers.angle import angular, learnable_angular, steepness
 
 
 def _full_precision(x: Tensor) -> Tensor:
@@ -75,10 +75,13 @@ def _plain_conv(
     operator: str,
     k: float,
     eps: float,
+    raw_k: Tensor | None = None,
 ) -> Tensor:
     product = F.conv2d(x, _unit_rows(weight, eps), None, stride, padding, dilation, groups)
     inverse = _inverse_norm(_energy(x, groups), weight, stride, padding, dilation, eps)
     cosine = _full_precision(product) * _per_filter(inverse, weight.size(0))
+    if raw_k is not None:
+        return learnable_angular(cosine, steepness(raw_k)[:, None, None]).to(product.dtype)
     return angular(cosine, operator, k).to(product.dtype)
 
 
@@ -145,12 +148,41 @@ def sphere_conv2d(
     operator: str,
     k: float,
     eps: float,
+    raw_k: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """The function behind `SphereConv2d`; a leaf for fx tracing. The dtype is the one a convolution would give."""
+    out = _sphere_conv2d(x, weight, stride, padding, dilation, groups, operator, k, eps, raw_k)
+    if bias is not None:
+        out = out + bias.to(out.dtype)[:, None, None]
+    return out
+
+
+def _sphere_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    operator: str,
+    k: float,
+    eps: float,
+    raw_k: Tensor | None,
+) -> Tensor:
     if not torch.jit.is_scripting():
         if operator == "cosine" and _in_eager_training(x, weight):
             return _EagerConv.apply(x, weight, stride, padding, dilation, groups, eps)
-    return _plain_conv(x, weight, stride, padding, dilation, groups, operator, k, eps)
+    return _plain_conv(x, weight, stride, padding, dilation, groups, operator, k, eps, raw_k)
+
+
+def pad_tf_same(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
+    """Zeros around x by the SAME rule of TensorFlow, for a result of ceil(H / stride) rows; the odd one comes last."""
+    rows = (x.size(-2) + stride[0] - 1) // stride[0]
+    columns = (x.size(-1) + stride[1] - 1) // stride[1]
+    height = max((rows - 1) * stride[0] + (kernel[0] - 1) * dilation[0] + 1 - x.size(-2), 0)
+    width = max((columns - 1) * stride[1] + (kernel[1] - 1) * dilation[1] + 1 - x.size(-1), 0)
+    return F.pad(x, [width // 2, width - width // 2, height // 2, height - height // 2])
 
 
 def _in_eager_training(x: Tensor, weight: Tensor) -> bool:
@@ -164,12 +196,28 @@ def _in_eager_training(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def sphere_linear(x: Tensor, weight: Tensor, operator: str, k: float, eps: float, scale_by_norm: bool) -> Tensor:
+def sphere_linear(
+    x: Tensor,
+    weight: Tensor,
+    operator: str,
+    k: float,
+    eps: float,
+    scale_by_norm: bool,
+    raw_k: Tensor | None = None,
+    bias: Tensor | None = None,
+) -> Tensor:
     """The function behind `SphereLinear`; a leaf for fx tracing."""
     product = F.linear(x, _unit_rows(weight, eps))
     wide = _full_precision(x)
     squared = (wide * wide).sum(-1, keepdim=True) + eps
-    out = angular(_full_precision(product) * torch.rsqrt(squared), operator, k)
+    cosine = _full_precision(product) * torch.rsqrt(squared)
+    if raw_k is not None:
+        out = learnable_angular(cosine, steepness(raw_k))
+    else:
+        out = angular(cosine, operator, k)
     if scale_by_norm:
         out = out * torch.sqrt(squared)
-    return out.to(product.dtype)
+    out = out.to(product.dtype)
+    if bias is not None:
+        out = out + bias.to(out.dtype)
+    return out

@@ -12,14 +12,16 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.layers.angle import OPERATORS
-from hyperzoo.layers.functional import sphere_conv2d, sphere_linear
+from hyperzoo.layers.angle import FIRST_RAW_K, OPERATORS
+from hyperzoo.layers.functional import pad_tf_same, sphere_conv2d, sphere_linear
 
+torch.fx.wrap("pad_tf_same")
 torch.fx.wrap("sphere_conv2d")
 torch.fx.wrap("sphere_linear")
 
 
-def _check(operator: str, k: float, eps: float) -> None:
+def check_operator(operator: str, k: float, eps: float) -> None:
+    """Raise InputError unless these are arguments of a sphere layer."""
     if operator not in OPERATORS:
         raise InputError(f"operator must be one of {', '.join(OPERATORS)}; got {operator!r}")
     if not (isinstance(k, (int, float)) and 0 < k < math.inf):
@@ -28,37 +30,52 @@ def _check(operator: str, k: float, eps: float) -> None:
         raise InputError(f"eps must be a number of at least 0; got {eps!r}")
 
 
+def first_raw_k(operator: str, filters: int, *, like: Tensor) -> nn.Parameter | None:
+    """One raw parameter per filter for the learnable operator, on the device and in the dtype of `like`; else None."""
+    if operator != "learnable":
+        return None
+    raw = torch.full((filters,), FIRST_RAW_K, device=like.device, dtype=like.dtype)
+    return nn.Parameter(raw, requires_grad=like.requires_grad)
+
+
 class SphereConv2d(nn.Conv2d):
     """Convolution whose output depends only on the angle between filter and patch (arXiv 1711.03189, section 2).
 
-    Out = g(theta) in [-1, 1], theta the angle between the filter and the zero-padded patch; see `angle.py` for g.
+    Out = g(theta) in [-1, 1], theta the angle between the filter and the zero-padded patch; see `angle.py` for g. With
+    the learnable operator, `raw_k` (O,) holds a parameter per filter; being one-dimensional, it gets no weight decay.
 
     Shapes:
         x: (B, C, H, W).   return: (B, O, H', W'), as for `torch.nn.Conv2d`; channels-last stays channels-last.
     Args:
-        kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`; zero padding only.
-        operator: 'cosine', 'linear' or 'sigmoid'.
+        kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`; zero padding only. The padding may
+            also be 'tf_same', the rule of the authors' code: ceil(H / stride) rows, the odd zero at the end.
+        bias: add one number per filter to g. The paper's formula has it, the authors' code has not.
+        operator: 'cosine', 'linear', 'sigmoid' or 'learnable'.
         k: steepness of the sigmoid, above 0; the paper uses 0.1, 0.3 and 0.7. Ignored by the other operators.
         eps: added to the squared norms of filter and patch. With 0 an all-zero patch gives NaN.
     Raises:
-        InputError: an unknown operator, k not above 0, or a negative eps.
+        InputError: an unknown operator, k not above 0, a negative eps, or a word other than 'tf_same' for padding.
     Differs:
         The patch norm follows the stride (the authors' code takes it at stride 1). Linear and sigmoid clamp the cosine
         to 1 - 1e-6 in size, so parallel vectors give 0.9991 for linear. Padding is symmetric, as always in torch.
         Norms and angles are float32 under autocast; the result has the dtype a convolution would have.
-        The backward pass uses the result: an in-place operation on it (not on what follows from it) is an error.
+        With the cosine and no bias, the backward pass uses the result: an in-place operation on it (not on what
+        follows from it) is an error.
     Example:
         >>> layer = SphereConv2d(3, 8, 3, padding=1, operator='linear')
         >>> layer(torch.zeros(2, 3, 32, 32)).abs().max().item()      # an all-zero patch gives exactly 0
         0.0
     """
 
+    kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    tf_same: bool
     operator: str
     k: float
     eps: float
+    raw_k: nn.Parameter | None
 
     def __init__(
         self,
@@ -66,9 +83,10 @@ class SphereConv2d(nn.Conv2d):
         out_channels: int,
         kernel_size: int | tuple[int, int],
         stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
+        bias: bool = False,
         *,
         operator: str = "cosine",
         k: float = 0.3,
@@ -76,32 +94,45 @@ class SphereConv2d(nn.Conv2d):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check(operator, k, eps)
-        if isinstance(padding, str):
-            raise InputError(f"padding must be a number of pixels or a pair of them; got {padding!r}")
+        check_operator(operator, k, eps)
+        if isinstance(padding, str) and padding != "tf_same":
+            raise InputError(f"padding must be a number of pixels, a pair of them, or 'tf_same'; got {padding!r}")
         super().__init__(
             in_channels,
             out_channels,
             kernel_size,
             stride,
-            padding,
+            0 if isinstance(padding, str) else padding,
             dilation,
             groups,
-            bias=False,
+            bias,
             device=device,
             dtype=dtype,
         )
+        self.tf_same = padding == "tf_same"
         self.operator = operator
         self.k = float(k)
         self.eps = float(eps)
+        self.raw_k = first_raw_k(operator, out_channels, like=self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._response(x)
+
+    def _response(self, x: Tensor) -> Tensor:
+        if self.tf_same:
+            x = pad_tf_same(x, self.kernel_size, self.stride, self.dilation)
         return sphere_conv2d(
-            x, self.weight, self.stride, self.padding, self.dilation, self.groups, self.operator, self.k, self.eps
-        )
+            x, self.weight, self.stride, self.padding, self.dilation, self.groups,
+            self.operator, self.k, self.eps, self.raw_k, self.bias,
+        )  # fmt: skip
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr().replace(', bias=False', '')}, {_operator_repr(self.operator, self.k, self.eps)}"
+        shape = super().extra_repr().replace(", bias=False", "")
+        if self.tf_same:
+            shape += ", padding=tf_same"
+        if self.bias is not None:
+            shape += ", bias=True"
+        return f"{shape}, {_operator_repr(self.operator, self.k, self.eps)}"
 
 
 class SphereLinear(nn.Linear):
@@ -113,7 +144,7 @@ class SphereLinear(nn.Linear):
     Shapes:
         x: (..., D).   return: (..., O).
     Args:
-        operator, k, eps: as for `SphereConv2d`.
+        bias, operator, k, eps: as for `SphereConv2d`; the learnable operator has one `raw_k` per output.
         scale_by_norm: multiply by the same eps-ed norm of x that the cosine was divided by.
     Raises:
         InputError: an unknown operator, k not above 0, or a negative eps.
@@ -128,11 +159,13 @@ class SphereLinear(nn.Linear):
     k: float
     eps: float
     scale_by_norm: bool
+    raw_k: nn.Parameter | None
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
+        bias: bool = False,
         *,
         operator: str = "cosine",
         k: float = 0.3,
@@ -141,19 +174,21 @@ class SphereLinear(nn.Linear):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        _check(operator, k, eps)
-        super().__init__(in_features, out_features, bias=False, device=device, dtype=dtype)
+        check_operator(operator, k, eps)
+        super().__init__(in_features, out_features, bias, device=device, dtype=dtype)
         self.operator = operator
         self.k = float(k)
         self.eps = float(eps)
         self.scale_by_norm = scale_by_norm
+        self.raw_k = first_raw_k(operator, out_features, like=self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sphere_linear(x, self.weight, self.operator, self.k, self.eps, self.scale_by_norm)
+        return sphere_linear(x, self.weight, self.operator, self.k, self.eps, self.scale_by_norm, self.raw_k, self.bias)
 
     def extra_repr(self) -> str:
         scaled = ", scale_by_norm=True" if self.scale_by_norm else ""
         size = f"in_features={self.in_features}, out_features={self.out_features}"
+        size += ", bias=True" if self.bias is not None else ""
         return f"{size}, {_operator_repr(self.operator, self.k, self.eps)}{scaled}"
 
 

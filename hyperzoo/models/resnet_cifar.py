@@ -1,11 +1,10 @@
-"""ResNets for 32 x 32 images: a 3 x 3 stem and three stages of 16, 32 and 64 channels.
+"""ResNets for 32 x 32 images: a 3 x 3 stem and three stages of 16, 32 and 64 channels, or 96, 192 and 384.
 
 Deep Residual Learning for Image Recognition, He et al., CVPR 2016 (arXiv 1512.03385), section 4.2: 6n + 2 weighted
 layers. Differs: shortcuts that change the width are 1 x 1 convolutions with batch norm (option B), and the batch-norm
-eps is 1e-3. Both follow the SphereNet code: this is the plain twin of the SphereNets.
+eps is 1e-3. Both follow the SphereNet code: this is the plain twin of the SphereNets, which are made by `operator`.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ import torch
 import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.layers import create_classifier
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
@@ -21,37 +19,35 @@ from torch import Tensor
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
+from hyperzoo.models._units import check_norm, make_conv, make_head, make_norm
 
 __all__ = ["ResNetCifar"]
 
 torch.fx.wrap("check_images")
 WIDTHS = (16, 32, 64)
-BN_EPS = 1e-3
+WIDE = (96, 192, 384)
 
 
 class BasicBlock(nn.Module):
-    """conv - BN - ReLU - conv - BN, plus the shortcut, then ReLU."""
+    """conv - norm - ReLU - conv - norm, plus the shortcut, then ReLU."""
 
-    def __init__(self, in_chs: int, out_chs: int, stride: int, conv_layer: Callable[..., nn.Conv2d], **dd: Any) -> None:
+    def __init__(self, in_chs: int, out_chs: int, stride: int, *, operator: str | None, k: float, norm: str, **dd: Any):
         super().__init__()
-        self.conv1 = conv_layer(in_chs, out_chs, 3, stride=stride, padding=1, **dd)
-        self.bn1 = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
-        self.act1 = nn.ReLU(inplace=True)
-        self.conv2 = conv_layer(out_chs, out_chs, 3, padding=1, **dd)
-        self.bn2 = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
-        self.shortcut = _shortcut(in_chs, out_chs, stride, **dd)
+        conv = partial(make_conv, operator=operator, k=k, norm=norm, **dd)
+        self.conv1 = conv(in_chs, out_chs, 3, stride=stride, padding=1)
+        self.bn1 = make_norm(out_chs, norm, **dd)
+        self.act1 = nn.ReLU(inplace=norm != "none")  # a bare cosine must not be overwritten
+        self.conv2 = conv(out_chs, out_chs, 3, padding=1)
+        self.bn2 = make_norm(out_chs, norm, **dd)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_chs != out_chs:  # inner products, unless only SphereNorm is left to normalise them
+            conv = partial(conv, operator=operator if norm == "sphere" else None)
+            self.shortcut = nn.Sequential(conv(in_chs, out_chs, 1, stride=stride), make_norm(out_chs, norm, **dd))
         self.act2 = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         return self.act2(out + self.shortcut(x))
-
-
-def _shortcut(in_chs: int, out_chs: int, stride: int, **dd: Any) -> nn.Module:
-    if stride == 1 and in_chs == out_chs:
-        return nn.Identity()
-    convolution = nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=False, **dd)
-    return nn.Sequential(convolution, nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd))
 
 
 class ResNetCifar(nn.Module):
@@ -62,11 +58,14 @@ class ResNetCifar(nn.Module):
     Args:
         depth: weighted layers on the main path, 6n + 2.
         widths: channels of the three stages.
-        conv_layer: makes the 3 x 3 convolutions, called as `torch.nn.Conv2d` but without bias; None is the plain one.
+        operator, k: of the 3 x 3 convolutions, as for `SphereConv2d`; None for inner products.
+        norm: 'batch'; 'sphere' for SphereNorm in place of every batch norm, 'sphere+batch' before it; or 'none'.
+        head_bias: whether the classifier has a bias.
         global_pool: a pooling type of timm, '' for none.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
-        InputError: a depth that is not 6n + 2, or an input of another rank, channel count or dtype.
+        InputError: a depth that is not 6n + 2, an unknown operator or norm, SphereNorm without an operator; an input of
+            another rank, channel count or dtype.
     """
 
     def __init__(
@@ -77,28 +76,32 @@ class ResNetCifar(nn.Module):
         in_chans: int = 3,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
-        conv_layer: Callable[..., nn.Conv2d] | None = None,
+        operator: str | None = None,
+        k: float = 0.3,
+        norm: str = "batch",
+        head_bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise InputError(f"depth must be 6n + 2 with n of at least 1 (20, 32, 44, 56, 110); got {depth}")
+        check_norm(norm, operator)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        conv_layer = conv_layer or partial(nn.Conv2d, bias=False)
+        kind: dict[str, Any] = {"operator": operator, "k": k, "norm": norm, **dd}
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        self.conv1 = conv_layer(in_chans, widths[0], 3, padding=1, **dd)
-        self.bn1 = nn.BatchNorm2d(widths[0], eps=BN_EPS, **dd)
-        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = make_conv(in_chans, widths[0], 3, padding=1, **kind)
+        self.bn1 = make_norm(widths[0], norm, **dd)
+        self.act1 = nn.ReLU(inplace=norm != "none")
         stages, in_chs = [], widths[0]
         for out_chs, stride in zip(widths, (1, 2, 2), strict=True):
             blocks = []
             for i in range((depth - 2) // 6):
-                blocks.append(BasicBlock(in_chs, out_chs, stride if i == 0 else 1, conv_layer, **dd))
+                blocks.append(BasicBlock(in_chs, out_chs, stride if i == 0 else 1, **kind))
                 in_chs = out_chs
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3 = stages
@@ -107,7 +110,8 @@ class ResNetCifar(nn.Module):
             for i, (width, reduction) in enumerate(zip(widths, (1, 2, 4), strict=True))
         ]
         self.num_features = self.head_hidden_size = widths[2]
-        self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
+        self.head_bias = head_bias
+        self.global_pool, self.fc = make_head(self.num_features, num_classes, global_pool, head_bias, **dd)
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.init_weights()
 
@@ -134,9 +138,9 @@ class ResNetCifar(nn.Module):
         """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = self.bn1.weight
-        self.global_pool, self.fc = create_classifier(
-            self.num_features, num_classes, pool_type=pool, device=like.device, dtype=like.dtype
+        like = self.conv1.weight
+        self.global_pool, self.fc = make_head(
+            self.num_features, num_classes, pool, self.head_bias, device=like.device, dtype=like.dtype
         )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
         self.global_pool.train(self.training)
@@ -196,7 +200,7 @@ class ResNetCifar(nn.Module):
 
 
 def create_resnet_cifar(arch: str, pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Build `arch` through the verified builder; also used by the SphereNets, which differ in `conv_layer`."""
+    """Build `arch` through the verified builder; also used by the SphereNets, which name an operator."""
     return create(ResNetCifar, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **kwargs)
 
 
@@ -217,7 +221,7 @@ def cfg_cifar() -> dict[str, Any]:
     )
 
 
-default_cfgs = weight_cfgs({f"resnet{depth}_cifar": cfg_cifar() for depth in (20, 32, 44, 56, 110)})
+default_cfgs = weight_cfgs({f"resnet{size}_cifar": cfg_cifar() for size in (20, 32, 44, 56, 110, "32_wide")})
 
 
 @register
@@ -248,3 +252,10 @@ def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
 def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
     """ResNet-110 for CIFAR: 110 weighted layers, 1.73 M parameters."""
     return create_resnet_cifar("resnet110_cifar", pretrained, depth=110, **kwargs)
+
+
+@register
+def resnet32_wide_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
+    """ResNet-32 with 96, 192 and 384 channels and no bias in the classifier: the twin of `spherenet32_wide`, 16.7 M."""
+    args: dict[str, Any] = dict(depth=32, widths=WIDE, head_bias=False) | kwargs
+    return create_resnet_cifar("resnet32_wide_cifar", pretrained, **args)

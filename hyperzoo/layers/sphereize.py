@@ -1,0 +1,253 @@
+"""Turn the convolutions of any model into sphere layers, in place."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from hyperzoo.errors import InputError
+from hyperzoo.layers.sphere import SphereConv2d, SphereLinear, check_operator, first_raw_k
+
+# Subclasses that compute what their parent does; the first two pad by the SAME rule of TensorFlow before that.
+_TF_SAME = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.conv2d_same.Conv2dSameExport")
+_LIKE_PARENT = (*_TF_SAME, "timm.layers.linear.Linear")
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # at times without calling the layer
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+
+@dataclass(frozen=True)
+class SphereizeReport:
+    """What `sphereize` did: names of modules, a shared module under each of its names.
+
+    Args:
+        operator: of the new layers.
+        changed: the new sphere layers.
+        left: convolutions and linear layers that stayed, with the reason.
+        out_of_place: activations whose `inplace` was set to False.
+    """
+
+    operator: str
+    changed: tuple[str, ...]
+    left: dict[str, str]
+    out_of_place: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"sphereize: {len(self.changed)} layers changed (operator={self.operator}), {len(self.left)} left"]
+        if self.changed:
+            lines.append(f"  changed: {_few(self.changed)}")
+        for reason in dict.fromkeys(self.left.values()):
+            lines.append(f"  left, {reason}: {_few([name for name in self.left if self.left[name] == reason])}")
+        if self.out_of_place:
+            lines.append(f"  inplace=False, as training needs what a cosine layer returns: {_few(self.out_of_place)}")
+        return "\n".join(lines)
+
+
+def sphereize(
+    model: nn.Module,
+    operator: str = "cosine",
+    *,
+    k: float = 0.3,
+    eps: float = 1e-4,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] | None = None,
+    linear: bool = False,
+) -> SphereizeReport:
+    """Turn the convolutions of a model into sphere layers, in place, and say what was changed and what was left.
+
+    A new layer holds the very parameters of the old one: weights, device, dtype, memory format, `requires_grad`, ties
+    and an optimizer's hold on them stay, and so do the names in the state dict; only the learnable operator adds
+    `raw_k`. A bias stays, added to g(theta) as in the paper's formula (arXiv 1711.03189, section 2). A second call
+    changes nothing.
+
+    Args:
+        model: any module. Convolutions of any stride, dilation, groups and zero padding are taken ('same' and the
+            Conv2dSame of timm too); a module with two names is converted once and stays shared.
+        operator, k, eps: as for `SphereConv2d`.
+        include, exclude: glob patterns of module names, for example ['layer1.*']; by default everything and nothing.
+        linear: convert `nn.Linear` too.
+    Returns:
+        Names changed, and names left with the reason: subclasses with a forward of their own, padding by other than
+        zeros, hooks or parametrisations, filters that see a single number (their angle is only a sign), and the
+        classifier (`get_classifier()`, timm), whose bounded outputs would be poor logits, unless `include` names it.
+    Raises:
+        InputError: bad arguments, a pattern that matches nothing, a model that has no convolution or is one itself, a
+            lazy or quantised layer among those to convert. The model is then as it was.
+    Differs:
+        With the cosine, `inplace` is set to False on all activations, because one directly behind a convolution would
+        destroy what the backward pass needs. In-place operations inside somebody's forward cannot be seen: directly
+        behind a cosine layer they are an error of autograd, never a wrong gradient. Neither can code be seen that
+        reads `layer.weight` without calling the layer; only torch's own attention is known, and left.
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 2))
+        >>> print(sphereize(net, 'linear'))
+        sphereize: 1 layers changed (operator=linear), 1 left
+          changed: 0
+          left, linear=True converts it: 3
+    """
+    check_operator(operator, k, eps)
+    layers: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (_ConvNd, nn.Linear)) or _is_quantised(module):
+            layers.setdefault(module, []).append(name)
+    if not any(linear or not _is_linear(module) for module in layers):
+        hint = "; linear=True takes its linear layers" if layers else ""
+        raise InputError(f"{type(model).__name__} has no convolution to convert{hint}")
+    selected = _select([name for names in layers.values() for name in names], include, exclude)
+    heads = [] if include is not None else _classifier(model)
+    read = {layer for reader in model.modules() if isinstance(reader, _READS_WEIGHTS) for layer in reader.modules()}
+
+    new: dict[nn.Module, nn.Module] = {}
+    left: dict[str, str] = {}
+    for layer, names in layers.items():
+        why = _kept_out(names, selected) or _why_left(layer, linear)
+        if not why and any(layer is head for head in heads):
+            why = "the classifier: include takes it"
+        if not why and layer in read:
+            why = "a torch attention layer reads the weight without calling the layer"
+        if why:
+            left.update(dict.fromkeys(names, why))
+            continue
+        _check_convertible(layer, names[0])
+        new[layer] = _sphere(layer, operator, k, eps)
+
+    for layer, replacement in new.items():
+        for name in layers[layer]:
+            model.set_submodule(name, replacement)
+    changed = tuple(name for layer in new for name in layers[layer])
+    loose = operator == "cosine" and any(getattr(layer, "bias", None) is None for layer in new.values())
+    return SphereizeReport(operator, changed, left, tuple(_set_out_of_place(model)) if loose else ())
+
+
+def _select(names: list[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> dict[str, str]:
+    """For each name, why it is not asked for, or ''."""
+    for argument, patterns in (("include", include), ("exclude", exclude)):
+        if patterns is None:
+            continue
+        if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            raise InputError(f"{argument} must be a list of patterns, such as ['layer1.*']; got {patterns!r}")
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InputError(
+                    f"{argument}: {pattern!r} matches no convolution and no linear layer. Names: {_few(names)}"
+                )
+    reasons = {}
+    for name in names:
+        taken = include is None or any(fnmatchcase(name, pattern) for pattern in include)
+        refused = any(fnmatchcase(name, pattern) for pattern in exclude or ())
+        reasons[name] = "in exclude" if refused else "" if taken else "not in include"
+    return reasons
+
+
+def _kept_out(names: list[str], selected: dict[str, str]) -> str:
+    """Why a module is not asked for: one excluded name is enough, and one included name."""
+    reasons = [selected[name] for name in names]
+    return "in exclude" if "in exclude" in reasons else "" if "" in reasons else reasons[0]
+
+
+def _why_left(layer: nn.Module, linear: bool) -> str:
+    """Why a layer cannot or should not become a sphere layer, or ''."""
+    kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    if isinstance(layer, (SphereConv2d, SphereLinear)):
+        return f"a sphere layer already (operator={layer.operator})"
+    if _is_linear(layer) and not linear:
+        return "linear=True converts it"
+    if isinstance(layer, LazyModuleMixin) or _is_quantised(layer):
+        return ""  # an error, if it is to be converted
+    if not isinstance(layer, (nn.Conv2d, nn.Linear)):
+        return f"{type(layer).__name__} has no sphere form"
+    if hasattr(layer, "parametrizations") or not isinstance(layer.weight, nn.Parameter):
+        return "its weight is parametrised"
+    if layer.weight.is_complex():
+        return "its weight is complex"
+    if any(getattr(layer, hooks) for hooks in _HOOKS):
+        return "it has hooks"
+    if kind not in _LIKE_PARENT and _has_own_forward(layer):
+        return f"{type(layer).__name__} has a forward of its own"
+    if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+        return f"padding_mode={layer.padding_mode}"
+    if layer.weight[0].numel() == 1:
+        return "each filter sees a single number, whose angle is only its sign"
+    return ""
+
+
+def _has_own_forward(layer: nn.Conv2d | nn.Linear) -> bool:
+    parent = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    methods = ("forward", "_conv_forward") if parent is nn.Conv2d else ("forward",)
+    return any(name in vars(layer) or getattr(type(layer), name) is not getattr(parent, name) for name in methods)
+
+
+def _check_convertible(layer: nn.Module, name: str) -> None:
+    """Raise for what would be a mistake to leave in silence."""
+    kind = type(layer).__name__
+    if not name:
+        raise InputError(f"the model is a {kind} itself, which cannot be replaced in place: make a sphere layer of it")
+    if isinstance(layer, LazyModuleMixin):
+        raise InputError(f"{name} is a {kind} without weights yet: run the model once on a batch before sphereize")
+    if _is_quantised(layer):
+        raise InputError(f"{name} ({kind}) is quantised: sphereize and train first, quantise afterwards")
+
+
+def _is_quantised(layer: nn.Module) -> bool:
+    weight = getattr(layer, "weight", None)
+    module = type(layer).__module__.split(".")
+    if "Conv" not in type(layer).__name__ and "Linear" not in type(layer).__name__:
+        return False
+    whole = isinstance(weight, nn.Parameter) and not (weight.is_floating_point() or weight.is_complex())
+    return whole or "quantized" in module or "qat" in module
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or "Linear" in type(layer).__name__
+
+
+def _classifier(model: nn.Module) -> list[nn.Module]:
+    """The modules of timm's classifier: one, or for distilled models a tuple of them."""
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else ()
+    heads = found if isinstance(found, (tuple, list)) else (found,)
+    return [layer for head in heads if isinstance(head, nn.Module) for layer in head.modules()]
+
+
+def _sphere(layer: nn.Module, operator: str, k: float, eps: float) -> SphereConv2d | SphereLinear:
+    """The sphere layer with the parameters of `layer`; made on the meta device, it draws no random number."""
+    assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    new: SphereConv2d | SphereLinear
+    if isinstance(layer, nn.Linear):
+        new = SphereLinear(
+            layer.in_features, layer.out_features, operator=operator, k=k, eps=eps, device="meta"
+        )  # fmt: skip
+    else:
+        new = SphereConv2d(
+            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, _padding(layer), layer.dilation,
+            layer.groups, operator=operator, k=k, eps=eps, device="meta",
+        )  # fmt: skip
+    new.weight, new.bias = layer.weight, layer.bias
+    new.raw_k = first_raw_k(operator, layer.weight.size(0), like=layer.weight)
+    return new.train(layer.training)
+
+
+def _padding(layer: nn.Conv2d) -> tuple[int, int] | str:
+    """The padding in numbers where it is the same on both sides; 'same' with an odd number of zeros is 'tf_same'."""
+    if f"{type(layer).__module__}.{type(layer).__qualname__}" in _TF_SAME:
+        return "tf_same"
+    if layer.padding == "valid":
+        return 0, 0
+    if layer.padding == "same":
+        rows, columns = (d * (size - 1) for d, size in zip(layer.dilation, layer.kernel_size, strict=True))
+        return "tf_same" if rows % 2 or columns % 2 else (rows // 2, columns // 2)
+    assert not isinstance(layer.padding, str)
+    return layer.padding[0], layer.padding[1]
+
+
+def _set_out_of_place(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False  # type: ignore[assignment]  # not a submodule
+            yield name
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])} and {len(names) - 5} more"

@@ -1,0 +1,48 @@
+"""The units of the networks for small images: a convolution of any kind, what normalises it, and the head."""
+
+from typing import Any
+
+from timm.layers import SelectAdaptivePool2d, create_classifier
+from torch import nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.layers import SphereConv2d, SphereNorm
+
+NORMS = ("batch", "sphere", "sphere+batch", "none")
+BN_EPS = 1e-3
+
+
+def make_conv(
+    in_chs: int, out_chs: int, kernel_size: int, *, operator: str | None, k: float, norm: str, **kwargs: Any
+) -> nn.Conv2d:
+    """A convolution without bias: of inner products (operator None), of angles, or of angles rescaled by SphereNorm."""
+    if operator is None:
+        return nn.Conv2d(in_chs, out_chs, kernel_size, bias=False, **kwargs)
+    layer = SphereNorm if "sphere" in norm else SphereConv2d
+    return layer(in_chs, out_chs, kernel_size, operator=operator, k=k, **kwargs)
+
+
+def make_norm(channels: int, norm: str, **dd: Any) -> nn.Module:
+    """What stands behind a convolution: batch norm if the norm has one, else nothing."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, **dd) if "batch" in norm else nn.Identity()
+
+
+def check_norm(norm: str, operator: str | None) -> None:
+    """Raise InputError for an unknown norm, or SphereNorm without angles."""
+    if norm not in NORMS:
+        raise InputError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
+    if "sphere" in norm and operator is None:
+        raise InputError(
+            f"norm={norm!r} rescales angles, and this network has inner products: take the one with an operator in its "
+            "name, or norm='batch' or 'none'"
+        )
+
+
+def make_head(
+    features: int, num_classes: int, pool: str, bias: bool, **dd: Any
+) -> tuple[SelectAdaptivePool2d, nn.Module]:
+    """timm's pooling and classifier, the latter with or without bias."""
+    global_pool, fc = create_classifier(features, num_classes, pool_type=pool, **dd)
+    if not bias and isinstance(fc, nn.Linear):
+        fc.register_parameter("bias", None)
+    return global_pool, fc

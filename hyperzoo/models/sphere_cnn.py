@@ -1,0 +1,266 @@
+"""Plain networks without shortcuts for 32 x 32 images: CNN-n of the SphereNet paper, and their inner-product twins.
+
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: n convolutions of 3 x 3 in three
+stages of 128, 192 and 256 channels, each with batch norm and ReLU, 2 x 2 max pooling behind each stage; then `fc6`, a
+4 x 4 convolution without padding and without ReLU; then a plain classifier without bias. n counts the 3 x 3
+convolutions, as in the paper. The operator is part of the name (`sphere_cnn9` has the cosine); the twins have inner
+products everywhere and are called `plain_cnn9`, names that timm has not.
+Differs: `fc6` has batch norm, as in the authors' logged runs (not in their last version; `fc6_norm=False`); the
+batch-norm eps is the authors' 1e-3; maps that are not 4 x 4 before `fc6` are averaged to 4 x 4, so any size is taken.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._input import check_images
+from hyperzoo.models._units import check_norm, make_conv, make_head, make_norm
+from hyperzoo.models.resnet_cifar import cfg_cifar
+
+__all__ = ["SphereCNN"]
+
+torch.fx.wrap("check_images")
+torch.fx.wrap("average_to_4x4")
+WIDTHS = (128, 192, 256)
+
+
+def average_to_4x4(x: Tensor) -> Tensor:
+    """A map of another size becomes 4 x 4, the size that `fc6` reads; a leaf for fx."""
+    if x.size(-2) == 4 and x.size(-1) == 4:
+        return x
+    return F.adaptive_avg_pool2d(x, [4, 4])
+
+
+class SphereCNN(nn.Module):
+    """A plain network: three stages of convolutions and max pooling, a hidden layer, a classifier.
+
+    Shapes:
+        x: (B, in_chans, H, W), float, normalised, 8 x 8 or larger; made for 32 x 32.   return: (B, num_classes).
+    Args:
+        depth: 3 x 3 convolutions, a multiple of 3.
+        widths: channels of the three stages; `fc6` has those of the last.
+        operator, k: of all convolutions, as for `SphereConv2d`; None for inner products.
+        norm: 'batch'; 'sphere' for SphereNorm in place of every batch norm, 'sphere+batch' before it; or 'none'.
+        fc6_norm: whether `fc6` has the norm too.
+        relu: whether the stages have ReLUs.
+        global_pool: a pooling type of timm, '' for none; the map behind `fc6` is 1 x 1.
+        drop_rate: dropout before the classifier, 0 to 1.
+    Raises:
+        InputError: a depth that is not a multiple of 3, not three widths, an unknown operator or norm, SphereNorm
+            without an operator; an input of another rank, channel count or dtype.
+    """
+
+    def __init__(
+        self,
+        depth: int = 9,
+        widths: Sequence[int] = WIDTHS,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        operator: str | None = "cosine",
+        k: float = 0.3,
+        norm: str = "batch",
+        fc6_norm: bool = True,
+        relu: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if depth < 3 or depth % 3:
+            raise InputError(f"depth must be a multiple of 3 (3, 9, 18, 45, 60, 69); got {depth}")
+        if len(widths) != 3:
+            raise InputError(f"widths must be three numbers of channels; got {widths!r}")
+        check_norm(norm, operator)
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        kind: dict[str, Any] = {"operator": operator, "k": k, **dd}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        stages, in_chs = [], in_chans
+        for out_chs in widths:
+            units = []
+            for _ in range(depth // 3):
+                units.append(_unit(in_chs, out_chs, 3, norm, relu, padding=1, **kind))
+                in_chs = out_chs
+            stages.append(nn.Sequential(*units))
+        self.stage1, self.pool1 = stages[0], nn.MaxPool2d(2)  # in the order in which timm's feature list runs them
+        self.stage2, self.pool2 = stages[1], nn.MaxPool2d(2)
+        self.stage3, self.pool3 = stages[2], nn.MaxPool2d(2)
+        self.fc6: nn.Module = _unit(in_chs, in_chs, 4, norm if fc6_norm else "none", relu=False, **kind)
+        self.feature_info = [
+            dict(num_chs=width, reduction=2**i, module=f"stage{i + 1}") for i, width in enumerate(widths)
+        ]
+        self.num_features = in_chs
+        self.global_pool, self.score = make_head(in_chs, num_classes, global_pool, bias=False, **dd)
+        self.head_hidden_size = in_chs * self.global_pool.feat_mult()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Convolutions and classifier: normal with standard deviation sqrt(2 / fan_in)."""
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return dict(stem=r"^stage1\.0\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.score
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head: num_classes = 0 leaves the pooled output of `fc6`, global_pool = '' the 1 x 1 map."""
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        like = next(self.stage1.parameters())
+        self.global_pool, self.score = make_head(
+            self.num_features, num_classes, pool, bias=False, device=like.device, dtype=like.dtype
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.score.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
+        if output_fmt != "NCHW":
+            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = check_images(x, self.in_chans)
+        for i, (stage, pool) in enumerate(self._stages()):
+            if stop_early and i > last:
+                break
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take:
+                intermediates.append(x)
+            x = pool(x)
+        return intermediates if intermediates_only else (self.fc6(average_to_4x4(x)), intermediates)
+
+    @torch.jit.ignore
+    def _stages(self) -> list[tuple[nn.Sequential, nn.Module]]:
+        return [(self.stage1, self.pool1), (self.stage2, self.pool2), (self.stage3, self.pool3)]
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for, and what stands behind the stages; returns the indices."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        for i in range(last + 1, len(self.feature_info)):
+            setattr(self, f"stage{i + 1}", nn.Sequential())
+        if prune_head:
+            self.fc6 = nn.Identity()
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = check_images(x, self.in_chans)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for stage, pool in self._stages():
+                x = pool(checkpoint_seq(stage, x))
+        else:
+            x = self.pool1(self.stage1(x))
+            x = self.pool2(self.stage2(x))
+            x = self.pool3(self.stage3(x))
+        return self.fc6(average_to_4x4(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.score(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: int = 0, **kind: Any) -> nn.Sequential:
+    """conv - norm - ReLU."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    parts["conv"] = make_conv(in_chs, out_chs, size, norm=norm, padding=padding, **kind)
+    parts["bn"] = make_norm(out_chs, norm, device=kind["device"], dtype=kind["dtype"])
+    parts["act"] = nn.ReLU(inplace=norm != "none") if relu else nn.Identity()  # a bare cosine must not be overwritten
+    return nn.Sequential(parts)
+
+
+_DEPTHS = (3, 9, 18, 45, 60, 69)
+_OPERATORS = {"": "cosine", "_linear": "linear", "_sigmoid": "sigmoid", "_learnable": "learnable"}
+default_cfgs = weight_cfgs(
+    {
+        arch: cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv", classifier="score")
+        for depth in _DEPTHS
+        for arch in (f"plain_cnn{depth}", *(f"sphere_cnn{depth}{suffix}" for suffix in _OPERATORS))
+    }
+)
+
+
+def _architecture(depth: int, suffix: str | None) -> Callable[..., SphereCNN]:
+    """The registered function of one architecture; without a suffix the inner-product twin."""
+    arch = f"plain_cnn{depth}" if suffix is None else f"sphere_cnn{depth}{suffix}"
+    operator = None if suffix is None else _OPERATORS[suffix]
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> SphereCNN:
+        feature_cfg = dict(out_indices=(0, 1, 2))
+        return create(SphereCNN, arch, pretrained, feature_cfg=feature_cfg, depth=depth, operator=operator, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__doc__ = f"CNN-{depth} of the SphereNet paper with {'inner products' if operator is None else operator}."
+    return register(entry)
+
+
+plain_cnn3 = _architecture(3, None)
+sphere_cnn3 = _architecture(3, "")
+sphere_cnn3_linear = _architecture(3, "_linear")
+sphere_cnn3_sigmoid = _architecture(3, "_sigmoid")
+sphere_cnn3_learnable = _architecture(3, "_learnable")
+plain_cnn9 = _architecture(9, None)
+sphere_cnn9 = _architecture(9, "")
+sphere_cnn9_linear = _architecture(9, "_linear")
+sphere_cnn9_sigmoid = _architecture(9, "_sigmoid")
+sphere_cnn9_learnable = _architecture(9, "_learnable")
+plain_cnn18 = _architecture(18, None)
+sphere_cnn18 = _architecture(18, "")
+sphere_cnn18_linear = _architecture(18, "_linear")
+sphere_cnn18_sigmoid = _architecture(18, "_sigmoid")
+sphere_cnn18_learnable = _architecture(18, "_learnable")
+plain_cnn45 = _architecture(45, None)
+sphere_cnn45 = _architecture(45, "")
+sphere_cnn45_linear = _architecture(45, "_linear")
+sphere_cnn45_sigmoid = _architecture(45, "_sigmoid")
+sphere_cnn45_learnable = _architecture(45, "_learnable")
+plain_cnn60 = _architecture(60, None)
+sphere_cnn60 = _architecture(60, "")
+sphere_cnn60_linear = _architecture(60, "_linear")
+sphere_cnn60_sigmoid = _architecture(60, "_sigmoid")
+sphere_cnn60_learnable = _architecture(60, "_learnable")
+plain_cnn69 = _architecture(69, None)
+sphere_cnn69 = _architecture(69, "")
+sphere_cnn69_linear = _architecture(69, "_linear")
+sphere_cnn69_sigmoid = _architecture(69, "_sigmoid")
+sphere_cnn69_learnable = _architecture(69, "_learnable")
