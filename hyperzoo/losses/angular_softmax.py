@@ -1,0 +1,215 @@
+"""W-, A- and GA-Softmax: cross-entropy on the angles between features and class rows, with a margin for the right one.
+
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 3. The operators g stand in
+`layers/angle.py`; here they are continued beyond 180 degrees, where a multiple of an angle may lie.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.layers.angle import angular, learnable_angular, steepness
+from hyperzoo.layers.sphere import check_operator
+
+_LARGEST = 1 - 1e-6  # as in `layers/angle.py`: at 1, arccos has an infinite gradient
+
+
+def angular_logits(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    operator: str = "cosine",
+    margin: float = 1.0,
+    k: float | Tensor = 0.3,
+    eps: float = 1e-4,
+    annealing: float | Tensor = 0.0,
+) -> Tensor:
+    """Logits that know the length of x and its angles theta_j to the class rows w_j, with a margin for class y.
+
+        z_j = |x| g(theta_j),    z_y = |x| (lambda g(theta_y) + g_m(theta_y)) / (1 + lambda)
+        cosine             g_m(theta) = (-1)^q cos(m theta) - 2q,  q = floor(m theta / pi)      (A-Softmax)
+        the others         g_m(theta) = g(m theta)                                              (GA-Softmax)
+
+    (arXiv 1711.03189, section 3). m = 1 is W-Softmax, whose logits `SphereLinear(scale_by_norm=True)` gives.
+
+    Shapes:
+        features: (B, D).   weight: (K, D).   target: (B,) int64.   return: (B, K), float32 also under autocast.
+    Args:
+        margin: m, 1 or more. The cosine form is 1 minus the integral of |sin u| from 0 to m theta, so it is continuous
+            and falls from 1 at 0 degrees for every real m; at 180 degrees it is 1 - 2m for whole numbers.
+        k: steepness of the sigmoid; for 'learnable' a (K,) tensor, one for every class.
+        eps: added to the squared lengths of x and w_j. With 0, a zero vector gives NaN.
+        annealing: lambda, 0 or more; 0 is the full margin.
+    Differs:
+        The angle of the right class is clamped to a cosine of 1 - 1e-6 in size (0.08 degrees) when m > 1, so that its
+        gradient stays finite. Under autocast the products have half precision, but that angle is exact in float32.
+    """
+    squared = _squared_length(features, eps)
+    scale = squared.sqrt().unsqueeze(1)
+    # x first gets length 1: no product exceeds the length of a class row, which half precision can hold
+    product = F.linear((features / scale).to(weight.dtype), weight)
+    inverse = _squared_length(weight, eps).rsqrt()
+    cosine = product * inverse
+    response = learnable_angular(cosine, k) if isinstance(k, Tensor) else angular(cosine, operator, k)
+    logits = response * scale
+    if margin > 1:
+        index = target.unsqueeze(1)
+        own = cosine.gather(1, index)
+        if product.dtype != inverse.dtype:  # the value from float32 vectors, the gradient through the product
+            rows = weight.detach()[target] * inverse.detach()[target].unsqueeze(1)
+            own = own + ((features.detach() / scale.detach() * rows).sum(1, keepdim=True) - own.detach())
+        theta = torch.acos(own.clamp(-_LARGEST, _LARGEST))
+        own_k = k[index] if isinstance(k, Tensor) else k
+        value = (annealing * _on_angle(theta, operator, own_k) + _on_angle(margin * theta, operator, own_k)) * scale
+        logits = logits.scatter(1, index, value / (1 + annealing))
+    return logits
+
+
+def annealed(iteration: Tensor, start: float, floor: float, rate: float) -> Tensor:
+    """The annealing weight lambda = max(floor, start / (1 + rate t)) at iteration t = 0, 1, ...
+
+    (The schedule of SphereFace-type training, wy1iu/sphereface-plus, with 1000, 5 and 0.12.)
+
+    Example:
+        >>> annealed(torch.tensor([0, 100, 1000000]), 1000, 5, 0.12)
+        tensor([1000.0000,   76.9231,    5.0000])
+    """
+    return (start / (1 + rate * iteration)).clamp(min=floor)
+
+
+class AngularSoftmax(nn.Module):
+    """Cross-entropy with an angular margin: W-Softmax (margin 1), A-Softmax (cosine), GA-Softmax (linear, sigmoid).
+
+    The mean of -log softmax(z)_y, with the logits z of `angular_logits`. To predict, a model needs no margin: see
+    `replace_classifier`.
+
+    Shapes:
+        features: (B, D).   weight: (K, D) class rows.   target: (B,) int64.   return: (), float32.
+        raw_k (of the call): (K,), what `SphereLinear` holds as `raw_k`, for the operator 'learnable'; else None.
+    Args:
+        operator: 'cosine', 'linear', 'sigmoid' or 'learnable' (a sigmoid; its k per class belong to the classifier).
+        margin: m, 1 or more, any real number; the paper uses whole numbers, mostly 4.
+        k: steepness of 'sigmoid', above 0.
+        eps: added to squared lengths, 0 or more.
+        annealing: (start, floor, rate) of lambda, see `annealed`; None is the full margin from the first step.
+        accumulate: forward passes per optimizer step. The buffer `iteration` counts forward passes in training mode, so
+            the schedule resumes with the state dict of this module, without a word from the loop.
+        label_smoothing: 0 to 1, as for `torch.nn.CrossEntropyLoss`.
+    Raises:
+        InputError: an argument outside its range; features and rows of different width; a label out of range, in eager
+            mode on the CPU. On other devices and when compiled, the kernels themselves stop at such a label, so no step
+            waits for the device (without a margin they pass over -100, as cross-entropy does).
+    Example:
+        >>> x, rows = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0], [-0.5, 1.0], [0.0, -3.0]])
+        >>> loss = AngularSoftmax('linear', margin=4, annealing=None)
+        >>> loss(x, rows, torch.tensor([0]))
+        tensor(11.4004)
+    """
+
+    iteration: Tensor
+
+    def __init__(
+        self,
+        operator: str = "cosine",
+        margin: float = 1.0,
+        *,
+        k: float = 0.3,
+        eps: float = 1e-4,
+        annealing: tuple[float, float, float] | None = (1000.0, 5.0, 0.12),
+        accumulate: int = 1,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_operator(operator, k, eps)
+        _check_number("margin", margin, 1)
+        _check_number("label_smoothing", label_smoothing, 0, 1)
+        _check_number("accumulate", accumulate, 1)
+        if annealing is not None:
+            if len(annealing) != 3:
+                raise InputError(f"annealing must be (start, floor, rate) or None; got {annealing!r}")
+            for name, value in zip(("start", "floor", "rate"), annealing, strict=True):
+                _check_number(f"{name} of annealing", value, 0)
+        self.operator = operator
+        self.margin = float(margin)
+        self.k = float(k)
+        self.eps = float(eps)
+        self.annealing = annealing if margin > 1 else None
+        self.accumulate = accumulate
+        self.label_smoothing = label_smoothing
+        if self.annealing:
+            self.register_buffer("iteration", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features: Tensor, weight: Tensor, target: Tensor, raw_k: Tensor | None = None) -> Tensor:
+        _check_call(features, weight, target)
+        if raw_k is None and self.operator == "learnable":
+            raise InputError("the operator 'learnable' needs the raw_k of the classifier as its fourth argument")
+        if raw_k is not None and (self.operator != "learnable" or raw_k.shape != weight.shape[:1]):
+            raise InputError(
+                f"raw_k must be ({weight.size(0)},), and belongs to the operator 'learnable'; "
+                f"got {tuple(raw_k.shape)} for {self.operator!r}"
+            )
+        annealing: float | Tensor = 0.0
+        if self.annealing:
+            annealing = annealed(self.iteration // self.accumulate, *self.annealing)
+            if self.training:
+                self.iteration.add_(1)
+        logits = angular_logits(
+            features,
+            weight,
+            target,
+            operator=self.operator,
+            margin=self.margin,
+            k=self.k if raw_k is None else steepness(raw_k),
+            eps=self.eps,
+            annealing=annealing,
+        )
+        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+
+    def extra_repr(self) -> str:
+        steepness = f", k={self.k:g}" if self.operator == "sigmoid" else ""
+        return f"operator={self.operator}, margin={self.margin:g}{steepness}, annealing={self.annealing}"
+
+
+def _squared_length(x: Tensor, eps: float) -> Tensor:
+    """sum of squares + eps of every row, at least float32; no copy of x is made, and a zero row has gradient 0."""
+    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square() + eps
+
+
+def _on_angle(angle: Tensor, operator: str, k: float | Tensor) -> Tensor:
+    """g of an angle of 0 or more, also beyond pi."""
+    if operator == "cosine":
+        q = torch.floor(angle / math.pi)
+        return torch.cos(angle - q * math.pi) - 2 * q
+    if operator == "linear":
+        return 1 - angle * (2 / math.pi)
+    end = torch.tanh(math.pi / (4 * k)) if isinstance(k, Tensor) else math.tanh(math.pi / (4 * k))
+    return torch.tanh((math.pi / 2 - angle) / (2 * k)) / end
+
+
+def _check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
+    if not (isinstance(value, (int, float)) and low <= value <= high and value < math.inf):
+        up_to = "or more" if high == math.inf else f"to {high}"
+        raise InputError(f"{name} must be a number, {low} {up_to}; got {value!r}")
+
+
+def _check_call(features: Tensor, weight: Tensor, target: Tensor) -> None:
+    if features.dim() != 2 or weight.dim() != 2 or features.size(1) != weight.size(1):
+        raise InputError(
+            "features must be (B, D) and the class rows (K, D), with the same D; "
+            f"got {tuple(features.shape)} and {tuple(weight.shape)}"
+        )
+    classes = weight.size(0)
+    if target.dtype != torch.int64 or target.shape != features.shape[:1] or len(target) == 0:
+        raise InputError(
+            f"target must be ({len(features)},) int64 class numbers, at least one; got {tuple(target.shape)} "
+            f"{target.dtype}. A margin needs one right class: mixed labels go to SoftTarget"
+        )
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = target[(target < 0) | (target >= classes)]
+        if len(outside):
+            raise InputError(f"labels must be 0 to {classes - 1}, the number of class rows; got {outside[:8].tolist()}")
