@@ -1,0 +1,259 @@
+"""Minimum hyperspherical energy: the neurons of a layer, as directions, repel each other.
+
+Learning towards Minimum Hyperspherical Energy, Liu et al., NeurIPS 2018 (arXiv 1805.09298). With u_i = w_i / n_i,
+n_i = sqrt(|w_i|^2 + eps), c_ij = <u_i, u_j>, and z_ij = sqrt(2 - 2 c_ij), or arccos(c_ij) where `angular`,
+
+    E = 2 / (N (N - 1)) sum_{i<j} f_s(z_ij),    f_s(z) = z^-s for s = 1, 2,   f_0(z) = log(1 / z)
+
+(the paper's E_s / (N (N - 1))). `half_space`: the energy of the 2N vectors [W; -W], from the N x N cosines, with the
+pair of each vector and its own negative as a constant:
+
+    E_half = (2 sum_{i<j} (F(c_ij) + F(-c_ij)) + N f_s(2)) / (N (2N - 1)),    f_s(pi) in place of f_s(2) where angular
+
+`authors_code` takes the values of the code at wy1iu/MHE: log of the squared distance, angle / pi + 1e-4. Its strengths
+times these factors are those of the convention above: s = 0: 2; angular s = 1: pi, s = 2: pi^2; all others 1.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.regularizers.neurons import Layer, refuse_sharded
+from hyperzoo.regularizers.pair_energy import LabelMean, PairMean, repulsion
+from hyperzoo.regularizers.weight_term import WeightTerm, stack
+
+POWERS = (0, 1, 2)
+
+
+class Rule(NamedTuple):
+    """Which energy: the arguments of `hyperspherical_energy`."""
+
+    power: int
+    half_space: bool
+    angular: bool
+    eps: float
+    authors_code: bool
+
+
+def hyperspherical_energy(
+    weight: Tensor,
+    *,
+    power: int = 2,
+    half_space: bool = False,
+    angular: bool = False,
+    eps: float = 1e-4,
+    authors_code: bool = False,
+) -> Tensor:
+    """Mean energy of all pairs of rows (arXiv 1805.09298; the formula stands at the top of the module).
+
+    Exact for any number of rows: time grows with N^2 D, memory with N D. It serves features as well as weights.
+
+    Shapes:
+        weight: (N, D), a neuron or a feature a row.   return: (), float32 also under autocast; float64 for float64.
+    Args:
+        power: s, 0, 1 or 2.
+        half_space: count the negative of each row too; then orthogonal rows have the least energy, not opposite ones.
+        angular: distance along the sphere, in radians, in place of the chord.
+        eps: added to squared norms, 0 or more. It keeps equal rows at a finite energy, with a push.
+        authors_code: the values of the authors' code, see above.
+    Raises:
+        InputError: another power, a negative eps, no matrix of floating-point numbers, a sharded one; NaN or infinite
+            rows (on the CPU; elsewhere, and in compiled code, where looking costs time, the energy is NaN).
+    Differs:
+        One row has energy 0 (0 / 0 in the authors' code), and with `half_space` that of itself and its negative, a
+        constant here. A zero row is orthogonal to all others. Cosines within 1e-6 of a collision have the energy of
+        1 - 1e-6 and no gradient. The gradient can be taken once, not twice.
+    Example:
+        >>> hyperspherical_energy(torch.eye(3))                         # orthogonal rows: 1 / (2 - 0)
+        tensor(0.5000)
+        >>> hyperspherical_energy(torch.tensor([[1.0, 0], [-1, 0]]), eps=0)   # opposite rows: 1 / 4
+        tensor(0.2500)
+    """
+    rule = _rule(power, half_space, angular, eps, authors_code)
+    _check_matrix(weight)
+    energy = _energies(weight.unsqueeze(0), rule)[0]
+    _check_finite(energy, weight)
+    return energy
+
+
+def label_energy(
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    power: int = 2,
+    angular: bool = False,
+    eps: float = 1e-4,
+    authors_code: bool = False,
+) -> Tensor:
+    """Energy of a large output layer, seen from the classes of a batch (arXiv 1805.09298, section 3.6).
+
+    (1 / (M (N - 1))) sum over the M labels y, sum over j != y, of f_s(distance of u_y and u_j): a class counts as often
+    as it occurs. With every class once it is `hyperspherical_energy`. Always in full space.
+
+    Shapes:
+        weight: (N, D), a class a row.   labels: (M,) int64.   return: ().
+    Raises:
+        InputError: as `hyperspherical_energy`; labels that are not int64 (M,), M > 0, or out of range (on the CPU).
+    Example:
+        >>> label_energy(torch.eye(3), torch.tensor([0, 0, 2]))
+        tensor(0.5000)
+    """
+    rule = _rule(power, False, angular, eps, authors_code)
+    _check_matrix(weight)
+    _check_labels(labels, len(weight))
+    with torch.autocast(weight.device.type, enabled=False):
+        energy: Tensor = LabelMean.apply(_full_precision(weight), labels, power, angular, rule.eps, authors_code)
+    _check_finite(energy, weight)
+    return energy
+
+
+class MHE(WeightTerm):
+    """The energy of every layer of a model as a term of the loss: hidden * sum of E + output * E(output layer).
+
+    Args:
+        hidden, output: strengths, 0 or more, of hidden layers and of the output layer. The authors' runs: with
+            `half_space` 1 and 10 (angular s = 1, 2 in their convention: 0.1 and 1), without it a tenth of that.
+        power, half_space, angular, eps, authors_code: see `hyperspherical_energy`. The output layer is always in full
+            space, as in the authors' code.
+        include, exclude, output_layer: see `neurons.select`.
+        neurons: at most so many rows of a layer, drawn anew at every call; unbiased, and faster by the square.
+        output_by_labels: the output layer by `label_energy`; then call `term(labels)`.
+        seed: of the draws. `generator` makes them: its own, on the CPU, the same in all processes.
+    Raises:
+        InputError: bad arguments; frozen, sharded or unsound layers: see `WeightTerm`. The model is never changed.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> with MHE(net, hidden=1.0, output=10.0, half_space=True) as term:
+        ...     (net(torch.randn(5, 4)).square().mean() + term()).backward()
+        >>> list(term.report())
+        ['0', '2']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        hidden: float,
+        output: float,
+        power: int = 2,
+        half_space: bool = False,
+        angular: bool = False,
+        eps: float = 1e-4,
+        authors_code: bool = False,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] = (),
+        output_layer: str | None = None,
+        neurons: int | None = None,
+        output_by_labels: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if neurons is not None and not (isinstance(neurons, int) and neurons >= 2):
+            raise InputError(f"neurons, the rows drawn of a layer, must be a whole number above 1; got {neurons!r}")
+        rule = _rule(power, half_space, angular, eps, authors_code)
+        self._rules = {False: rule, True: rule._replace(half_space=False)}
+        self._neurons = neurons
+        self._output_by_labels = output_by_labels
+        self.once_per_update = not output_by_labels
+        self.generator = torch.Generator().manual_seed(seed)
+        super().__init__(
+            model,
+            lambda rows, out: _energies(rows, self._rules[out]),
+            hidden=hidden,
+            output=output,
+            include=include,
+            exclude=exclude,
+            output_layer=output_layer,
+        )
+
+    def __call__(self, labels: Tensor | None = None) -> Tensor:
+        """The term, (), float32 (float64 for float64 weights); labels (M,) where the output layer goes by them."""
+        parts = [strength * self._values(layers, out, labels).sum() for strength, out, layers in self._groups]
+        return torch.stack(parts).sum()
+
+    def _values(self, layers: Sequence[Layer], out: bool, labels: Tensor | None) -> Tensor:
+        rule = self._rules[out]
+        if out and self._output_by_labels:
+            if labels is None:
+                raise InputError("output_by_labels is on: call the term with the labels of the batch, term(labels)")
+            by_label = (rule.power, rule.angular, rule.eps, rule.authors_code)
+            with torch.autocast(labels.device.type, enabled=False):
+                return torch.stack(
+                    [LabelMean.apply(_full_precision(layer.rows()), labels, *by_label) for layer in layers]
+                )
+        if self._neurons is None:
+            return _energies(stack(layers), rule)
+        rows = [layer.rows() for layer in layers]
+        count = len(rows[0])
+        if count > self._neurons:
+            rows = [r[self._draw(count).to(r.device)] for r in rows]
+        return _energies(torch.stack(rows), rule, count)
+
+    @torch.compiler.disable
+    def _draw(self, count: int) -> Tensor:
+        return torch.randperm(count, generator=self.generator)[: self._neurons]
+
+
+def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
+    """(L, N, D) -> (L,): the energy of L layers; of layers of `count` rows, of which these N are a random choice."""
+    with torch.autocast(rows.device.type, enabled=False):
+        w = _full_precision(rows)
+        mean: Tensor = PairMean.apply(w, rule.power, rule.half_space, rule.angular, rule.eps, rule.authors_code)
+        if not rule.half_space:
+            return mean
+        n = count or rows.size(1)
+        return ((n - 1) * mean + _antipode(w, rule)) / (2 * n - 1)
+
+
+def _antipode(w: Tensor, rule: Rule) -> Tensor | float:
+    """f_s of a row and its own negative; the authors' code takes their cosine to be -|w|^2 / (|w|^2 + eps)."""
+    if rule.authors_code:
+        squares = torch.linalg.vector_norm(w.detach(), dim=-1).square()
+        return repulsion(-squares / (squares + rule.eps), rule.power, rule.angular, True)[0].mean(-1)
+    distance = math.pi if rule.angular else 2.0
+    return -math.log(distance) if rule.power == 0 else distance**-rule.power
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _rule(power: int, half_space: bool, angular: bool, eps: float, authors_code: bool) -> Rule:
+    if power not in POWERS or isinstance(power, bool):
+        raise InputError(f"power must be one of 0, 1, 2; got {power!r}")
+    if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
+        raise InputError(f"eps must be a number of at least 0; got {eps!r}")
+    return Rule(int(power), bool(half_space), bool(angular), float(eps), bool(authors_code))
+
+
+def _check_matrix(weight: Tensor) -> None:
+    refuse_sharded("weight", weight)
+    if weight.dim() != 2 or not weight.numel():
+        raise InputError(
+            f"expected (N, D), a neuron a row; got {tuple(weight.shape)}. A convolution's weight: weight.flatten(1)"
+        )
+    if not weight.is_floating_point():
+        raise InputError(f"expected floating-point numbers; got {weight.dtype}")
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    if labels.dtype != torch.int64 or labels.dim() != 1 or not labels.numel():
+        raise InputError(f"expected labels (M,) int64, at least one; got {tuple(labels.shape)} {labels.dtype}")
+    if _can_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise InputError(f"labels must lie in 0 .. {classes - 1}; got {int(labels.min())} .. {int(labels.max())}")
+
+
+def _check_finite(energy: Tensor, weight: Tensor) -> None:
+    if _can_look(energy) and not math.isfinite(energy.item()):
+        bad = (~weight.detach().isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise InputError(f"rows {str(bad[:8])[1:-1]}{' ...' if len(bad) > 8 else ''} hold NaN or infinity")
+        raise InputError("the rows are too long: their squared norms overflow. Scale them down")
+
+
+def _can_look(x: Tensor) -> bool:
+    """Whether a value can be read without waiting for a device or breaking a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,0 +1,93 @@
+"""Minimum angle: each neuron is pushed away from its nearest neighbor only.
+
+MMA Regularization, Wang et al., NeurIPS 2020 (arXiv 2006.06527), a rival of MHE; formula and strengths as in the
+authors' code and README (wznpub/MMA_Regularization).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.regularizers.neurons import refuse_sharded
+from hyperzoo.regularizers.pair_energy import BLOCK
+from hyperzoo.regularizers.weight_term import WeightTerm
+
+LARGEST = 1 - 1e-5  # cosine, in size
+
+
+def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """mean_i min_{j != i} arccos(c_ij), in radians: how far a row is from its nearest one, on average.
+
+    Only the cosines of the nearest pairs are differentiated, so the backward pass costs N D and not N^2 D.
+
+    Shapes:
+        weight: (..., N, D), a neuron a row.   return: (...), float32 also under autocast; float64 for float64.
+    Args:
+        eps: added to squared norms, above 0.
+    Raises:
+        InputError: no matrix, no floating-point numbers, a sharded matrix.
+    Differs:
+        One row is pi away from everything, without gradient; the authors' code takes it for its own neighbor. Of
+        equally near neighbors the first counts. Cosines beyond 1 - 1e-5 in size have no gradient, as in their code.
+    Example:
+        >>> nearest_angle(torch.eye(3))                                 # pi / 2
+        tensor(1.5708)
+    """
+    refuse_sharded("weight", weight)
+    if weight.dim() < 2 or not weight.is_floating_point():
+        raise InputError(f"expected (N, D) floating-point, a neuron a row; got {tuple(weight.shape)} {weight.dtype}")
+    with torch.autocast(weight.device.type, enabled=False):
+        w = weight if weight.dtype == torch.float64 else weight.float()
+        if w.size(-2) == 1:
+            return w.new_full(w.shape[:-2], torch.pi)
+        unit = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()
+        nearest = _nearest(unit.detach()).unsqueeze(-1).expand_as(unit)
+        cosine = (unit * unit.gather(-2, nearest)).sum(-1)
+        return cosine.clamp(-LARGEST, LARGEST).arccos().mean(-1)
+
+
+def _nearest(unit: Tensor) -> Tensor:
+    """Index of the nearest other row of each row, (..., N, D) -> (..., N), by blocks."""
+    found = []
+    for start in range(0, unit.size(-2), BLOCK):
+        cosine = unit[..., start : start + BLOCK, :] @ unit.mT
+        cosine.diagonal(start, -2, -1).fill_(-2)
+        found.append(cosine.argmax(-1))
+    return torch.cat(found, -1)
+
+
+class MinimumAngle(WeightTerm):
+    """Minus `nearest_angle` of the layers of a model as a term of the loss.
+
+    Args:
+        hidden, output: strengths, 0 or more. The authors: 0.07 for models without, 0.03 with shortcuts, for all layers.
+        include, exclude, output_layer: see `neurons.select`.
+    Raises:
+        InputError: see `WeightTerm`.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+        >>> MinimumAngle(net, hidden=0.07, output=0.07)().item() < 0
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        hidden: float,
+        output: float,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] = (),
+        output_layer: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            lambda rows, _: -nearest_angle(rows),
+            hidden=hidden,
+            output=output,
+            include=include,
+            exclude=exclude,
+            output_layer=output_layer,
+        )

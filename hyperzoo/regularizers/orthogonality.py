@@ -1,0 +1,86 @@
+"""Orthogonality: the Gram matrix of the neurons of a layer should be the identity.
+
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), the penalty of SphereNets.
+
+It draws every norm to 1 as well, and is what the tables of the MHE paper (arXiv 1805.09298) call "orthonormal". With
+`unit_rows` it sees directions only: half the sum of squared cosines.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.regularizers.neurons import refuse_sharded
+from hyperzoo.regularizers.weight_term import WeightTerm
+
+
+def orthogonality_penalty(weight: Tensor, *, unit_rows: bool = False, eps: float = 1e-4) -> Tensor:
+    """1/2 sum_ij (<w_i, w_j> - [i = j])^2 (arXiv 1711.03189; authors' code, with the factor 2e-4 as strength).
+
+    With more rows than columns it cannot fall below (N - D) / 2. The smaller of the Gram matrices W W^T and W^T W is
+    taken: they give the same, so memory grows with the square of the smaller side.
+
+    Shapes:
+        weight: (..., N, D), a neuron a row.   return: (...), float32 also under autocast; float64 for float64.
+    Args:
+        unit_rows: divide each row by sqrt(|w_i|^2 + eps) first.
+        eps: of `unit_rows`, above 0.
+    Raises:
+        InputError: no matrix, no floating-point numbers, a sharded matrix.
+    Example:
+        >>> orthogonality_penalty(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]]))
+        tensor(5.8750)
+    """
+    refuse_sharded("weight", weight)
+    if weight.dim() < 2 or not weight.is_floating_point():
+        raise InputError(f"expected (N, D) floating-point, a neuron a row; got {tuple(weight.shape)} {weight.dtype}")
+    with torch.autocast(weight.device.type, enabled=False):
+        w = weight if weight.dtype == torch.float64 else weight.float()
+        if unit_rows:
+            w = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()
+        rows, columns = w.shape[-2:]
+        gram = w @ w.mT if rows <= columns else w.mT @ w
+        identity = torch.eye(min(rows, columns), dtype=w.dtype, device=w.device)
+        return 0.5 * ((gram - identity).square().sum((-2, -1)) + max(rows - columns, 0))
+
+
+class Orthogonality(WeightTerm):
+    """`orthogonality_penalty` of the layers of a model as a term of the loss, the sum over layers times a strength.
+
+    Args:
+        strength: of hidden layers; 2e-4 in the SphereNet code.
+        output: strength of the output layer, which the SphereNet code leaves out.
+        unit_rows: see `orthogonality_penalty`.
+        include, exclude, output_layer: see `neurons.select`. The SphereNet code takes its sphere layers only, not the
+            plain 1x1 shortcuts.
+    Raises:
+        InputError: see `WeightTerm`.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2))
+        >>> _ = nn.init.eye_(net[0].weight)
+        >>> Orthogonality(net, strength=2e-4)().item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float,
+        output: float = 0.0,
+        unit_rows: bool = False,
+        include: str | Iterable[str] | None = None,
+        exclude: str | Iterable[str] = (),
+        output_layer: str | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            lambda rows, _: orthogonality_penalty(rows, unit_rows=unit_rows),
+            hidden=strength,
+            output=output,
+            include=include,
+            exclude=exclude,
+            output_layer=output_layer,
+        )

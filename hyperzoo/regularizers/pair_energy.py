@@ -1,0 +1,141 @@
+"""The mean energy of all pairs of rows, in memory that does not grow with their number squared.
+
+With c_ij the cosine of rows i and j, n_i = sqrt(|w_i|^2 + eps), and k = dF/dc, the gradient of a sum of F(c_ij) is
+
+    dE/dw_i = sum_j k_ij w_j / (n_i n_j) - (sum_j k_ij c_ij) w_i / n_i^2
+
+(fact sheet 2.3, with the raw rows in place of the unit ones): a product of matrices again. So both passes cost what the
+products cost, no unit rows are stored, and nothing of size N x N outlives its block.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+BLOCK = 512  # rows: a block of float32 cosines is 1 MB, and stays in the cache of a core
+MARGIN = 1e-6  # cosines nearer than this to a collision count as being here, and do not push
+
+
+def repulsion(c: Tensor, power: int, angular: bool, authors_code: bool) -> tuple[Tensor, Tensor]:
+    """f_s of the distance of two directions, and its derivative, as functions of their cosine."""
+    if angular:
+        angle = c.arccos()
+        steep = ((1 - c) * (1 + c)).clamp(min=MARGIN * (2 - MARGIN)).rsqrt()  # - d angle / dc, finite at opposite rows
+        if authors_code:
+            angle, steep = angle / math.pi + 1e-4, steep / math.pi
+        near = angle.reciprocal()
+        if power == 0:
+            return near.log(), near * steep
+        if power == 1:
+            return near, near * near * steep
+        return near * near, 2 * near * near * near * steep
+    near = (2 - 2 * c).reciprocal()  # distance^-2
+    if power == 0:
+        return (near.log(), 2 * near) if authors_code else (0.5 * near.log(), near)
+    if power == 1:
+        root = near.sqrt()
+        return root, root * near
+    return near, 2 * near * near
+
+
+def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: bool) -> tuple[Tensor, Tensor]:
+    """F and dF/dc of every pair: f(c), in half space f(c) + f(-c); no push inside `MARGIN` of a collision."""
+    safe = c.clamp(MARGIN - 1 if half_space else -1, 1 - MARGIN)
+    value, slope = repulsion(safe, power, angular, authors_code)
+    if half_space:
+        mirrored, back = repulsion(-safe, power, angular, authors_code)
+        value, slope = value.add_(mirrored), slope.sub_(back)
+    collided = (c.abs() if half_space else c) > 1 - MARGIN
+    return value, slope.masked_fill_(collided, 0)
+
+
+def _inverse_norms(w: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(|w_i|^2 + eps); of a zero row without eps, 1: its cosines are 0 then, not NaN."""
+    squares = torch.linalg.vector_norm(w, dim=-1).square() + eps
+    return squares.rsqrt() if eps else squares.where(squares > 0, 1).rsqrt()
+
+
+class PairMean(torch.autograd.Function):
+    """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for a single row. The gradient is made on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, power: int, half_space: bool, angular: bool, eps: float, authors_code: bool
+    ) -> Tensor:
+        n, wanted = w.size(1), ctx.needs_input_grad[0]
+        inverse = _inverse_norms(w, eps)
+        total, pull = w.new_zeros(w.size(0)), torch.zeros_like(inverse)
+        grad = torch.zeros_like(w) if wanted else None
+        blocks = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+        for a, i in enumerate(blocks):
+            for b in (*range(a + 1, len(blocks)), a):  # a block with itself last: its diagonal takes the whole pull
+                j, own = blocks[b], a == b
+                scale = inverse[:, i, None] * inverse[:, None, j]
+                c = torch.bmm(w[:, i], w[:, j].mT).mul_(scale)
+                if own:
+                    c.diagonal(dim1=1, dim2=2).zero_()
+                value, slope = _pair(c, power, half_space, angular, authors_code)
+                if own:  # every pair stands here twice
+                    value.diagonal(dim1=1, dim2=2).zero_()
+                    value *= 0.5
+                total += value.sum((1, 2))
+                if grad is None:
+                    continue
+                scale *= slope
+                slope *= c
+                pull[:, i] += slope.sum(2)
+                if own:
+                    scale.diagonal(dim1=1, dim2=2).copy_(-pull[:, i] * inverse[:, i].square())
+                else:
+                    pull[:, j] += slope.sum(1)
+                    grad[:, j].baddbmm_(scale.mT, w[:, i])
+                grad[:, i].baddbmm_(scale, w[:, j])
+        ctx.pairs = max(n * (n - 1) / 2, 1)
+        if grad is not None:
+            ctx.save_for_backward(grad)
+        return total / ctx.pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return (grad / ctx.pairs)[:, None, None] * saved, None, None, None, None, None
+
+
+class LabelMean(torch.autograd.Function):
+    """Mean of f over the pairs (row of a label, any other row), labels with multiplicity: (N, D), (M,) -> ()."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, w: Tensor, labels: Tensor, power: int, angular: bool, eps: float, authors_code: bool
+    ) -> Tensor:
+        n = w.size(0)
+        inverse = _inverse_norms(w, eps)
+        x, inverse_x = w[labels], inverse[labels]
+        total, pull_x = w.new_zeros(()), torch.zeros_like(inverse_x)
+        grad, grad_x = torch.empty_like(w), torch.zeros_like(x)
+        for start in range(0, n, BLOCK):
+            j = slice(start, min(start + BLOCK, n))
+            scale = inverse_x[:, None] * inverse[None, j]
+            c = torch.mm(x, w[j].mT).mul_(scale)
+            itself = labels[:, None] == torch.arange(j.start, j.stop, device=w.device)
+            value, slope = _pair(c.masked_fill_(itself, 0), power, False, angular, authors_code)
+            total += value.masked_fill_(itself, 0).sum()
+            scale *= slope.masked_fill_(itself, 0)
+            slope *= c
+            pull_x += slope.sum(1)
+            grad_x.addmm_(scale, w[j])
+            grad[j] = scale.mT @ x - (slope.sum(0) * inverse[j].square())[:, None] * w[j]
+        grad_x -= (pull_x * inverse_x.square())[:, None] * x
+        ctx.pairs = max(len(labels) * (n - 1), 1)
+        ctx.save_for_backward(grad.index_add_(0, labels, grad_x))
+        return total / ctx.pairs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (saved,) = ctx.saved_tensors
+        return grad / ctx.pairs * saved, None, None, None, None, None
