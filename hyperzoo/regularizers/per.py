@@ -1,0 +1,116 @@
+"""PER: activations are pulled towards a Gaussian by a term of the loss, without statistics of the batch.
+
+Regularizing activations in neural networks via distribution matching with the Wasserstein metric, Joo et al., ICLR 2020
+(arXiv 2002.05366; numbers of equations are those of the submission). The formulas stand in `projections.py`.
+"""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from hyperzoo.regularizers.exact_error import ExactError, full_precision
+from hyperzoo.regularizers.projections import SampledError, as_vectors, check_choices, draw_directions, reduced
+from hyperzoo.regularizers.recording import Recording, check_strength
+
+
+class PER:
+    """PER on layers of a model, as a term of the loss: strength times the sum over layers of `projected_error`.
+
+    Nothing is added in evaluation, nothing enters the state dict, and the directions come from a generator of its own,
+    drawn anew for every layer and step. The term's value is that of all directions (eq. 5 without the noise of
+    sampling, which costs next to nothing); its gradient is that of the directions drawn.
+
+    Shapes:
+        return of a call: (), float32 (float64 for a float64 model).
+    Args:
+        strength: lambda, 0 or more. The paper's grid is 3e-4 ... 1e-5 with reduce='sum' (CNN, ResNet), to 3e-4 (LSTM).
+        layers: words of `taps.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class;
+            choose what follows a nonlinearity. Of an LSTM, the hidden state h_t of every step is a vector.
+        slices, reduce, view: as for `projected_error`.
+        seed: of the generator; `seed(n)` sets it later, for instance every epoch.
+    Raises:
+        InputError, UnknownNameError: a bad strength or word, or no such layer. When called: see `Recording.take`.
+    Differs:
+        Algorithm 1 adds a gradient behind the loss's back; a term scales right with mixed precision and accumulation.
+        With reduce='sum' and several processes, the value is multiplied by their number, because gradients are averaged
+        over them; a loss that is divided by n accumulated batches needs n times the strength.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> term = PER(model, strength=1e-2, layers='type:ReLU')
+        >>> with term:
+        ...     loss = model(torch.zeros(4, 2)).square().mean() + term()
+        >>> list(term.report())
+        ['1/error', '1/mean', '1/variance']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        strength: float,
+        layers: str | Sequence[str] = "stages",
+        slices: int | None = 256,
+        reduce: str = "mean",
+        view: str = "location",
+        seed: int = 0,
+    ) -> None:
+        check_choices(slices, reduce, view)
+        self.strength = check_strength(strength)
+        self.slices = slices
+        self.reduce = reduce
+        self.view = view
+        self._recording = Recording(model, layers)
+        self._generator = torch.Generator()
+        self._measured: dict[str, Tensor] = {}
+        self.seed(seed)
+
+    def seed(self, n: int) -> None:
+        """Start the sequence of directions that belongs to n."""
+        self._generator.manual_seed(n)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """None."""
+        return []
+
+    def __enter__(self) -> None:
+        self._recording.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._recording.__exit__(kind, error, at)
+
+    def __call__(self) -> Tensor:
+        """strength times the sum over layers, of the forward pass in this `with`."""
+        self._measured = {}
+        total = self._recording.zero()
+        for name, outputs in self._recording.take().items():
+            measured = []
+            for output in outputs:
+                error, numbers = self._error(output)
+                total = total + error
+                measured.append(numbers)
+            self._measured[name] = torch.stack(measured).mean(0)
+        return self.strength * total
+
+    def report(self) -> dict[str, float]:
+        """Of the last call, by layer: error (mean over vectors, without strength), mean and variance of all entries."""
+        table = {}
+        for name, numbers in self._measured.items():
+            error, mean, square = numbers.tolist()
+            table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
+        return table
+
+    def _error(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        x, axis = as_vectors(output, self.view)
+        if self.slices is None:
+            errors, energy = ExactError.apply(x, axis)
+        else:
+            errors, energy = ExactError.apply(x.detach(), axis)
+            errors = SampledError.apply(x, axis, draw_directions(x, axis, self.slices, self._generator), errors)
+        error = reduced(errors, len(x), self.reduce)
+        if self.reduce == "sum" and torch.distributed.is_available() and torch.distributed.is_initialized():
+            error = error * torch.distributed.get_world_size()
+        mean = x.detach().mean(dtype=full_precision(x))
+        return error, torch.stack([errors.detach().mean(), mean, energy.mean() / x.shape[axis]])

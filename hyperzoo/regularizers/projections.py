@@ -1,0 +1,184 @@
+"""The projected error function of PER, and the sliced Wasserstein distance that it bounds.
+
+Regularizing activations in neural networks via distribution matching with the Wasserstein metric, Joo et al., ICLR 2020
+(arXiv 2002.05366; numbers of equations are those of the submission). With theta uniform on the unit sphere of R^d,
+
+    L(h)  = E_theta psi(<theta, h>),   psi(t) = t erf(t / sqrt 2) + sqrt(2 / pi) exp(-t^2 / 2)       (eq. 5)
+    dL/dh = E_theta [erf(<theta, h> / sqrt 2) theta]                                                 (eq. 6)
+
+psi(t) = E|t - z| with z ~ N(0, 1); so the mean of L over samples bounds their sliced W1 distance to N(0, I) from above.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyperzoo.errors import InputError
+from hyperzoo.regularizers.exact_error import ExactError, full_precision
+
+REDUCTIONS = ("mean", "batch", "sum")
+VIEWS = ("location", "flatten")
+_HELD = {"cpu": 2**20}  # projections at a time, by device; elsewhere 2^26
+
+
+def projected_error(
+    x: Tensor,
+    *,
+    slices: int | None = 256,
+    reduce: str = "mean",
+    view: str = "location",
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Penalize activations by their mean distance to a Gaussian, seen along one-dimensional directions (PER).
+
+    The mean over vectors h_i and unit vectors theta_k of psi(<theta_k, h_i>), with gradient eq. 6 (see above);
+    `slices=None` takes all directions at once: L(h) = sqrt(2 / pi) 1F1(-1/2; d/2; -|h|^2 / 2), to 1e-6 in float32.
+    An average over all directions is 0.798 at h = 0, where it is smallest, and 1.128 for h ~ N(0, I).
+
+    Shapes:
+        x: activations after the nonlinearity: vectors (B, d), sequences (B, T, d), or maps (B, d, ...) of four axes or
+        more.   return: (), float32 also under autocast.
+    Args:
+        slices: directions drawn per call, 1 or more, the same for all vectors (paper: 256); None for all at once.
+        reduce: the sum over vectors is divided by their number ('mean'), by B ('batch', eq. 5), or not ('sum').
+        view: 'location' makes one vector of each position of a map and each step of a sequence, 'flatten' one vector
+            of each sample.
+        generator: CPU source of the directions; None for torch's global one.
+    Raises:
+        InputError: fewer than one slice, an unknown word, no vector at all, or x that is not floating point.
+    Differs:
+        Algorithm 1 of the submission leaves out the 1 / B of eq. 5: that is reduce='sum'. Has first derivatives only.
+    Example:
+        >>> projected_error(torch.zeros(4, 3), slices=None)
+        tensor(0.7979)
+        >>> projected_error(torch.tensor([[3.0, 4.0]]), slices=None)      # |h| = 5, d = 2
+        tensor(3.2474)
+    """
+    check_choices(slices, reduce, view)
+    x, axis = as_vectors(x, view)
+    if slices is None:
+        errors, _ = ExactError.apply(x, axis)
+    else:
+        errors = SampledError.apply(x, axis, draw_directions(x, axis, slices, generator), None)
+    return reduced(errors, len(x), reduce)
+
+
+@torch.no_grad()
+def sliced_wasserstein(
+    x: Tensor, *, slices: int = 256, view: str = "location", generator: torch.Generator | None = None
+) -> Tensor:
+    """Measure how far activations are from a Gaussian: the sliced W1 distance to N(0, I), by sorting.
+
+    Along each direction, W1 = int_0^1 |t_(ceil(n u)) - Phi^-1(u)| du over the n sorted projections t_(i); the integral
+    is in closed form, because -phi(Phi^-1(u)) is an integral of Phi^-1 (PER, section 3: the quantity that it bounds).
+
+    Shapes:
+        x: as for `projected_error`.   return: () float64, the mean over directions.
+    Args:
+        slices, view, generator: as for `projected_error`.
+    Raises:
+        InputError: as `projected_error`.
+    Example:
+        >>> sliced_wasserstein(torch.zeros(4, 3))      # all mass at 0: E|z| = sqrt(2 / pi)
+        tensor(0.7979, dtype=torch.float64)
+    """
+    check_choices(slices, "mean", view)
+    x, axis = as_vectors(x, view)
+    rows = x.movedim(axis, -1).reshape(-1, x.shape[axis]).double()
+    t = (rows @ draw_directions(rows, 1, slices, generator)).sort(dim=0).values
+    share = torch.arange(len(t) + 1, dtype=t.dtype, device=t.device)[:, None] / len(t)
+    quantile = torch.special.ndtri(share)
+    below, above = quantile[:-1], quantile[1:]
+    crossing = torch.minimum(torch.maximum(t, below), above)  # of t and the quantile function, within its step
+    cost = t * (2 * torch.special.ndtr(crossing) - share[:-1] - share[1:])
+    cost += 2 * _normal_density(crossing) - _normal_density(below) - _normal_density(above)
+    return cost.sum(0).mean()
+
+
+class SampledError(torch.autograd.Function):
+    """psi of every vector along `axis`, averaged over directions (d, K), or `errors` in its place; gradient eq. 6.
+
+    The projections are made again in the backward pass, some samples at a time, and never stored.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, axis: int, directions: Tensor, errors: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, directions)
+        ctx.axis = axis
+        if errors is not None:
+            return errors.clone()
+        parts = x.movedim(axis, -1).split(_part_size(x, axis, directions))
+        return torch.cat([_psi(_project(part, directions)).mean(-1) for part in parts])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        x, directions = ctx.saved_tensors
+        back = directions.T / directions.shape[1]
+        grad_x = torch.empty_like(x)
+        size = _part_size(x, ctx.axis, directions)
+        parts = [tensor.split(size) for tensor in (x.movedim(ctx.axis, -1), grad_x.movedim(ctx.axis, -1), grad)]
+        with torch.autocast(x.device.type, enabled=False):
+            for vectors, into, weight in zip(*parts, strict=True):
+                into.copy_((_project(vectors, directions).erf_() @ back) * weight.unsqueeze(-1))
+        return grad_x, None, None, None
+
+
+def _part_size(x: Tensor, axis: int, directions: Tensor) -> int:
+    """How many samples have as many projections as may be held at a time."""
+    projections_per_sample = x[0].numel() // x.shape[axis] * directions.shape[1]
+    return max(1, _HELD.get(x.device.type, 2**26) // projections_per_sample)
+
+
+def _project(vectors: Tensor, directions: Tensor) -> Tensor:
+    """Projections / sqrt 2, (..., K)."""
+    with torch.autocast(vectors.device.type, enabled=False):
+        return vectors.to(directions.dtype) @ (directions / math.sqrt(2))
+
+
+def _psi(t: Tensor) -> Tensor:
+    """psi(sqrt 2 t)."""
+    return math.sqrt(2) * t * torch.erf(t) + math.sqrt(2 / math.pi) * torch.exp(-t * t)
+
+
+def _normal_density(t: Tensor) -> Tensor:
+    return torch.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+
+
+def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generator | None) -> Tensor:
+    """Unit vectors (d, slices), drawn on the CPU so that they do not depend on the device."""
+    drawn = torch.randn(x.shape[axis], slices, generator=generator, dtype=full_precision(x), device="cpu")
+    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(x.device)
+
+
+def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
+    """x and the axis of its vectors; samples stay in front."""
+    if x.dim() < 2 or not x.is_floating_point() or x.numel() == 0:
+        kind = str(x.dtype).removeprefix("torch.")
+        raise InputError(
+            f"activations must be floating point of shape (batch, features), (batch, steps, features) or "
+            f"(batch, channels, ...), none of them 0; got {kind} {tuple(x.shape)}"
+        )
+    if view == "flatten":
+        return x.flatten(1), 1
+    return x, 1 if x.dim() != 3 else 2
+
+
+def reduced(errors: Tensor, batch: int, reduce: str) -> Tensor:
+    """One number of the errors of all vectors."""
+    if reduce == "mean":
+        return errors.mean()
+    return errors.sum() / batch if reduce == "batch" else errors.sum()
+
+
+def check_choices(slices: int | None, reduce: str, view: str) -> None:
+    """Raise InputError unless the three are of those that `projected_error` takes."""
+    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
+        raise InputError(f"slices must be 1 or more directions, or None for all of them; got {slices!r}")
+    if reduce not in REDUCTIONS:
+        raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
+    if view not in VIEWS:
+        raise InputError(f"view must be one of {', '.join(VIEWS)}; got {view!r}")
