@@ -15,7 +15,7 @@ times these factors are those of the convention above: s = 0: 2; angular s = 1: 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,9 +104,7 @@ def label_energy(
     """
     rule = _rule(power, False, angular, eps, authors_code)
     _check_matrix(weight)
-    _check_labels(labels, len(weight))
-    with torch.autocast(weight.device.type, enabled=False):
-        energy: Tensor = LabelMean.apply(_full_precision(weight), labels, power, angular, rule.eps, authors_code)
+    energy = _label_energy(weight, labels, rule)
     _check_finite(energy, weight)
     return energy
 
@@ -119,12 +117,12 @@ class MHE(WeightTerm):
             `half_space` 1 and 10 (angular s = 1, 2 in their convention: 0.1 and 1), without it a tenth of that.
         power, half_space, angular, eps, authors_code: see `hyperspherical_energy`. The output layer is always in full
             space, as in the authors' code.
-        include, exclude, output_layer: see `neurons.select`.
+        layers, exclude, output_layer: see `neurons.select`.
         neurons: at most so many rows of a layer, drawn anew at every call; unbiased, and faster by the square.
         output_by_labels: the output layer by `label_energy`; then call `term(labels)`.
-        seed: of the draws. `generator` makes them: its own, on the CPU, the same in all processes.
+        seed: of the draws, which have a generator of their own; the same in all processes.
     Raises:
-        InputError: bad arguments; frozen, sharded or unsound layers: see `WeightTerm`. The model is never changed.
+        InputError, UnknownNameError: bad arguments, or what `WeightTerm` refuses. The model is never changed.
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> with MHE(net, hidden=1.0, output=10.0, half_space=True) as term:
@@ -144,8 +142,8 @@ class MHE(WeightTerm):
         angular: bool = False,
         eps: float = 1e-4,
         authors_code: bool = False,
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] = (),
+        layers: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
         output_layer: str | None = None,
         neurons: int | None = None,
         output_by_labels: bool = False,
@@ -158,13 +156,13 @@ class MHE(WeightTerm):
         self._neurons = neurons
         self._output_by_labels = output_by_labels
         self.once_per_update = not output_by_labels
-        self.generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator().manual_seed(seed)
         super().__init__(
             model,
             lambda rows, out: _energies(rows, self._rules[out]),
             hidden=hidden,
             output=output,
-            include=include,
+            layers=layers,
             exclude=exclude,
             output_layer=output_layer,
         )
@@ -174,16 +172,16 @@ class MHE(WeightTerm):
         parts = [strength * self._values(layers, out, labels).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
 
+    def seed(self, number: int) -> None:
+        """Start the draws of `neurons` anew."""
+        self._generator.manual_seed(number)
+
     def _values(self, layers: Sequence[Layer], out: bool, labels: Tensor | None) -> Tensor:
         rule = self._rules[out]
         if out and self._output_by_labels:
             if labels is None:
                 raise InputError("output_by_labels is on: call the term with the labels of the batch, term(labels)")
-            by_label = (rule.power, rule.angular, rule.eps, rule.authors_code)
-            with torch.autocast(labels.device.type, enabled=False):
-                return torch.stack(
-                    [LabelMean.apply(_full_precision(layer.rows()), labels, *by_label) for layer in layers]
-                )
+            return torch.stack([_label_energy(layer.rows(), labels, rule) for layer in layers])
         if self._neurons is None:
             return _energies(stack(layers), rule)
         rows = [layer.rows() for layer in layers]
@@ -194,7 +192,7 @@ class MHE(WeightTerm):
 
     @torch.compiler.disable
     def _draw(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self.generator)[: self._neurons]
+        return torch.randperm(count, generator=self._generator)[: self._neurons]
 
 
 def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
@@ -206,6 +204,14 @@ def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
             return mean
         n = count or rows.size(1)
         return ((n - 1) * mean + _antipode(w, rule)) / (2 * n - 1)
+
+
+def _label_energy(weight: Tensor, labels: Tensor, rule: Rule) -> Tensor:
+    _check_labels(labels, len(weight))
+    with torch.autocast(weight.device.type, enabled=False):
+        w = _full_precision(weight)
+        energy: Tensor = LabelMean.apply(w, labels, rule.power, rule.angular, rule.eps, rule.authors_code)
+        return energy
 
 
 def _antipode(w: Tensor, rule: Rule) -> Tensor | float:

@@ -4,7 +4,7 @@ MMA Regularization, Wang et al., NeurIPS 2020 (arXiv 2006.06527), a rival of MHE
 authors' code and README (wznpub/MMA_Regularization).
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class MinimumAngle(WeightTerm):
 
     Args:
         hidden, output: strengths, 0 or more. The authors: 0.07 for models without, 0.03 with shortcuts, for all layers.
-        include, exclude, output_layer: see `neurons.select`.
+        layers, exclude, output_layer: see `neurons.select`.
     Raises:
         InputError: see `WeightTerm`.
     Example:
@@ -78,8 +78,8 @@ class MinimumAngle(WeightTerm):
         *,
         hidden: float,
         output: float,
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] = (),
+        layers: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
         output_layer: str | None = None,
     ) -> None:
         super().__init__(
@@ -87,7 +87,7 @@ class MinimumAngle(WeightTerm):
             lambda rows, _: -nearest_angle(rows),
             hidden=hidden,
             output=output,
-            include=include,
+            layers=layers,
             exclude=exclude,
             output_layer=output_layer,
         )

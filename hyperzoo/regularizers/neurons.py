@@ -5,15 +5,14 @@ convolution (I, O / groups, kernel): one output channel. Recurrent layers: the r
 its own. Attention: query, key and value apart. Embedding (V, D): one row a token, only where it is asked for.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from hyperzoo import taps
 from hyperzoo.errors import InputError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -27,7 +26,6 @@ class Layer:
     """One matrix of neurons: a tensor of a module, or one of the `parts` that are stacked in it."""
 
     name: str
-    owner: str  # name of the module
     module: nn.Module
     tensor: str
     part: int = 0
@@ -51,9 +49,6 @@ class Layer:
             weight = weight.permute(0, 2, 3, 1)  # a view; flattening it as it is would copy
         return weight.flatten(1)
 
-    def matches(self, patterns: Iterable[str]) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in patterns for name in (self.name, self.owner))
-
 
 @dataclass(frozen=True)
 class Neurons:
@@ -67,42 +62,40 @@ class Neurons:
 def select(
     model: nn.Module,
     *,
-    include: str | Iterable[str] | None = None,
-    exclude: str | Iterable[str] = (),
+    layers: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
     output_layer: str | None = None,
 ) -> Neurons:
     """Find the matrices of neurons of any model; nothing in the model is changed.
 
     Args:
-        include: glob patterns of hidden layers, on whole dotted names ('layer1.*', '*.conv2'). Without it: every
-            convolution, linear, recurrent and attention layer, but no embedding, and no depthwise convolution, whose
-            neurons are single kernels.
-        exclude: glob patterns of hidden layers to leave out.
-        output_layer: name of the output layer. Without it: what timm's `get_classifier()` says where the model has it,
-            else the last linear layer.
+        layers: hidden layers, by the words of `taps.select` ('layer1', 'layer?.*.conv2', 'type:SphereConv2d'); a block
+            stands for all layers in it. None: every convolution, linear, recurrent and attention layer, but no
+            embedding, and no depthwise convolution, whose neurons are single kernels.
+        exclude: hidden layers to leave out, by the same words.
+        output_layer: name of the output layer. None: what timm's `get_classifier()` says where the model has it, else
+            the last linear layer.
     Raises:
-        InputError: a pattern or a name without a match; a chosen weight that is sharded, lazy, of fewer than two
-            dimensions, not floating-point, or not finite.
+        UnknownNameError: a word that nothing in the model fits.
+        InputError: a chosen weight that is sharded, lazy, of fewer than two dimensions, not floating-point, not finite.
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
         >>> [layer.name for layer in select(net).hidden], [layer.name for layer in select(net).output]
         (['0'], ['2'])
     """
     model = _unwrapped(model)
-    wanted, unwanted = None if include is None else _patterns(include), _patterns(exclude)
-    layers = [layer for name, module in model.named_modules() for layer in _layers(name, module)]
-    for pattern in wanted or ():
-        if not any(layer.matches([pattern]) for layer in layers):
-            raise InputError(f"no layer with neurons matches {pattern!r}. {_closest(pattern, layers)}")
-    outputs = _output_modules(model, output_layer, layers)
+    found = [layer for name, module in model.named_modules() for layer in _layers(name, module)]
+    outputs = _output_modules(model, output_layer)
+    wanted = None if layers is None else _modules_in(model, layers)
+    unwanted = _modules_in(model, exclude) if exclude else set()
     hidden: list[Layer] = []
     output: list[Layer] = []
     skipped: dict[str, str] = {}
     seen: dict[Tensor, str] = {}
     # the output layer first: a tensor that it shares with an embedding is an output layer
-    for layer in sorted(layers, key=lambda layer: layer.module not in outputs):
+    for layer in sorted(found, key=lambda layer: layer.module not in outputs):
         is_output = layer.module in outputs
-        if not is_output and (layer.matches(unwanted) or (wanted is not None and not layer.matches(wanted))):
+        if not is_output and (layer.module in unwanted or (wanted is not None and layer.module not in wanted)):
             continue
         with torch.enable_grad():  # a parametrised weight is computed here
             weight = layer.weight
@@ -137,14 +130,18 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
+def _modules_in(model: nn.Module, words: str | Sequence[str]) -> set[nn.Module]:
+    return {inner for module in taps.select(model, words).values() for inner in module.modules()}
+
+
 def _layers(owner: str, module: nn.Module) -> Iterator[Layer]:
     for tensor, letters in _tensors(module):
         name = owner if owner and tensor == "weight" else f"{owner}.{tensor}".lstrip(".")
         if letters:
             for part, letter in enumerate(letters):
-                yield Layer(f"{name}.{letter}", owner, module, tensor, part, len(letters))
+                yield Layer(f"{name}.{letter}", module, tensor, part, len(letters))
         else:
-            yield Layer(name, owner, module, tensor)
+            yield Layer(name, module, tensor)
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, str]]:
@@ -163,27 +160,18 @@ def _tensors(module: nn.Module) -> list[tuple[str, str]]:
     return [("weight", "")] if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED, *EMBEDDINGS, nn.Linear)) else []
 
 
-def _output_modules(model: nn.Module, name: str | None, layers: list[Layer]) -> list[nn.Module]:
+def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
     if name is not None:
-        named = [layer.module for layer in layers if name in (layer.owner, layer.name)]
-        if not named:
-            raise InputError(f"no layer with neurons is called {name!r}. {_closest(name, layers)}")
-        return named
-    if callable(getattr(model, "get_classifier", None)):
-        heads = model.get_classifier()  # type: ignore[operator]
-        heads = heads if isinstance(heads, (tuple, list)) else [heads]
-        inside = [[m for m in head.modules() if _tensors(m)] for head in heads if isinstance(head, nn.Module)]
-        return [modules[-1] for modules in inside if modules]
-    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
-
-
-def _patterns(given: str | Iterable[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
-
-
-def _closest(name: str, layers: list[Layer]) -> str:
-    names = [layer.name for layer in layers]
-    return f"Closest: {', '.join(difflib.get_close_matches(name, names, 3, 0.3) or names[:3]) or 'none'}"
+        heads = list(taps.select(model, name).values())
+    elif callable(getattr(model, "get_classifier", None)):
+        given = model.get_classifier()  # type: ignore[operator]
+        heads = [head for head in (given if isinstance(given, (tuple, list)) else [given]) if head is not None]
+    else:
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+    inside = [[module for module in head.modules() if _tensors(module)] for head in heads]
+    if name is not None and not all(inside):
+        raise InputError(f"output_layer={name!r} has no neurons: name a linear, convolution or recurrent layer")
+    return [modules[-1] for modules in inside if modules]
 
 
 def _check_kind(name: str, weight: Tensor) -> None:
@@ -203,7 +191,7 @@ def _reason_to_skip(layer: Layer, weight: Tensor, asked_for: bool, seen: dict[Te
     if not weight.requires_grad:
         return "frozen"
     if isinstance(module, EMBEDDINGS) and not asked_for:
-        return "an embedding: name it in include"
+        return "an embedding: name it in layers"
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and 1 < module.groups == module.in_channels and not asked_for:
-        return "depthwise, its neurons are single kernels: name it in include"
+        return "depthwise, its neurons are single kernels: name it in layers"
     return None

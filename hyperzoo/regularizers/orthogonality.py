@@ -6,7 +6,7 @@ It draws every norm to 1 as well, and is what the tables of the MHE paper (arXiv
 `unit_rows` it sees directions only: half the sum of squared cosines.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ class Orthogonality(WeightTerm):
         strength: of hidden layers; 2e-4 in the SphereNet code.
         output: strength of the output layer, which the SphereNet code leaves out.
         unit_rows: see `orthogonality_penalty`.
-        include, exclude, output_layer: see `neurons.select`. The SphereNet code takes its sphere layers only, not the
+        layers, exclude, output_layer: see `neurons.select`. The SphereNet code takes its sphere layers only, not the
             plain 1x1 shortcuts.
     Raises:
         InputError: see `WeightTerm`.
@@ -71,8 +71,8 @@ class Orthogonality(WeightTerm):
         strength: float,
         output: float = 0.0,
         unit_rows: bool = False,
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] = (),
+        layers: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
         output_layer: str | None = None,
     ) -> None:
         super().__init__(
@@ -80,7 +80,7 @@ class Orthogonality(WeightTerm):
             lambda rows, _: orthogonality_penalty(rows, unit_rows=unit_rows),
             hidden=strength,
             output=output,
-            include=include,
+            layers=layers,
             exclude=exclude,
             output_layer=output_layer,
         )

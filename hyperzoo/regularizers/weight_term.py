@@ -1,7 +1,7 @@
 """WeightTerm: a term of the loss that reads weights only, the same for every regulariser of this kind."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -23,13 +23,13 @@ class WeightTerm:
     Args:
         function: (rows (L, N, D), whether they are of the output layer) -> (L,), a value for each of L layers.
         hidden, output: strengths, 0 or more; 0 leaves that kind of layer out.
-        include, exclude, output_layer: see `neurons.select`.
+        layers, exclude, output_layer: see `neurons.select`.
     Attributes:
         skipped: {layer: reason} of what is left out; frozen layers are among them.
         once_per_update: the value does not depend on the batch. Where a step is accumulated from parts, evaluate it
             with one of them, at full weight, and not with the others.
     Raises:
-        InputError: a negative strength, no layer selected, or weights that `neurons.select` refuses.
+        InputError, UnknownNameError: a negative strength, no layer selected, or what `neurons.select` refuses.
     """
 
     once_per_update = True
@@ -41,23 +41,24 @@ class WeightTerm:
         *,
         hidden: float,
         output: float,
-        include: str | Iterable[str] | None = None,
-        exclude: str | Iterable[str] = (),
+        layers: str | Sequence[str] | None = None,
+        exclude: str | Sequence[str] = (),
         output_layer: str | None = None,
     ) -> None:
         for name, strength in (("hidden", hidden), ("output", output)):
             if not (isinstance(strength, (int, float)) and 0 <= strength < math.inf):
                 raise InputError(f"the strength of {name} layers must be a number of at least 0; got {strength!r}")
-        chosen = select(model, include=include, exclude=exclude, output_layer=output_layer)
+        chosen = select(model, layers=layers, exclude=exclude, output_layer=output_layer)
         self.skipped = chosen.skipped
         self._function = function
         self._groups: list[tuple[float, bool, tuple[Layer, ...]]] = []
-        for strength, is_output, layers in ((hidden, False, chosen.hidden), (output, True, chosen.output)):
-            if strength and not layers:
-                kind, remedy = ("output", "name it in output_layer") if is_output else ("hidden", "change include")
-                raise InputError(f"no {kind} layer to regularise ({_why(chosen.skipped)}): {remedy}, or set {kind}=0")
+        for strength, is_output, members in ((hidden, False, chosen.hidden), (output, True, chosen.output)):
+            if strength and not members:
+                kind, remedy = ("output", "name it in output_layer") if is_output else ("hidden", "change layers")
+                why = f"no {kind} layer to regularise ({_why(chosen.skipped)})"
+                raise InputError(f"{why}: {remedy}, or set its strength to 0")
             if strength:
-                self._groups += [(float(strength), is_output, group) for group in _batches(layers)]
+                self._groups += [(float(strength), is_output, group) for group in _batches(members)]
         if not self._groups:
             raise InputError("both strengths are 0: nothing to regularise")
 
@@ -98,7 +99,7 @@ def stack(layers: Sequence[Layer]) -> Tensor:
     return layers[0].rows().unsqueeze(0) if len(layers) == 1 else torch.stack([layer.rows() for layer in layers])
 
 
-def _batches(layers: Iterable[Layer]) -> list[tuple[Layer, ...]]:
+def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
     """Small layers of equal shape share their operations; each large one is for itself and not copied."""
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in layers:

@@ -1,0 +1,145 @@
+"""What MHE costs: training steps with it and without, and the energy of large layers, as ratios in one run.
+
+    python benchmarks/mhe.py            # about 10 minutes on two cores
+    python benchmarks/mhe.py --quick    # two repeats and smaller layers: only shows that it runs
+    python benchmarks/mhe.py --busy     # one thread, CPU time: for a machine that does other things too
+
+Plain step and step with MHE take turns on the same model, and a ratio is the median of the ratios of neighbors, so that
+other load hits both alike. `alone`: 1 + the time of the term by itself, forward and backward, over that of a plain step;
+it is steadier than the difference of two long times. Memory: the growth of the resident set over one call (Linux).
+"""
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+
+import hyperzoo  # noqa: F401  registers the models
+from hyperzoo.regularizers import MHE, hyperspherical_energy, label_energy
+
+# what, model, image size, batch, further arguments of MHE, at most (issue 5)
+STEPS = [
+    ("all layers", "resnet32_cifar", 32, 128, {}, 1.02),
+    ("all layers", "resnet18", 224, 16, {}, 1.02),
+    ("128 neurons a layer", "resnet18", 224, 16, {"neurons": 128}, 1.02),
+]
+HEAD_LIMIT = 1.50
+LABEL_MEMORY_LIMIT = 1e9
+
+
+def make_steps(arch: str, size: int, batch: int, **settings: int) -> tuple[Callable[[], None], ...]:
+    """A plain training step, one with MHE, and MHE by itself, forward and backward."""
+    torch.manual_seed(0)
+    model = timm.create_model(arch).to(memory_format=torch.channels_last).train()
+    x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, (batch,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    term = MHE(model, hidden=1.0, output=10.0, half_space=True, **settings)
+
+    def step(loss: Callable[[], torch.Tensor]) -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def task() -> torch.Tensor:
+        return F.cross_entropy(model(x), y)
+
+    def alone() -> None:
+        term().backward()
+        optimizer.zero_grad()
+
+    return lambda: step(task), lambda: step(lambda: task() + term()), alone
+
+
+def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def rounds(
+    calls: tuple[Callable[[], object], ...], repeats: int, clock: Callable[[], float]
+) -> list[tuple[float, ...]]:
+    for call in calls:  # warm up
+        call()
+    return [tuple(seconds(call, clock) for call in calls) for _ in range(repeats)]
+
+
+def medians(times: list[tuple[float, ...]]) -> list[float]:
+    return [statistics.median(column) for column in zip(*times, strict=True)]
+
+
+def verdict(ratio: float, limit: float) -> str:
+    return f"{ratio:8.3f}{limit:9.2f}  {'MISSED' if ratio > limit else 'ok'}"
+
+
+def energy_of(rows: int, columns: int) -> tuple[Callable[[], object], ...]:
+    """The energy of a layer, forward and backward; its Gram matrix; and that forward and backward."""
+    w = torch.randn(rows, columns, requires_grad=True)
+    ones = torch.ones(()).expand(rows, rows)
+    return (
+        lambda: hyperspherical_energy(w).backward(),
+        lambda: w.detach() @ w.detach().mT,
+        lambda: (w @ w.mT).backward(ones),
+    )
+
+
+def resident(key: str) -> int:
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
+
+
+def growth(call: Callable[[], object]) -> int:
+    """Bytes by which the resident set grows at most during a call, by the kernel's own high-water mark."""
+    gc.collect()
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # resets the mark
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Cost of MHE.")
+    parser.add_argument("--quick", action="store_true", help="two repeats, smaller layers")
+    parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
+    args = parser.parse_args()
+    torch.set_num_threads(1 if args.busy else 2)
+    clock = time.process_time if args.busy else time.perf_counter
+    print(
+        f"float32, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, half space, s = 2, eager"
+    )
+    print(f"\n{'training step':32}{'model':18}{'plain':>10}{'with MHE':>10}{'alone':>8}{'ratio':>8}{'at most':>9}")
+    for what, arch, size, batch, settings, limit in STEPS:
+        times = rounds(make_steps(arch, size, batch, **settings), 2 if args.quick else 25, clock)
+        plain, own, alone = medians(times)
+        ratio = statistics.median(b / a for a, b, _ in times)
+        text = f"{what:32}{arch:18}{plain * 1e3:7.0f} ms{own * 1e3:7.0f} ms{1 + alone / plain:8.3f}"
+        print(text + verdict(ratio, limit), flush=True)
+
+    sizes = (64, 500, 2000) if args.quick else (64, 256, 1000, 4000, 10_000)
+    print(
+        f"\n{'rows x 512, full space':24}{'energy, forward and backward':>30}{'over Gram':>11}{'over Gram, both ways':>22}"
+    )
+    for n in sizes:
+        repeats = 2 if args.quick else max(5, min(200, 20_000 // n))
+        energy, gram, both = medians(rounds(energy_of(n, 512), repeats, clock))
+        limit = f"  (at most {HEAD_LIMIT})" if n == 10_000 else ""
+        print(f"{n:<24}{energy * 1e3:27.2f} ms{energy / gram:11.2f}{energy / both:22.2f}{limit}", flush=True)
+
+    classes = 20_000 if args.quick else 100_000
+    w, labels = torch.randn(classes, 512, requires_grad=True), torch.randint(classes, (128,))
+    w.grad = torch.zeros_like(w)  # training has it anyway
+    grown = growth(lambda: label_energy(w, labels).backward())
+    note = "MISSED" if grown > LABEL_MEMORY_LIMIT else "ok"
+    print(f"\nlabel_energy, {classes:,} x 512, 128 labels: {grown / 1e6:.0f} MB more (at most 1000)  {note}")
+
+
+if __name__ == "__main__":
+    main()
