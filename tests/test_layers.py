@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereConv2d, SphereLinear
+from hyperzoo.layers.angle import steepness
 
 ORACLES = {case["id"]: case for case in json.loads((Path(__file__).parent / "assets/sphere_oracles.json").read_text())}
 OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]
@@ -264,7 +265,7 @@ def test_scaled_cosine_is_the_product_with_the_unit_row():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (dict(operator="sine"), "cosine, linear, sigmoid; got 'sine'"),
+        (dict(operator="sine"), "cosine, linear, sigmoid, learnable; got 'sine'"),
         (dict(k=0), "above 0; got 0"),
         (dict(k=float("nan")), "above 0; got nan"),
         (dict(k="0.3"), "above 0; got '0.3'"),
@@ -280,5 +281,116 @@ def test_bad_arguments_are_refused(arguments, message):
 
 
 def test_padding_words_are_refused():
-    with pytest.raises(InputError, match="got 'same'"):
+    with pytest.raises(InputError, match="or 'tf_same'; got 'same'"):
         SphereConv2d(3, 8, 3, padding="same")
+
+
+def learnable(layer, raw_k):
+    """The layer with these raw values, one per filter, some below 0."""
+    layer.raw_k.data = torch.as_tensor(raw_k, dtype=layer.raw_k.dtype)
+    return layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_published_learnable_sigmoid(dtype):
+    case = ORACLES["sc_learnable_sigmoid"]
+    given, expected = case["inputs"], case["expected"]
+    layer = learnable(SphereConv2d(3, 3, 1, operator="learnable", eps=given["eps"], dtype=dtype), given["raw_k"])
+    layer.weight.data = torch.tensor(given["w"], dtype=dtype)
+    out = layer(torch.tensor(given["x"], dtype=dtype)).flatten()
+    out.sum().backward()
+    tolerance = case["tolerance" if dtype is torch.float64 else "tolerance_float32"]
+    close(steepness(layer.raw_k), expected["effective_k"], tolerance)
+    close(out, expected["output"], tolerance)
+    close(layer.raw_k.grad, expected["grad_raw"], tolerance)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_learnable_sigmoid_equals_the_loops(seed):
+    pick = random.Random(seed)
+    groups, stride, padding, dilation = pick.choice([1, 2]), (1, 2), (pick.randint(0, 2), 1), (pick.randint(1, 2), 1)
+    raw = [pick.uniform(-1, 1) for _ in range(2 * groups)]
+    layer = SphereConv2d(
+        2 * groups, 2 * groups, (2, 3), stride, padding, dilation, groups, bias=True, operator="learnable",
+        dtype=torch.float64,
+    )  # fmt: skip
+    learnable(layer, raw)
+    x = normal(2, 2 * groups, 6, 7, seed=seed)
+    expected = [  # each filter by itself, with the k that its raw value stands for
+        slow_conv(x, layer.weight, stride, padding, dilation, groups, "sigmoid", abs(r) + 0.05, 1e-4)[:, o]
+        + layer.bias[o].item()
+        for o, r in enumerate(raw)
+    ]
+    close(layer(x), torch.stack(expected, 1), 1e-10)
+    close(copy.deepcopy(layer).float()(x.float()), torch.stack(expected, 1), 1e-5)  # the steepest slope is 10
+
+    linear = learnable(SphereLinear(5, 3, bias=True, operator="learnable", dtype=torch.float64), [0.0, -0.4, 2.0])
+    v = normal(4, 5, seed=seed)
+    expected = [
+        [
+            slow_output(a, row, "sigmoid", k, 1e-4) + b
+            for row, k, b in zip(linear.weight.tolist(), [0.05, 0.45, 2.05], linear.bias.tolist(), strict=True)
+        ]
+        for a in v.tolist()
+    ]
+    close(linear(v), expected, 1e-10)
+
+
+def test_learnable_sigmoid_starts_at_three_quarters():
+    for layer in (SphereConv2d(3, 4, 3, operator="learnable", k=9.0), SphereLinear(3, 4, operator="learnable")):
+        assert layer.raw_k.shape == (4,) and layer.raw_k.requires_grad
+        close(steepness(layer.raw_k), [0.75] * 4, 1e-7)
+
+
+def test_gradients_of_the_learnable_sigmoid():
+    x, w = normal(2, 2, 3, 2), normal(2, 1, 3, 2, seed=1)
+    x[0] = 0
+    x[1, 0], x[1, 1] = w[0] * 2, w[1] * -3  # patches at 0 and 180 degrees
+    raw = torch.tensor([0.7, -0.2], dtype=torch.float64)
+    layer = SphereConv2d(
+        2, 2, (3, 2), (1, 2), (1, 0), (1, 1), 2, True, operator="learnable", eps=0.01, dtype=torch.float64
+    )
+    linear = SphereLinear(6, 2, operator="learnable", eps=0.01, scale_by_norm=True, dtype=torch.float64)
+
+    def f(x, w, raw, bias):
+        image = torch.func.functional_call(layer, {"weight": w, "raw_k": raw, "bias": bias}, (x,))
+        vector = torch.func.functional_call(linear, {"weight": w.flatten(1), "raw_k": raw}, (x[:, 0].flatten(1),))
+        return image, vector
+
+    inputs = [t.requires_grad_() for t in (x, w, raw, normal(2, seed=2))]
+    assert torch.autograd.gradcheck(f, inputs, atol=1e-4)
+    assert torch.autograd.gradgradcheck(f, inputs, atol=1e-3, rtol=1e-3, fast_mode=True)
+
+
+@EACH_OPERATOR
+def test_a_bias_is_added_to_the_angle(operator, k):
+    x = normal(2, 3, 5, 5)
+    layer = SphereConv2d(3, 4, 3, bias=True, operator=operator, k=k, dtype=torch.float64)
+    close(layer(x), conv(x, layer.weight, operator, k)[0] + layer.bias[:, None, None], 1e-12)
+    layer(x).relu_().sum().backward()  # in place on a sum: nothing that the cosine keeps
+    assert layer.bias.grad.shape == (4,)
+    linear = SphereLinear(3, 4, bias=True, operator=operator, k=k, scale_by_norm=True, dtype=torch.float64)
+    without = SphereLinear(3, 4, operator=operator, k=k, scale_by_norm=True, dtype=torch.float64)
+    without.weight = linear.weight
+    close(linear(x[0, 0, :, :3]), without(x[0, 0, :, :3]) + linear.bias, 1e-12)
+
+
+@pytest.mark.parametrize("size, kernel, stride, dilation", [(8, 3, 2, 1), (7, 3, 2, 1), (9, 2, 1, 2), (5, 4, 3, 1)])
+def test_tf_same_padding(size, kernel, stride, dilation):
+    """ceil(size / stride) rows; the zeros are shared, the odd one comes last."""
+    x, w = normal(1, 2, size, size + 1), normal(2, 2, kernel, kernel, seed=1)
+    got, _ = conv(x, w, "linear", stride=stride, padding="tf_same", dilation=dilation)
+    ends = []
+    for length in (size + 1, size):
+        zeros = (math.ceil(length / stride) - 1) * stride + (kernel - 1) * dilation + 1 - length
+        ends += [max(zeros, 0) // 2, max(zeros, 0) - max(zeros, 0) // 2]
+    expected = slow_conv(F.pad(x, ends), w, (stride,) * 2, (0, 0), (dilation,) * 2, 1, "linear", 0.3, 1e-4)
+    assert expected.shape[2:] == (math.ceil(size / stride), math.ceil((size + 1) / stride))
+    close(got, expected, 1e-10)
+
+
+def test_tf_same_padding_gives_the_published_map():
+    case = ORACLES["sc_stride2_tfsame_linear"]
+    x, w = (torch.tensor(case["inputs"][name], dtype=torch.float64) for name in "xw")
+    got, _ = conv(x[None], w, "linear", stride=2, padding="tf_same")
+    close(got[0], case["expected"], case["tolerance"])

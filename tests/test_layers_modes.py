@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 import torch.nn as nn
+from timm.optim import create_optimizer_v2
 
 from hyperzoo.layers import SphereConv2d, SphereLinear
-from hyperzoo.layers.angle import FastAngular, angular
+from hyperzoo.layers.angle import FastAngular, FastLearnable, angular, learnable_angular
 
-OPERATORS = ("cosine", "linear", "sigmoid")
+OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
 EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
 SCRIPT_IS_DEPRECATED = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script`:FutureWarning",
@@ -26,6 +27,8 @@ class Net(nn.Module):
         self.conv1 = SphereConv2d(3, 4, 3, padding=1, operator=operator)
         self.conv2 = SphereConv2d(4, 6, (3, 1), stride=2, padding=(2, 1), dilation=2, groups=2, operator=operator)
         self.fc = SphereLinear(6, 5, operator=operator, scale_by_norm=True)
+        for layer in (self.conv1, self.conv2, self.fc) if operator == "learnable" else ():
+            layer.raw_k.data = torch.linspace(0.2, 1, len(layer.raw_k)) * (1 - 2 * (torch.arange(len(layer.raw_k)) % 2))
 
     def forward(self, x):
         return self.fc(self.conv2(self.conv1(x).relu()).mean((-2, -1)))
@@ -46,7 +49,7 @@ def outputs_and_gradients(model, x):
         p.grad = None
     out = model(x)
     (out.double() * torch.arange(1, out.numel() + 1).reshape(out.shape)).sum().backward()
-    return [out, x.grad, *(p.grad for p in model.parameters())]
+    return [out, x.grad, *(p.grad for _, p in sorted(model.named_parameters()))]  # fx has an order of its own
 
 
 def assert_same(model, other, x, tolerance):
@@ -247,6 +250,31 @@ def test_fast_operators_of_compiled_code(operator, k):
     assert FastAngular.apply(torch.tensor([math.nan]), operator, k).isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_fast_learnable_operator_of_compiled_code(dtype):
+    """Value and both slopes against the functions of torch in float64, for each k and from -1 to 1."""
+    seams = torch.tensor([0.0, 1e-30, 1e-8, 0.5, 0.5 + 6e-8, 1 - 2e-6])
+    c = torch.cat([torch.linspace(-1, 1, 2001), seams, -seams])[:, None].to(dtype).repeat(1, 5)
+    k = torch.tensor([0.05, 0.1, 0.3, 0.75, 5.0], dtype=dtype)
+    exact = [c.double().clone().requires_grad_(), k.double().repeat(len(c), 1).requires_grad_()]
+    expected = learnable_angular(*exact)
+    expected.sum().backward()
+    fast = [c.clone().requires_grad_(), k.repeat(len(c), 1).requires_grad_()]
+    got = FastLearnable.apply(*fast)
+    got.sum().backward()
+    steepest = 1 / torch.tanh(math.pi / 4 / k.double()) / (2 * k.double())  # in the angle
+    inside = (c.abs() < 1 - 1.5e-6)[:, 0]  # beyond it float32 and float64 clamp at different places
+    # two ulps of numbers up to pi / 2, seen through g, and of numbers up to 2 coth(pi / 4k)
+    assert ((got - expected).abs()[inside] <= 2.4e-7 * (2 * steepest + 13)).all()
+    slope_error, k_error = ((a.grad - b.grad).abs()[inside] for a, b in zip(fast, exact, strict=True))
+    assert (slope_error <= 2e-5 * exact[0].grad.abs()[inside] + 4e-6 * steepest).all()
+    assert (k_error <= 1e-5 / k.double()).all()  # the derivative is below 1 / k
+    assert got[c.expand_as(got) == 0].count_nonzero() == 0
+    shared = k.clone().requires_grad_()  # one k for many values gets the sum
+    FastLearnable.apply(c, shared).mul(c).sum().backward()
+    torch.testing.assert_close(shared.grad, (fast[1].grad * c).sum(0), atol=1e-4, rtol=1e-4)
+
+
 def test_gradient_only_where_asked():
     layer, x = SphereConv2d(2, 3, 3), images()[:, :2].requires_grad_()
     layer.weight.requires_grad_(False)
@@ -260,9 +288,9 @@ def test_gradient_only_where_asked():
 
 
 @EACH_OPERATOR
-def test_only_the_weight_is_state(operator):
+def test_only_the_weight_is_state_and_the_learned_k(operator):
     for layer in (SphereConv2d(3, 4, 3, operator=operator), SphereLinear(3, 4, operator=operator)):
-        assert list(layer.state_dict()) == ["weight"]
+        assert list(layer.state_dict()) == ["weight", "raw_k"][: 1 + (operator == "learnable")]
         twin = copy.deepcopy(layer)
         assert torch.equal(twin.weight, layer.weight) and twin.weight.data_ptr() != layer.weight.data_ptr()
         assert (twin.operator, twin.k, twin.eps) == (layer.operator, layer.k, layer.eps)
@@ -275,6 +303,47 @@ def test_repr():
     assert repr(SphereLinear(4, 2, operator="sigmoid", k=0.7, scale_by_norm=True)) == (
         "SphereLinear(in_features=4, out_features=2, operator=sigmoid, k=0.7, eps=0.0001, scale_by_norm=True)"
     )
+    assert repr(SphereConv2d(3, 8, 3, 2, "tf_same", bias=True, operator="learnable")) == (
+        "SphereConv2d(3, 8, kernel_size=(3, 3), stride=(2, 2), padding=tf_same, bias=True, "
+        "operator=learnable, eps=0.0001)"
+    )
+
+
+class Padded(nn.Module):
+    """What `Net` has not: the SAME padding of TensorFlow, and biases."""
+
+    def __init__(self, operator: str) -> None:
+        super().__init__()
+        self.conv = SphereConv2d(3, 4, 3, 2, "tf_same", bias=True, operator=operator)
+        self.fc = SphereLinear(4, 2, bias=True, operator=operator)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((-2, -1)))
+
+
+@SCRIPT_IS_DEPRECATED
+@EACH_OPERATOR
+def test_padding_and_bias_in_every_mode(operator):
+    torch.manual_seed(0)
+    model, x = Padded(operator), images(3, 8)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same(model, compiled, x, 5e-6)  # as above
+    for other in (torch.jit.script(model), torch.fx.symbolic_trace(model)):
+        assert_same(model, other, x, 1e-6)
+    program = torch.export.export(model.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(x[:2]), model(x[:2]), atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.conv(x).dtype == model.fc(x[:, :, 0, :4].mean(1)).dtype == torch.bfloat16
+    last = model.conv(x.contiguous(memory_format=torch.channels_last))
+    assert last.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_learned_k_gets_no_weight_decay():
+    model = net("learnable")
+    groups = create_optimizer_v2(model, opt="sgd", lr=0.1, weight_decay=0.1).param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    assert {id(p) for name, p in model.named_parameters() if not name.endswith("raw_k")} == decayed
 
 
 def test_meta_device_and_dtype():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -214,16 +215,13 @@ def _classifier(model: nn.Module) -> list[nn.Module]:
 def _sphere(layer: nn.Module, operator: str, k: float, eps: float) -> SphereConv2d | SphereLinear:
     """The sphere layer with the parameters of `layer`; made on the meta device, it draws no random number."""
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
+    kind: dict[str, Any] = dict(operator=operator, k=k, eps=eps, device="meta")
     new: SphereConv2d | SphereLinear
     if isinstance(layer, nn.Linear):
-        new = SphereLinear(
-            layer.in_features, layer.out_features, operator=operator, k=k, eps=eps, device="meta"
-        )  # fmt: skip
+        new = SphereLinear(layer.in_features, layer.out_features, **kind)
     else:
-        new = SphereConv2d(
-            layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, _padding(layer), layer.dilation,
-            layer.groups, operator=operator, k=k, eps=eps, device="meta",
-        )  # fmt: skip
+        sizes: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "dilation", "groups")}
+        new = SphereConv2d(layer.in_channels, layer.out_channels, padding=_padding(layer), **sizes, **kind)
     new.weight, new.bias = layer.weight, layer.bias
     new.raw_k = first_raw_k(operator, layer.weight.size(0), like=layer.weight)
     return new.train(layer.training)
@@ -245,7 +243,7 @@ def _padding(layer: nn.Conv2d) -> tuple[int, int] | str:
 def _set_out_of_place(model: nn.Module) -> Iterator[str]:
     for name, module in model.named_modules():
         if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]  # not a submodule
+            module.inplace = False
             yield name
 
 

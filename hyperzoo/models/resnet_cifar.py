@@ -5,6 +5,7 @@ layers. Differs: shortcuts that change the width are 1 x 1 convolutions with bat
 eps is 1e-3. Both follow the SphereNet code: this is the plain twin of the SphereNets, which are made by `operator`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,7 +34,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, *, operator: str | None, k: float, norm: str, **dd: Any):
         super().__init__()
-        conv = partial(make_conv, operator=operator, k=k, norm=norm, **dd)
+        conv: Callable[..., nn.Conv2d] = partial(make_conv, operator=operator, k=k, norm=norm, **dd)
         self.conv1 = conv(in_chs, out_chs, 3, stride=stride, padding=1)
         self.bn1 = make_norm(out_chs, norm, **dd)
         self.act1 = nn.ReLU(inplace=norm != "none")  # a bare cosine must not be overwritten

@@ -38,7 +38,7 @@ def average_to_4x4(x: Tensor) -> Tensor:
     """A map of another size becomes 4 x 4, the size that `fc6` reads; a leaf for fx."""
     if x.size(-2) == 4 and x.size(-1) == 4:
         return x
-    return F.adaptive_avg_pool2d(x, [4, 4])
+    return F.adaptive_avg_pool2d(x, (4, 4))
 
 
 class SphereCNN(nn.Module):
