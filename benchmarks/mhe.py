@@ -4,9 +4,9 @@
     python benchmarks/mhe.py --quick    # two repeats and smaller layers: only shows that it runs
     python benchmarks/mhe.py --busy     # one thread, CPU time: for a machine that does other things too
 
-Plain step and step with MHE take turns on the same model, and a ratio is the median of the ratios of neighbors, so that
-other load hits both alike. `alone`: 1 + the time of the term by itself, forward and backward, over that of a plain step;
-it is steadier than the difference of two long times. Memory: the growth of the resident set over one call (Linux).
+Plain step and step with MHE take turns on the same model, and a ratio is the median of the ratios of neighbors, so
+that other load hits both alike. `alone`: 1 + the time of the term by itself, forward and backward, over that of a plain
+step; steadier than the difference of two long times. Memory: the growth of the resident set over one call (Linux).
 """
 
 import argparse
@@ -81,7 +81,7 @@ def verdict(ratio: float, limit: float) -> str:
 def energy_of(rows: int, columns: int) -> tuple[Callable[[], object], ...]:
     """The energy of a layer, forward and backward; its Gram matrix; and that forward and backward."""
     w = torch.randn(rows, columns, requires_grad=True)
-    ones = torch.ones(()).expand(rows, rows)
+    ones = torch.ones(rows, rows)
     return (
         lambda: hyperspherical_energy(w).backward(),
         lambda: w.detach() @ w.detach().mT,
@@ -124,9 +124,7 @@ def main() -> None:
         print(text + verdict(ratio, limit), flush=True)
 
     sizes = (64, 500, 2000) if args.quick else (64, 256, 1000, 4000, 10_000)
-    print(
-        f"\n{'rows x 512, full space':24}{'energy, forward and backward':>30}{'over Gram':>11}{'over Gram, both ways':>22}"
-    )
+    print(f"\n{'rows x 512, full space':24}{'energy, forward + backward':>30}{'over Gram':>11}{'over its both':>22}")
     for n in sizes:
         repeats = 2 if args.quick else max(5, min(200, 20_000 // n))
         energy, gram, both = medians(rounds(energy_of(n, 512), repeats, clock))

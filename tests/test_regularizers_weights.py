@@ -109,7 +109,7 @@ def test_gradient_equals_difference_quotients(power, half_space, angular, block,
     assert torch.autograd.gradcheck(lambda w: label_energy(w, labels, **settings), w)
 
 
-@pytest.mark.parametrize("angular, half_space", itertools.product((False, True), repeat=2))
+@pytest.mark.parametrize("angular, half_space", list(itertools.product((False, True), repeat=2)))
 def test_authors_code_has_gradients(angular, half_space):
     w = normal(4, 3).requires_grad_()
     for power in (0, 1, 2):
@@ -282,7 +282,7 @@ def slow_label_energy(rows, labels, power, angular, eps):
 
 
 @EACH_BLOCK
-@pytest.mark.parametrize("power, angular", itertools.product((0, 1, 2), (False, True)))
+@pytest.mark.parametrize("power, angular", list(itertools.product((0, 1, 2), (False, True))))
 def test_label_energy_equals_the_loops(power, angular, block, monkeypatch):
     monkeypatch.setattr(pair_energy, "BLOCK", block)
     w, labels = normal(8, 3, seed=5), [7, 0, 7, 3, 7]

@@ -65,6 +65,7 @@ def select(
     layers: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
     output_layer: str | None = None,
+    frozen: bool = False,
 ) -> Neurons:
     """Find the matrices of neurons of any model; nothing in the model is changed.
 
@@ -75,6 +76,7 @@ def select(
         exclude: hidden layers to leave out, by the same words.
         output_layer: name of the output layer. None: what timm's `get_classifier()` says where the model has it, else
             the last linear layer.
+        frozen: take layers that are not trained too.
     Raises:
         UnknownNameError: a word that nothing in the model fits.
         InputError: a chosen weight that is sharded, lazy, of fewer than two dimensions, not floating-point, not finite.
@@ -101,6 +103,8 @@ def select(
             weight = layer.weight
         _check_kind(layer.name, weight)
         reason = _reason_to_skip(layer, weight, is_output or wanted is not None, seen)
+        if not weight.requires_grad and not frozen:
+            reason = reason or "frozen"
         if reason:
             skipped[layer.name] = reason
             continue
@@ -188,8 +192,6 @@ def _reason_to_skip(layer: Layer, weight: Tensor, asked_for: bool, seen: dict[Te
     module = layer.module
     if weight in seen:
         return f"the same tensor as {seen[weight]}"
-    if not weight.requires_grad:
-        return "frozen"
     if isinstance(module, EMBEDDINGS) and not asked_for:
         return "an embedding: name it in layers"
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and 1 < module.groups == module.in_channels and not asked_for:

@@ -1,0 +1,196 @@
+"""How the neurons of a model are spread: the energy of each layer, beside random directions and the best there is.
+
+For any model, trained with MHE or not. The energy is that of `regularizers.hyperspherical_energy` with eps = 0.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+from hyperzoo.regularizers import hyperspherical_energy
+from hyperzoo.regularizers.neurons import select
+
+BINS = 36  # of the angles from 0 to 180 degrees, 5 degrees each
+_BLOCK = 1024  # rows
+
+
+@dataclass(frozen=True)
+class LayerEnergy:
+    """One layer, of `neurons` directions in `size` dimensions.
+
+    Attributes:
+        energy: of the layer as it is.
+        random: expected for independent random directions; infinite in few dimensions.
+        least: the smallest possible (full space: a simplex, N <= D + 1; half space: orthogonal rows, N <= D), where it
+            is known.
+        closest: the two rows with the smallest angle, in half space between lines, and `closest_deg` that angle; None
+            for a single row.
+        zeros: rows that are zero; they count as orthogonal to all others.
+        histogram: pairs by their angle, in `BINS` equal bins from 0 to 180 degrees.
+    """
+
+    name: str
+    is_output: bool
+    neurons: int
+    size: int
+    energy: float
+    random: float
+    least: float | None
+    closest: tuple[int, int] | None
+    closest_deg: float | None
+    zeros: int
+    histogram: tuple[int, ...]
+
+
+@torch.no_grad()
+def layer_energies(
+    model: nn.Module,
+    *,
+    power: int = 2,
+    half_space: bool = False,
+    angular: bool = False,
+    layers: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+) -> list[LayerEnergy]:
+    """Measure every layer that `regularizers.MHE` would take, frozen or not; the output layer is the last one.
+
+    Args:
+        power, half_space, angular: see `regularizers.hyperspherical_energy`.
+        layers, exclude: see `regularizers.neurons.select`.
+    Raises:
+        InputError, UnknownNameError: no layer, a word that fits none, or weights that are sharded or not finite.
+    Example:
+        >>> net = nn.Linear(3, 3)
+        >>> _ = nn.init.eye_(net.weight)
+        >>> row, = layer_energies(net)
+        >>> row.energy, round(row.least, 4), row.closest_deg        # orthogonal rows; the least is a triangle's
+        (0.5, 0.3333, 90.0)
+    """
+    chosen = select(model, layers=layers, exclude=exclude, frozen=True)
+    if not chosen.hidden + chosen.output:
+        raise InputError(f"the model has no layer to measure; left out: {', '.join(chosen.skipped) or 'none'}")
+    settings = (power, half_space, angular)
+    rows = []
+    for layer in chosen.hidden + chosen.output:
+        w = layer.rows().detach()
+        w = w if w.dtype == torch.float64 else w.float()
+        energy = hyperspherical_energy(w, power=power, half_space=half_space, angular=angular, eps=0)
+        unit = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
+        histogram, closest, angle = _angles(unit, half_space)
+        rows.append(
+            LayerEnergy(
+                name=layer.name,
+                is_output=layer in chosen.output,
+                neurons=w.size(0),
+                size=w.size(1),
+                energy=energy.item(),
+                random=_random(*w.shape, *settings),
+                least=_least(*w.shape, *settings),
+                closest=closest,
+                closest_deg=angle,
+                zeros=int((unit == 0).all(1).sum()),
+                histogram=histogram,
+            )
+        )
+    return rows
+
+
+def _angles(unit: Tensor, half_space: bool) -> tuple[tuple[int, ...], tuple[int, int] | None, float | None]:
+    """Histogram of the angles of all pairs, the closest pair, and its angle in degrees."""
+    counts = torch.zeros(BINS, dtype=torch.int64)
+    nearest, closest = -2.0, None
+    for i in range(0, len(unit), _BLOCK):
+        for j in range(i, len(unit), _BLOCK):
+            cosine = (unit[i : i + _BLOCK] @ unit[j : j + _BLOCK].mT).clamp(-1, 1)
+            pairs = torch.ones_like(cosine, dtype=torch.bool)
+            if i == j:
+                pairs = pairs.triu(1)
+            angles = cosine[pairs].arccos().rad2deg()
+            counts += torch.histc(angles.float(), BINS, 0, 180).cpu().long()
+            near = (cosine.abs() if half_space else cosine).masked_fill(~pairs, -2)
+            best = int(near.argmax())
+            if near.flatten()[best] > nearest:
+                nearest = near.flatten()[best].item()
+                closest = (i + best // near.size(1), j + best % near.size(1))
+    if closest is None:
+        return tuple(counts.tolist()), None, None
+    return tuple(counts.tolist()), closest, math.degrees(math.acos(nearest))
+
+
+def _repulsion(angle: float, power: int, angular: bool) -> float:
+    distance = angle if angular else 2 * math.sin(angle / 2)
+    return -math.log(distance) if power == 0 else distance**-power
+
+
+def _least(count: int, size: int, power: int, half_space: bool, angular: bool) -> float | None:
+    """The smallest energy of so many directions, where it is known."""
+    opposite, right = _repulsion(math.pi, power, angular), _repulsion(math.pi / 2, power, angular)
+    if half_space:
+        return (2 * (count - 1) * right + opposite) / (2 * count - 1) if count <= size else None
+    if count == 1:
+        return 0.0
+    return _repulsion(math.acos(-1 / (count - 1)), power, angular) if count <= size + 1 else None
+
+
+def _random(count: int, size: int, power: int, half_space: bool, angular: bool) -> float:
+    """Expected energy of independent random directions: the angle of two has the density sin(angle)^(size - 2)."""
+    if count > 1 and size - 1 <= power:
+        return math.inf
+    mean = 0.0
+    if count > 1:
+        nodes = (torch.arange(20_000, dtype=torch.float64) + 0.5) * (math.pi / 20_000)
+        density = torch.exp((size - 2) * nodes.sin().log())
+        distance = nodes if angular else 2 * (nodes / 2).sin()
+        value = -distance.log() if power == 0 else distance**-power
+        mean = float((value * density).sum() / density.sum())
+    if not half_space:
+        return mean
+    return (2 * (count - 1) * mean + _repulsion(math.pi, power, angular)) / (2 * count - 1)
+
+
+def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
+    """Draw the energy of each layer with its two marks, and the angles of its pairs; returns the PNG.
+
+    Args:
+        picture: a PNG file to write; its folder exists.
+    Raises:
+        InputError: no rows.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
+    from matplotlib.figure import Figure
+
+    rows = list(rows)
+    if not rows:
+        raise InputError("no layers to draw: measure a model with layer_energies first")
+    places = range(len(rows))
+    figure = Figure(figsize=(11.0, 1.6 + 0.2 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(places, [row.energy for row in rows], color="#56b4e9", label="this layer")
+    for values, mark, color, label in (
+        ([row.random for row in rows], "x", "#d55e00", "random directions"),
+        ([row.least for row in rows], "|", "#00734f", "least possible"),
+    ):
+        known = [(value, i) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
+        if known:
+            left.scatter(*zip(*known, strict=True), marker=mark, color=color, label=label, zorder=3)
+    if min(row.energy for row in rows) > 0 and max(row.energy for row in rows) > 10:
+        left.set_xscale("log")
+    left.set_yticks(places, [f"{row.name}  {row.neurons} x {row.size}" for row in rows], fontsize=7)
+    left.set_ylim(len(rows) - 0.5, -0.5)
+    left.set_xlabel("energy")
+    left.grid(alpha=0.3, axis="x")
+    left.legend(frameon=False, fontsize=8, loc="lower right")
+    shares = [[count / max(sum(row.histogram), 1) for count in row.histogram] for row in rows]
+    image = right.imshow(shares, aspect="auto", cmap="viridis", extent=(0, 180, len(rows) - 0.5, -0.5))
+    right.set_xticks(range(0, 181, 30))
+    right.set_xlabel("angle of a pair (degrees)")
+    figure.colorbar(image, ax=right, label="share of pairs")
+    figure.suptitle(title)
+    figure.savefig(picture, dpi=100, metadata={"Software": None})
+    return picture

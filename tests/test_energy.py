@@ -1,0 +1,122 @@
+"""`hyperzoo.energy` measures layers as they are, beside values that are known in closed form."""
+
+import doctest
+import itertools
+import math
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from hyperzoo import energy
+from hyperzoo.energy import BINS, draw, layer_energies
+from hyperzoo.errors import InputError, UnknownNameError
+
+
+def layer(rows) -> nn.Linear:
+    rows = torch.as_tensor(rows, dtype=torch.float64)
+    linear = nn.Linear(rows.size(1), rows.size(0))
+    linear.weight = nn.Parameter(rows)
+    return linear
+
+
+def simplex(count: int) -> torch.Tensor:
+    return torch.eye(count, dtype=torch.float64) - 1 / count
+
+
+@pytest.mark.parametrize("power, angular", list(itertools.product((0, 1, 2), (False, True))))
+def test_the_simplex_and_orthogonal_rows_reach_the_least_energy(power, angular):
+    for count in (2, 3, 5):
+        (row,) = layer_energies(layer(simplex(count)), power=power, angular=angular)
+        assert row.energy == pytest.approx(row.least, rel=1e-9)
+        (row,) = layer_energies(layer(torch.eye(count)), power=power, angular=angular, half_space=True)
+        assert row.energy == pytest.approx(row.least, rel=1e-9)
+    (row,) = layer_energies(layer(torch.randn(5, 6)), power=power, angular=angular)
+    assert row.least < row.energy
+    for half_space, count in ((False, 4), (True, 3)):
+        (row,) = layer_energies(layer(torch.randn(count, 2)), half_space=half_space)
+        assert row.least is None
+
+
+def test_random_directions_have_their_known_energy():
+    # full space, Euclidean, with the cosine's distribution: s = 2: (d - 2) / (2 (d - 3)); s = 1 in three dimensions: 1
+    for size in (4, 5, 27, 576):
+        assert energy._random(9, size, 2, False, False) == pytest.approx((size - 2) / (2 * (size - 3)), rel=1e-3)
+    assert energy._random(9, 3, 1, False, False) == pytest.approx(1, rel=1e-6)
+    assert energy._random(9, 2, 0, False, False) == pytest.approx(0, abs=1e-3)  # the mean of log |1 - e^it| is 0
+    assert energy._random(9, 3, 2, False, False) == math.inf
+    assert energy._random(2, 1, 0, False, False) == math.inf
+    assert energy._random(1, 8, 2, False, False) == 0
+    assert energy._random(1, 8, 2, True, False) == 0.25
+    # half space, 9 rows: (2 * 8 * mean + f(2)) / 17
+    assert energy._random(9, 5, 2, True, False) == pytest.approx((16 * 0.75 + 0.25) / 17, rel=1e-3)
+    generator = torch.Generator().manual_seed(0)
+    for power, half_space, angular in itertools.product((0, 1, 2), (False, True), (False, True)):
+        rows = torch.randn(600, 12, generator=generator)
+        (row,) = layer_energies(layer(rows), power=power, half_space=half_space, angular=angular)
+        assert row.energy == pytest.approx(row.random, rel=0.02, abs=0.005), (
+            power,
+            half_space,
+            angular,
+        )  # 180,000 pairs
+
+
+def test_angles_and_closest_pair(monkeypatch):
+    degrees = torch.tensor([0.0, 7.0, 100.0, 178.0], dtype=torch.float64)
+    rows = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], 1) * torch.tensor(
+        [[1.0], [5.0], [0.1], [2.0]]
+    )
+    expected = [0] * BINS
+    for a, b in itertools.combinations(degrees.tolist(), 2):
+        expected[int(abs(a - b) // 5)] += 1
+    for block in (1024, 3, 1):
+        monkeypatch.setattr(energy, "_BLOCK", block)
+        (row,) = layer_energies(layer(rows))
+        assert row.histogram == tuple(expected)
+        assert (row.closest, row.closest_deg) == ((0, 1), pytest.approx(7))
+        (row,) = layer_energies(layer(rows), half_space=True)
+        assert (row.closest, row.closest_deg) == ((0, 3), pytest.approx(2))
+
+
+def test_single_and_zero_rows():
+    (row,) = layer_energies(layer([[3.0, 4.0]]))
+    assert (row.energy, row.closest, row.closest_deg, sum(row.histogram)) == (0.0, None, None, 0)
+    (row,) = layer_energies(layer([[3.0, 4.0], [0.0, 0.0], [-3.0, 0.0]]))
+    assert row.zeros == 1 and math.isfinite(row.energy)
+    (row,) = layer_energies(layer([[1.0, 0.0], [1.0, 0.0]]))
+    assert (row.closest, row.closest_deg) == ((0, 1), 0.0) and math.isfinite(row.energy)
+
+
+def test_a_model_is_measured_whole_and_left_alone(tmp_path: Path):
+    model = timm.create_model("resnet20_cifar").eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = layer_energies(model)
+    assert rows[0].name == "conv1" and rows[-1].name == "fc"
+    assert [row.is_output for row in rows] == [False] * 21 + [True]
+    assert (rows[0].neurons, rows[0].size) == (16, 27) and (rows[-1].neurons, rows[-1].size) == (10, 64)
+    for row in rows:
+        assert sum(row.histogram) == row.neurons * (row.neurons - 1) // 2
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert [row.name for row in layer_energies(model, layers="layer3.0.conv1")] == ["layer3.0.conv1", "fc"]
+    for settings in (dict(), dict(power=0, half_space=True)):
+        picture = draw(layer_energies(model, **settings), tmp_path / "energy.png", title="resnet20_cifar, untrained")
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match="no layer to measure"):
+        layer_energies(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
+    with pytest.raises(UnknownNameError, match="'9'"):
+        layer_energies(nn.Sequential(nn.Linear(2, 3)), layers="9")
+    with pytest.raises(InputError, match="NaN"):
+        layer_energies(layer([[1.0, math.nan], [1.0, 0.0]]))
+    with pytest.raises(InputError, match="0, 1, 2; got 4"):
+        layer_energies(nn.Linear(2, 3), power=4)
+    with pytest.raises(InputError, match="no layers to draw"):
+        draw([], tmp_path / "energy.png", title="none")
+
+
+def test_the_example_runs():
+    assert doctest.testmod(energy).failed == 0
