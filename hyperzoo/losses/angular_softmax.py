@@ -170,14 +170,15 @@ class AngularSoftmax(nn.Module):
         return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
 
     def extra_repr(self) -> str:
-        steepness = f", k={self.k:g}" if self.operator == "sigmoid" else ""
-        return f"operator={self.operator}, margin={self.margin:g}{steepness}, annealing={self.annealing}"
+        k = f", k={self.k:g}" if self.operator == "sigmoid" else ""
+        return f"operator={self.operator}, margin={self.margin:g}{k}, annealing={self.annealing}"
 
 
 def _squared_length(x: Tensor, eps: float) -> Tensor:
     """sum of squares + eps of every row, at least float32; no copy of x is made, and a zero row has gradient 0."""
     dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(x, dim=1, dtype=dtype).square() + eps
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
+    return length.square() + eps
 
 
 def _on_angle(angle: Tensor, operator: str, k: float | Tensor) -> Tensor:
