@@ -411,11 +411,13 @@ def test_rows_of_every_kind_of_layer():
 
 def test_layers_of_one_shape_are_taken_together_and_large_ones_alone():
     torch.manual_seed(0)
-    net = nn.Sequential(*(nn.Linear(6, 6) for _ in range(5)), nn.Linear(600, 500), nn.Linear(6, 4)).double()
+    sizes = [(6, 6), (6, 6), (600, 500), (6, 6), (6, 6), (6, 6), (6, 4)]
+    net = nn.Sequential(*(nn.Linear(*size) for size in sizes)).double()
     term = MHE(net, hidden=0.5, output=3.0, half_space=True)
     value, report = term(), term.report()
     assert list(report) == [*"012345", "6"]
-    for name in "0136":
+    assert len(term._groups) == 3
+    for name in "0146":
         rows = net[int(name)].weight.detach()
         assert report[name] == pytest.approx(slow_energy(rows, half_space=name != "6"), rel=1e-10)
     close(value, 0.5 * sum(report[name] for name in "012345") + 3 * report["6"], 1e-10)
@@ -456,7 +458,7 @@ def test_layers_are_chosen_by_words():
     block = [layer.name for layer in select(model, layers="layer2").hidden]
     assert block == [name for name in everything if name.startswith("layer2.")]
     spheres = [layer.name for layer in select(model, layers="type:SphereConv2d").hidden]
-    assert 0 < len(spheres) <= len(everything)
+    assert len(spheres) == 19  # all but the two shortcuts
     rest = [layer.name for layer in select(model, exclude=["layer2", "conv1"]).hidden]
     assert rest == [name for name in everything if not name.startswith("layer2.") and name != "conv1"]
     with pytest.raises(UnknownNameError, match="layer9"):

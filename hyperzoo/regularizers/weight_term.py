@@ -50,6 +50,7 @@ class WeightTerm:
                 raise InputError(f"the strength of {name} layers must be a number of at least 0; got {strength!r}")
         chosen = select(model, layers=layers, exclude=exclude, output_layer=output_layer)
         self.skipped = chosen.skipped
+        self._order = [layer.name for layer in chosen.hidden + chosen.output]
         self._function = function
         self._groups: list[tuple[float, bool, tuple[Layer, ...]]] = []
         for strength, is_output, members in ((hidden, False, chosen.hidden), (output, True, chosen.output)):
@@ -86,7 +87,7 @@ class WeightTerm:
         for _, out, layers in self._groups:
             found = self._function(stack(layers), out).tolist()
             values |= zip((layer.name for layer in layers), found, strict=True)
-        return values
+        return {name: values[name] for name in self._order if name in values}
 
     def __repr__(self) -> str:
         lines = [f"  {layer.name}: {s:g}" for s, _, layers in self._groups for layer in layers]
