@@ -8,9 +8,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hyperzoo import data
+from hyperzoo import data, losses, regularizers
+from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.config import Recipe
+from hyperzoo.training.loop import Batches
+from hyperzoo.training.step import Mixing, Term, TrainStep
 
+TERMS: dict[str, Any] = {
+    "mhe": regularizers.MHE,
+    "orthogonality": regularizers.Orthogonality,
+    "minimum_angle": regularizers.MinimumAngle,
+    "per": regularizers.PER,
+    "vcl": regularizers.VCL,
+    "activation_norm": regularizers.ActivationNorm,
+}
 COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs more than it saves
 
 
@@ -46,25 +57,44 @@ def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **args)
 
 
-def criterion(recipe: Recipe) -> nn.Module:
-    """Cross-entropy of logits (B, K) and labels (B,)."""
-    return nn.CrossEntropyLoss(label_smoothing=recipe.method.label_smoothing)
+def step(recipe: Recipe, network: nn.Module) -> TrainStep:
+    """Model, loss, terms and mixing of a recipe. `method.angular` gives the model another classifier first."""
+    method, classes = recipe.method, int(network.num_classes)  # type: ignore[arg-type]
+    smoothing = method.label_smoothing
+    terms: dict[str, Term] = {
+        name: term(network, **block.model_dump())
+        for name, term in TERMS.items()
+        if (block := getattr(method, name)) is not None
+    }
+    if method.angular:
+        values = method.angular.model_dump()
+        angular = losses.AngularSoftmax(**values, label_smoothing=smoothing, accumulate=recipe.train.accumulate)
+        return TrainStep(network, angular, terms, classifier=losses.replace_classifier(network, angular))
+    mixing: Mixing | None = None
+    if method.mixup:
+        mixing = (CutMix if method.mixup.cutmix else Mixup)(classes, alpha=method.mixup.alpha, smoothing=smoothing)
+    elif method.manifold_mixup:
+        mixing = ManifoldMixup(network, classes, smoothing=smoothing, **method.manifold_mixup.model_dump())
+    if mixing:
+        return TrainStep(network, losses.SoftTarget(method.soft_target), terms, mixing)
+    return TrainStep(network, nn.CrossEntropyLoss(label_smoothing=smoothing), terms)
 
 
-def images(recipe: Recipe) -> tuple[data.ImageSet, data.ImageSet | None]:
+Images = data.ImageSet | data.StreamedSet
+
+
+def images(recipe: Recipe) -> tuple[Images, Images | None]:
     """The training images, and those held out for choices."""
     train = data.load_images(recipe.data.name, "train")
     return train.hold_out(recipe.data.hold_out) if recipe.data.hold_out else (train, None)
 
 
-def batches(recipe: Recipe, train: data.ImageSet, network: nn.Module, engine: Accelerator) -> data.ImageBatches:
+def batches(recipe: Recipe, train: Images, network: nn.Module, engine: Accelerator) -> Batches:
     """This process's share of the training batches, on its device."""
     config = timm.data.resolve_model_data_config(network)
-    return data.ImageBatches(
-        train,
+    common: dict[str, Any] = dict(
         batch_size=recipe.data.batch_size,
         seed=recipe.train.seed,
-        crop_px=recipe.data.crop_px,
         flip=recipe.data.flip,
         mean=config["mean"],
         std=config["std"],
@@ -72,3 +102,7 @@ def batches(recipe: Recipe, train: data.ImageSet, network: nn.Module, engine: Ac
         rank=engine.process_index,
         processes=engine.num_processes,
     )
+    if isinstance(train, data.StreamedSet):
+        size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
+        return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)
+    return data.ImageBatches(train, crop_px=recipe.data.crop_px, pad_mode=recipe.data.border, **common)

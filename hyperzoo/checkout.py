@@ -25,6 +25,14 @@ class Checkout:
         return self.root / "recipes"
 
     @property
+    def docs(self) -> Path:
+        return self.root / "docs"
+
+    def evidence(self, sweep: str) -> Path:
+        """The results of a sweep that the documents quote."""
+        return self.docs / "evidence" / f"{sweep}.json"
+
+    @property
     def mirror(self) -> Path:
         """The embedded sample of the data sets, in the layout of HYPERZOO_DATA."""
         return self.root / "tests" / "assets" / "mirror"

@@ -106,6 +106,20 @@ def verify(name: str | None, every: bool) -> int:
 
 
 @cli.command()
+@click.argument("name")
+@click.option("--seeds", default=1, show_default=True, help="Runs, each with a seed that was not published.")
+@click.option("--budget", default=1.0, show_default=True, help="Part of the epochs; below 1 there is no verdict.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the runs; runs/reproduce/<name> without it.")
+def reproduce(name: str, seeds: int, budget: float, out: Path | None) -> int:
+    """Train NAME again and compare with its card: exit 1 beyond 3 sd, or the stated rule where n = 1."""
+    from hyperzoo import reproduce as reproducing
+
+    report = reproducing.run(name, out, seeds=seeds, budget=budget)
+    click.echo(report.verdict)
+    return int(report.agrees is False)
+
+
+@cli.command()
 @click.option("--check", is_flag=True, help="Only compare; exit 1 if a text differs.")
 def card(check: bool) -> int:
     """Generate the model cards and the README's table from the manifest."""
@@ -134,16 +148,42 @@ def publish(name: str, runs: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-def plot(run: Path) -> None:
-    """Draw the learning curve of a RUN folder into it, or those of a sweep.json beside it."""
-    from hyperzoo import plots
+@click.argument("model")
+@click.option("--power", type=click.IntRange(0, 2), default=2, show_default=True, help="s of the energy.")
+@click.option("--half-space", is_flag=True, help="Of lines rather than directions: a filter repels with its negative.")
+@click.option("--angular", is_flag=True, help="Of angles rather than chords.")
+@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
+@click.option("--out", type=click.Path(path_type=Path), help="The picture; energy.png without it.")
+def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None) -> None:
+    """How the filters of MODEL are spread: a weight, any model of timm, or local-dir:FOLDER.
 
-    if run.suffix == ".json":
-        click.echo(plots.curves(run, run.with_suffix(".png")))
-        return
-    title = run.resolve().parent.name if run.resolve().name.isdigit() else run.resolve().name
-    click.echo(plots.learning_curve(run / "metrics.jsonl", run / "learning_curve.png", title=title))
+    For each layer its hyperspherical energy, that of random directions, the least possible where it is known, and the
+    closest pair of filters; the same and the angles of all pairs as a picture.
+    """
+    from hyperzoo import energy as measuring
+    from hyperzoo import zoo
+
+    network = zoo.any_network(model, pretrained=pretrained)
+    rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
+    _show(measuring.COLUMNS, [row.shown() for row in rows])
+    click.echo(measuring.draw(rows, out or Path("energy.png"), title=model))
+
+
+@cli.command()
+@click.argument("what", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The picture; beside its data without it.")
+def plot(what: Path, out: Path | None) -> None:
+    """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or the figure `operators`."""
+    from hyperzoo import figures, plots
+
+    if str(what) in figures.FIGURES:
+        picture = figures.FIGURES[str(what)](out or Path(f"{what}.png"))
+    elif what.suffix == ".json":
+        picture = plots.curves(what, out or what.with_suffix(".png"))
+    else:
+        title = what.resolve().parent.name if what.resolve().name.isdigit() else what.resolve().name
+        picture = plots.learning_curve(what / "metrics.jsonl", out or what / "learning_curve.png", title=title)
+    click.echo(picture)
 
 
 def main(arguments: list[str] | None = None) -> None:

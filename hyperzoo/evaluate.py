@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -47,14 +48,19 @@ def run(name: str, *, split: str = "test", batch_size: int = 250) -> Metrics:
 
 
 def test_split(
-    model: nn.Module, name: str, engine: Accelerator | None = None, *, mirror: Path | None = None
+    model: nn.Module, name: str, engine: Accelerator | None = None, *, mirror: Path | None = None, workers: int = 0
 ) -> Metrics:
     """Evaluate a trained model on the test split of a data set, given by its code; of a given mirror, if any."""
-    return measure(model, data.load_images(name, "test", mirror), engine=engine)
+    return measure(model, data.load_images(name, "test", mirror), engine=engine, workers=workers)
 
 
 def logits(
-    model: nn.Module, images: data.ImageSet, *, batch_size: int = 250, engine: Accelerator | None = None
+    model: nn.Module,
+    images: data.ImageSet | data.StreamedSet,
+    *,
+    batch_size: int = 250,
+    engine: Accelerator | None = None,
+    workers: int = 0,
 ) -> Tensor:
     """The outputs (N, K), float32, for this process's share of the images, on the CPU.
 
@@ -62,8 +68,7 @@ def logits(
     """
     config = timm.data.resolve_model_data_config(model)
     where = next(model.parameters()).device
-    batches = data.eval_batches(
-        images,
+    common: dict[str, Any] = dict(
         batch_size=batch_size,
         mean=config["mean"],
         std=config["std"],
@@ -71,6 +76,11 @@ def logits(
         rank=engine.process_index if engine else 0,
         processes=engine.num_processes if engine else 1,
     )
+    if isinstance(images, data.StreamedSet):
+        size, crop = config["input_size"][-1], config["crop_pct"]
+        batches = data.streamed_eval_batches(images, size_px=size, crop_pct=crop, workers=workers, **common)
+    else:
+        batches = data.eval_batches(images, **common)
     training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(where.type, enabled=False):
@@ -81,12 +91,17 @@ def logits(
 
 
 def measure(
-    model: nn.Module, images: data.ImageSet, *, batch_size: int = 250, engine: Accelerator | None = None
+    model: nn.Module,
+    images: data.ImageSet | data.StreamedSet,
+    *,
+    batch_size: int = 250,
+    engine: Accelerator | None = None,
+    workers: int = 0,
 ) -> Metrics:
     """Metrics of a model on images, each counted once also over several processes."""
     from torchmetrics.functional.classification import multiclass_calibration_error  # slow to import, part of [train]
 
-    outputs = logits(model, images, batch_size=batch_size, engine=engine)
+    outputs = logits(model, images, batch_size=batch_size, engine=engine, workers=workers)
     if engine and engine.num_processes > 1:
         rank, processes, total = engine.process_index, engine.num_processes, len(images)
         everywhere = torch.zeros(total, outputs.shape[1], device=engine.device)

@@ -24,7 +24,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
         RunError: no such file, or no finished epoch in it.
     """
     rows = _rows(metrics)
-    figure, (left, right) = _figure(1, 2, (8.0, 3.2))
+    drawn, (left, right) = figure(1, 2, (8.0, 3.2))
     marker = "o" if len(rows) < 3 else None
     for axes, key, held, unit in (
         (left, "loss", "nll", "loss (nats)"),
@@ -39,8 +39,8 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.suptitle(title)
-    return _save(figure, picture)
+    drawn.suptitle(title)
+    return save(drawn, picture)
 
 
 def curves(results: Path, picture: Path) -> Path:
@@ -57,7 +57,7 @@ def curves(results: Path, picture: Path) -> Path:
         runs = [(run["label"], run["log"]) for run in values["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
-    figure, (left, right) = _figure(1, 2, (9.0, 3.8))
+    drawn, (left, right) = figure(1, 2, (9.0, 3.8))
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
     for axes, key, unit in ((left, "loss", "training loss (nats)"), (right, "train_accuracy", "training accuracy (%)")):
         named = set()
@@ -71,8 +71,8 @@ def curves(results: Path, picture: Path) -> Path:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     left.legend(frameon=False)
-    figure.suptitle(values["sweep"].replace("_", " "))
-    return _save(figure, picture)
+    drawn.suptitle(values["sweep"].replace("_", " "))
+    return save(drawn, picture)
 
 
 def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: int = 24) -> Path:
@@ -91,7 +91,7 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         )
     shown = min(count, len(images))
     rows = -(-shown // COLUMNS)
-    figure, axes = _figure(rows, COLUMNS, (1.6 * COLUMNS, 1.75 * rows + 0.5))
+    drawn, axes = figure(rows, COLUMNS, (1.6 * COLUMNS, 1.75 * rows + 0.5))
     probabilities = logits.float().softmax(1)
     for place in axes.flat:
         place.axis("off")
@@ -103,8 +103,8 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         text = f"{images.classes[said]} {100 * probabilities[i, said]:.0f} %\n"
         text += "right" if said == true else f"wrong: {images.classes[true]}"
         place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
-    figure.suptitle(title)
-    return _save(figure, picture)
+    drawn.suptitle(title)
+    return save(drawn, picture)
 
 
 def _rows(metrics: Path) -> list[dict[str, Any]]:
@@ -117,16 +117,17 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
     """A figure that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns)
+    drawn = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(drawn)
+    return drawn, drawn.subplots(rows, columns)
 
 
-def _save(figure: Any, picture: Path) -> Path:
-    figure.savefig(picture, dpi=100, metadata={"Software": None})  # no version inside: equal bytes from equal numbers
+def save(drawn: Any, picture: Path) -> Path:
+    """Write a figure as PNG; returns the picture."""
+    drawn.savefig(picture, dpi=100, metadata={"Software": None})  # no version inside: equal bytes from equal numbers
     return picture

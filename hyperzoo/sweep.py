@@ -10,28 +10,30 @@ from hyperzoo import train
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.training.grid import Run, Sweep, load_sweep
 
-COLUMNS = ("run", "accuracy (%)", "sd", "n", "published (%)")
+COLUMNS = ("run", "accuracy (%)", "sd", "NLL", "training loss", "n", "epochs", "measured on", "published (%)")
 
 
 class Line(NamedTuple):
-    """One line of a sweep's table: accuracy in % on the split that was measured, mean and sd over n seeds."""
+    """One line of a sweep's table.
+
+    Accuracy in %, mean and sd over n seeds; nll and the training loss of the last epoch in nats, mean over the seeds.
+    """
 
     label: str
+    split: str
     n: int
     mean: float
     sd: float | None
+    nll: float
+    train_loss: float
+    epochs: int
     published: float | None
 
     def shown(self) -> tuple[str, ...]:
         """The line as text, in the order of `COLUMNS`."""
-        sd = "-" if self.sd is None else f"{self.sd:.2f}"
-        return (
-            self.label,
-            f"{self.mean:.2f}",
-            sd,
-            str(self.n),
-            "-" if self.published is None else f"{self.published:.2f}",
-        )
+        sd, published = ("-" if value is None else f"{value:.2f}" for value in (self.sd, self.published))
+        losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
+        return self.label, f"{self.mean:.2f}", sd, *losses, str(self.n), str(self.epochs), self.split, published
 
 
 def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
@@ -74,7 +76,7 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "base": sweep.base,
         "set": sweep.set,
         "source": sweep.source,
-        "published": sweep.published,
+        "published": sweep.stated(),
         "environments": [json.loads(text) for text in sorted(environments)],
         "runs": [
             {"label": one.label, **{key: result.values[key] for key in keep}, "log": _log(result.folder)}
@@ -95,12 +97,24 @@ def lines(file: Path) -> list[Line]:
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        labels = dict.fromkeys(run["label"] for run in values["runs"])
+        by_label: dict[str, list[dict[str, Any]]] = {}
+        for one in values["runs"]:
+            by_label.setdefault(one["label"], []).append(one)
+        return [_line(label, runs, values["published"].get(label)) for label, runs in by_label.items()]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {file}: {error}. `hyperzoo train SWEEP` writes them") from error
-    table = []
-    for label in labels:
-        found = [run["metrics"]["accuracy"] for run in values["runs"] if run["label"] == label]
-        sd = statistics.stdev(found) if len(found) > 1 else None
-        table.append(Line(label, len(found), statistics.fmean(found), sd, values["published"].get(label)))
-    return table
+
+
+def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Line:
+    accuracies = [run["metrics"]["accuracy"] for run in runs]
+    return Line(
+        label=label,
+        split=runs[0]["split"],
+        n=len(runs),
+        mean=statistics.fmean(accuracies),
+        sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        nll=statistics.fmean(run["metrics"]["nll"] for run in runs),
+        train_loss=statistics.fmean(run["log"][-1]["loss"] for run in runs),
+        epochs=runs[0]["epochs"],
+        published=published,
+    )

@@ -23,7 +23,6 @@ from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.schedule import make_optimizer
-from hyperzoo.training.step import TrainStep
 
 TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo.train RECIPE"
 
@@ -66,8 +65,8 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
     started, environment = time.time(), seeding.environment()  # before the code can change under a long run
     train, held = build.images(recipe)
-    model = build.model(recipe, len(train.classes), train.images.shape[1]).to(memory_format=torch.channels_last)
-    step = TrainStep(model, build.criterion(recipe)).to(engine.device)
+    model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
+    step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
     progress = Progress(recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process)
     compiled, reason = build.compiles(recipe, recipe.train.epochs * len(batches), engine.device)
@@ -97,7 +96,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     if held is not None:
         metrics, split = evaluate.measure(published, held, engine=engine), "held-out part of train"
     else:
-        metrics, split = evaluate.test_split(published, recipe.data.name, engine), "test"
+        metrics, split = evaluate.test_split(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
     values = {
         "name": recipe.name,
         "seed": recipe.train.seed,

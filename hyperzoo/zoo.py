@@ -51,6 +51,27 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     return Loaded(model.eval(), tuple(config["label_names"]), record)
 
 
+def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
+    """A network in eval mode by any name: a weight of ours, an architecture of ours with one, or what timm knows.
+
+    Args:
+        name: as for `load`, or for `timm.create_model`: an architecture, 'local-dir:<folder>', 'hf-hub:<repository>'.
+        pretrained: fetch timm's weight for an architecture of timm; without it that one is untrained.
+    Raises:
+        UnknownNameError: neither we nor timm know the name; and what `load` raises.
+    """
+    scheme, colon, _ = name.partition(":")
+    if colon:
+        if scheme not in ("local-dir", "hf-hub"):
+            raise names.unknown("model", name, list_models())
+        return timm.create_model(name, pretrained=True).eval()
+    if _is_ours(name.partition(".")[0]):
+        return load(name).model if "." in name or list_weights(name) else timm.create_model(name).eval()
+    if not timm.is_model(name):
+        raise names.unknown("model", name, timm.list_models())
+    return timm.create_model(name, pretrained=pretrained).eval()
+
+
 def list_models(task: str | None = None) -> list[str]:
     """Names of our architectures, all or those for 'image-classification' or 'text-generation'."""
     if task is not None and task not in TASKS:

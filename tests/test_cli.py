@@ -33,7 +33,7 @@ def run(capsys):
 
 
 def test_all_commands_exist():
-    assert COMMANDS == ["card", "eval", "info", "list", "plot", "publish", "train", "verify"]
+    assert COMMANDS == ["card", "eval", "info", "list", "plot", "publish", "reproduce", "train", "verify"]
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)

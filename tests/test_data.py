@@ -77,12 +77,15 @@ def loop_augment(images: np.ndarray, rows: list[list[int]], border: int, mode: s
                 if mode == "reflect":  # -1 -> 1, size -> size - 2
                     sy = -sy if sy < 0 else 2 * (height - 1) - sy if sy >= height else sy
                     sx = -sx if sx < 0 else 2 * (width - 1) - sx if sx >= width else sx
+                if mode == "symmetric":  # -1 -> 0, size -> size - 1
+                    sy = -1 - sy if sy < 0 else 2 * height - 1 - sy if sy >= height else sy
+                    sx = -1 - sx if sx < 0 else 2 * width - 1 - sx if sx >= width else sx
                 if 0 <= sy < height and 0 <= sx < width:
                     out[b, :, y, x] = images[b, :, sy, sx]
     return out
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "symmetric"])
 @pytest.mark.parametrize(("channels", "height", "width", "border"), [(3, 6, 5, 2), (1, 4, 7, 0), (3, 5, 5, 4)])
 def test_augment_is_the_loop(mode, channels, height, width, border):
     images = torch.randint(0, 256, (40, channels, height, width), dtype=torch.uint8)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from ruamel.yaml import YAML
 
 from hyperzoo.cli import TRAIN_EXTRA, cli
+from hyperzoo.training.config import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = sorted(ROOT.glob("docs/*.md"))
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
 SHELL = [line.partition("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
@@ -34,6 +37,27 @@ def in_the_checkout(monkeypatch, data_mirror):
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
 def test_python_blocks_run(code, tmp_path):
     exec(compile(code, "README.md", "exec"), {"out": tmp_path / "run"} if "out)" in code else {})
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_the_blocks_of_a_document_run_one_after_the_other(path):
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert {kind for kind, _ in blocks} <= {"python", "yaml"} and blocks
+    space: dict[str, object] = {}
+    for kind, code in blocks:
+        if kind == "python":
+            exec(compile(code, path.name, "exec"), space)
+        else:  # part of a recipe: laid over a whole one
+            overrides = YAML(typ="safe", pure=True).load(code)
+            assert load_recipe(ROOT / "recipes" / "demo.yaml", overrides_of(overrides))
+
+
+def overrides_of(values, prefix=""):
+    """Nested keys as 'block.key=value'."""
+    found = []
+    for key, value in values.items():
+        found += overrides_of(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={value}"]
+    return found
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if "hyperzoo " in line])

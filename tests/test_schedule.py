@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import network
 
+from hyperzoo.errors import InputError
 from hyperzoo.training.config import Optim
 from hyperzoo.training.schedule import Schedule, make_optimizer
 from hyperzoo.training.step import TrainStep
@@ -49,3 +50,37 @@ def test_groups():
         and not make_optimizer(step, Optim(lr=0.1, optimizer="momentum")).defaults["nesterov"]
     )
     assert make_optimizer(step, Optim(lr=0.1, optimizer="adamw", betas=[0.8, 0.9])).defaults["betas"] == (0.8, 0.9)
+
+
+def test_patterns_choose_what_decays_and_scale_the_rate():
+    step = TrainStep(network(), torch.nn.CrossEntropyLoss())
+    assert [
+        name for name, _ in step.model.named_parameters()
+    ] == "0.weight 0.bias 1.weight 1.bias 6.weight 6.bias".split()
+    optim = Optim(lr=0.4, weight_decay=0.5, decay=["1.*", "6.weight"], lr_scale={"6.bias": 0.5, "*.bias": 0.1})
+    optimizer = make_optimizer(step, optim)
+    schedule = Schedule(optimizer, optim, epochs=2, updates_per_epoch=5)
+    for update, rate in ((0, 0.4), (5, 0.2)):
+        assert schedule.apply(update) == pytest.approx(rate)
+        found = {id(p): (g["lr"] / rate, g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+        got = {name: found[id(p)] for name, p in step.model.named_parameters()}
+        assert got == {
+            "0.weight": (pytest.approx(1.0), 0.0),
+            "0.bias": (pytest.approx(0.1), 0.0),
+            "1.weight": (pytest.approx(1.0), 0.5),
+            "1.bias": (pytest.approx(0.1), 0.5),
+            "6.weight": (pytest.approx(1.0), 0.5),
+            "6.bias": (pytest.approx(0.5), 0.0),
+        }
+    for wrong in ({"decay": ["7.*"]}, {"lr_scale": {"7.*": 2.0}}):
+        with pytest.raises(
+            InputError, match=r"pattern '7\.\*' of optim matches no parameter; there are 0.weight, 0.bias"
+        ):
+            make_optimizer(step, Optim(lr=0.1, **wrong))
+
+
+def test_a_model_may_spare_parameters():
+    model = network()
+    model.no_weight_decay = lambda: {"6.weight"}
+    optimizer = make_optimizer(TrainStep(model, torch.nn.CrossEntropyLoss()), Optim(lr=0.1, weight_decay=0.01))
+    assert [p is model[0].weight for g in optimizer.param_groups for p in g["params"] if g["weight_decay"]] == [True]

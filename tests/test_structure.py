@@ -26,7 +26,7 @@ ALLOWED = {
     "hub": set(),
     "weights": {"manifest", "hub"},
     "models": {"layers", "weights"},
-    "losses": set(),
+    "losses": {"layers"},
     "regularizers": {"taps"},
     "mixup": {"taps"},
     "data": set(),
@@ -39,7 +39,7 @@ ALLOWED = {
     "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
-PRODUCTS = ("publish", "entry", "verify", "cards", "plots")
+PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
     "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "entry", "export", "__init__"},
@@ -50,7 +50,7 @@ OUTSIDE = {  # packages that only these units may import
     "pydantic": {"training"},
     "ruamel": {"training"},
     "click": {"cli", "__main__"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "energy"},
 }
 TOP = {"cli", "__main__", "__init__"}
 

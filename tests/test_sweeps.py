@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import finished
 import pytest
 
-from hyperzoo import plots, sweep
+from hyperzoo import cards, plots, sweep
 from hyperzoo.cli import _exit_code
 from hyperzoo.errors import RecipeError, RunError
+from hyperzoo.manifest import Manifest
 from hyperzoo.training.config import load_recipe, recipe_folders
 from hyperzoo.training.grid import is_sweep, load_sweep
 
@@ -24,9 +26,11 @@ set: {optim.lr: 0.02}
 rows:
   plain: {}
   wide: {train.epochs: 2, model.arch: spherenet20}
-grid: {data.batch_size: [26, 65]}
+columns:
+  few: {data.batch_size: 26}
+  many: {data.batch_size: 65}
 seeds: [0, 3]
-published: {plain-batch_size_26: 12.5}
+published: {plain: {few: 12.5}}
 source: a made one
 """
 
@@ -41,14 +45,14 @@ def test_rows_times_grid_times_seeds(tmp_path):
     said, runs = load_sweep(write(tmp_path))
     found = [(label, r.data.batch_size, r.train.seed, r.train.epochs, r.model.arch, r.optim.lr) for label, r in runs]
     assert found == [
-        (f"{row}-batch_size_{size}", size, seed, epochs, arch, 0.02)
+        (f"{row}-{column}", size, seed, epochs, arch, 0.02)
         for row, epochs, arch in (("plain", 1, "resnet20_cifar"), ("wide", 2, "spherenet20"))
-        for size in (26, 65)
+        for column, size in (("few", 26), ("many", 65))
         for seed in (0, 3)
     ]
     base = load_recipe(tmp_path / "base.yaml", ("optim.lr=0.02", "data.batch_size=26"))
     assert runs[0].recipe.settings() == base.settings() and runs[0].recipe.expect is None
-    assert said.published == {"plain-batch_size_26": 12.5}
+    assert said.stated() == {"plain-few": 12.5}
     assert is_sweep(tmp_path / "some.yaml") and not is_sweep(tmp_path / "base.yaml") and not is_sweep("a.b_c10")
 
 
@@ -59,15 +63,16 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("  plain: {}", "  plain: {}\n  plain: {}", "Line 5: repeated key 'plain'"),
         ("  plain: {}", "  ../up: {}", "'../up'"),
         ("  plain: {}", "  ..: {}", "'..'"),
-        ("{plain-batch_size_26: 12.5}", "{plane: 1.0}", "published names 'plane', which is no row"),
+        ("  few:", "  f-w:", "'f-w'"),
+        ("{plain: {few: 12.5}}", "{plane: 1.0}", "published names 'plane', which is not run; runs: plain-few"),
         ("source: a made one", "", "published numbers need their source"),
         ("seeds: [0, 3]", "seeds: [3, 3]", "has a seed twice"),
         ("  plain: {}", "  plain: {train.seed: 1}", "list the seeds under `seeds`"),
-        ("seeds: [0, 3]", "seeds: []", "at least one row, one seed"),
-        ("[26, 65]", "[]", "at least one row, one seed"),
-        ("optim.lr: 0.02", "optim.lrr: 0.02", "plain-batch_size_26 has 1 fault. unknown key 'lrr' (did you"),
+        ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
+        ("  few: {data.batch_size: 26}\n  many: {data.batch_size: 65}", "  {}", "at least one column"),
+        ("optim.lr: 0.02", "optim.lrr: 0.02", "plain-few has 1 fault. unknown key 'lrr' (did you"),
         ("optim.lr: 0.02", "lr: 0.02", "override 'lr' is not of the form block.key=value"),
-        ("train.epochs: 2", "train.epochs: two", "some.yaml, wide-batch_size_26 has 1 fault. train.epochs"),
+        ("train.epochs: 2", "train.epochs: two", "some.yaml, wide-few has 1 fault. train.epochs"),
         ("base.yaml", "nowhere.yaml", "cannot read the recipe"),
     ],
 )
@@ -106,7 +111,10 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
-    assert [(row[0], *row[3:]) for row in table] == [("plain", "2", "91.25"), ("other", "2", "-")]
+    assert [(row[0], *row[5:]) for row in table] == [
+        ("plain", "2", "1", "test", "91.25"),
+        ("other", "2", "1", "test", "-"),
+    ]
     results = json.loads((out / "sweep.json").read_text())
     stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
     for (label, seed), accuracy in stated.items():
@@ -159,3 +167,31 @@ SWEEPS = sorted({path for folder in recipe_folders() for path in folder.glob("sw
 def test_every_sweep_of_the_package_is_sound(path):
     _, runs = load_sweep(path)
     assert runs and len({(label, recipe.train.seed) for label, recipe in runs}) == len(runs)
+
+
+def test_documents_quote_the_results(tmp_path):
+    place = finished.checkout(tmp_path)
+    runs = [
+        {"label": label, "split": "test", "epochs": 2, "metrics": {"accuracy": accuracy, "nll": 1.25}, "log": log}
+        for label, accuracy, log in (
+            ("a", 50.0, [{"loss": 3.0}, {"loss": 1.0}]),
+            ("a", 53.0, [{"loss": 3.0}, {"loss": 2.0}]),
+            ("b", 60.0, [{"loss": 0.125}]),
+        )
+    ]
+    place.evidence("some").parent.mkdir(parents=True)
+    place.evidence("some").write_text(json.dumps({"runs": runs, "published": {"b": 61.0}}))
+    (place.docs / "some.md").write_text("before\n<!-- sweep: some -->\nold\n<!-- end of sweep -->\nafter\n")
+    (place.docs / "other.md").write_text("no table\n")
+    manifest = Manifest(place.package)
+    assert cards.write(manifest, place) and cards.check(manifest, place) == []
+    lines = (place.docs / "some.md").read_text().splitlines()
+    assert lines[:2] == ["before", "<!-- sweep: some -->"] and lines[-2:] == ["<!-- end of sweep -->", "after"]
+    assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[4:-2]] == [
+        ["a", "51.50", "2.12", "1.250", "1.500", "2", "2", "test", "-"],  # sd = 3 / sqrt 2
+        ["b", "60.00", "-", "1.250", "0.125", "1", "2", "test", "61.00"],
+    ]
+    assert (place.docs / "other.md").read_text() == "no table\n"
+    place.evidence("some").unlink()
+    with pytest.raises(RunError, match="cannot read the results"):
+        cards.texts(manifest, place)

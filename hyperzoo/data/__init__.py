@@ -7,3 +7,6 @@ from hyperzoo.data.augment import eval_batches as eval_batches
 from hyperzoo.data.augment import plan_epoch as plan_epoch
 from hyperzoo.data.images import ImageSet as ImageSet
 from hyperzoo.data.images import load_images as load_images
+from hyperzoo.data.streamed import StreamedBatches as StreamedBatches
+from hyperzoo.data.streamed import StreamedSet as StreamedSet
+from hyperzoo.data.streamed import streamed_eval_batches as streamed_eval_batches

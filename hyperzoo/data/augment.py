@@ -6,16 +6,18 @@ depend on the device, the batch size or the number of processes.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.data.images import ImageSet
 from hyperzoo.errors import InputError
 
-PAD_MODES = ("zeros", "reflect")
+if TYPE_CHECKING:
+    from hyperzoo.data.images import ImageSet
+
+PAD_MODES = ("zeros", "reflect", "symmetric")
 
 
 class Plan(NamedTuple):
@@ -57,12 +59,17 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: boo
     for name, value in (("count", count), ("epoch", epoch), ("crop_px", crop_px)):
         if value < 0:
             raise InputError(f"{name} must be at least 0; got {value}")
-    digest = hashlib.sha256(f"hyperzoo plan {seed} {epoch}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+    generator = epoch_generator(seed, epoch)
     order = torch.randperm(count, generator=generator)
     flips = torch.randint(0, 2, (count, 1), generator=generator)
     crops = torch.randint(0, 2 * crop_px + 1, (count, 2), generator=generator)
     return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * int(flip)], 1))
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """The CPU generator of an epoch, seeded as `plan_epoch` says."""
+    digest = hashlib.sha256(f"hyperzoo plan {seed} {epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros") -> Tensor:
@@ -74,7 +81,8 @@ def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros")
         images: (B, C, H, W) uint8.   rows: (B, 3) integers (dy, dx, flip), as in `Plan`.   return: as images.
     Args:
         crop_px: width of the border on each side that the rows were drawn for.
-        pad_mode: 'zeros', or 'reflect' (mirrored without repeating the edge; crop_px below height and width).
+        pad_mode: 'zeros'; 'reflect' (mirrored without repeating the edge), or 'symmetric' (the edge repeated); for
+            these two crop_px is below height and width.
     Raises:
         InputError: another shape or pad_mode. Offsets outside [0, 2 crop_px] are not checked:
             that would stop the device.
@@ -97,19 +105,21 @@ def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros")
 def _pad(images: Tensor, border: int, mode: str) -> Tensor:
     if mode == "zeros":
         return F.pad(images, [border] * 4)
-    if mode != "reflect" or border >= min(images.shape[-2:]):
+    if mode not in PAD_MODES or border >= min(images.shape[-2:]):
         raise InputError(
-            f"pad_mode must be one of {', '.join(PAD_MODES)}, and a reflected border smaller than the image; "
+            f"pad_mode must be one of {', '.join(PAD_MODES)}, and a mirrored border smaller than the image; "
             f"got {mode!r} with {border} px for {images.shape[-2]} x {images.shape[-1]}"
         )
-    rows, columns = (_reflected(size, border, images.device) for size in images.shape[-2:])
+    again = int(mode == "symmetric")
+    rows, columns = (_mirrored(size, border, again, images.device) for size in images.shape[-2:])
     return images.index_select(2, rows).index_select(3, columns)
 
 
-def _reflected(size: int, border: int, device: torch.device) -> Tensor:
-    """Where each padded position comes from: 2 1 0 1 2 3 2 1 for size 4 and border 2."""
-    position = torch.arange(-border, size + border, device=device).abs()
-    return size - 1 - (size - 1 - position).abs()
+def _mirrored(size: int, border: int, again: int, device: torch.device) -> Tensor:
+    """Where each padded position comes from, for size 4 and border 2: 2 1 0 1 2 3 2 1, or 1 0 0 1 2 3 3 2 `again`."""
+    position = torch.arange(-border, size + border, device=device)
+    position = torch.where(position < 0, -position - again, position)
+    return torch.where(position >= size, 2 * size - 2 + again - position, position)
 
 
 class Normalize:
@@ -159,7 +169,7 @@ class ImageBatches:
 
     def __init__(
         self,
-        images: ImageSet,
+        images: "ImageSet",
         *,
         batch_size: int,
         seed: int,
@@ -173,7 +183,7 @@ class ImageBatches:
         processes: int = 1,
         pad_mode: str = "zeros",
     ) -> None:
-        _check_processes(rank, processes)
+        check_processes(rank, processes)
         size = min(batch_size, len(images))
         if size < 1 or batch_size % processes or size % processes:
             raise InputError(
@@ -201,7 +211,7 @@ class ImageBatches:
 
 
 def eval_batches(
-    images: ImageSet,
+    images: "ImageSet",
     *,
     batch_size: int,
     mean: Sequence[float],
@@ -219,7 +229,7 @@ def eval_batches(
     Raises:
         InputError: a batch_size below 1, or an impossible rank.
     """
-    _check_processes(rank, processes)
+    check_processes(rank, processes)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
     normalize = Normalize(images.images.shape[1], mean, std, device=device, channels_last=channels_last)
@@ -228,6 +238,7 @@ def eval_batches(
     return (Batch(normalize(x), y, i) for x, y, i in zip(*(part.split(batch_size) for part in share), strict=True))
 
 
-def _check_processes(rank: int, processes: int) -> None:
+def check_processes(rank: int, processes: int) -> None:
+    """Raise InputError for a rank that is not one of the processes."""
     if not 0 <= rank < processes:
         raise InputError(f"rank must be in [0, {processes}), the number of processes; got {rank}")

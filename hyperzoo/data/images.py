@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hyperzoo.data import sources
+from hyperzoo.data.streamed import StreamedSet, load_imagenet
 from hyperzoo.errors import DataError, InputError
 
 
@@ -66,6 +67,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
     def take(self, indices: Tensor) -> "ImageSet":
         """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
         origin = f"{self.origin}, {len(indices)} of {len(self)} images"
@@ -93,8 +98,10 @@ class ImageSet:
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
 
 
-def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet:
+def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet | StreamedSet:
     """Load a split of an image data set, from the mirror named by HYPERZOO_DATA or else from the Hub.
+
+    ImageNet comes as a `StreamedSet`, see `streamed.py`; for all others:
 
     The first call decodes every image; the tensor is then kept as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`.
     A later call reads this file if the paths, sizes and modification times of the source files are still the same, and
@@ -102,13 +109,15 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet:
     says so and nothing is kept. Only `hyperzoo.evaluate` may ask for the split 'test'.
 
     Args:
-        name: code of the data set: 'c10', 'c100' or 'mnist'.
+        name: code of the data set: 'c10', 'c100', 'mnist' or 'imagenet'.
         mirror: a mirror to read in the place of the one that HYPERZOO_DATA names.
     Raises:
         UnknownNameError: no such data set.
         DataError: an unknown split; the data set or one of its shards is absent or damaged; the Hub cannot be reached.
         MissingExtraError: decoding needs `datasets`: pip install hyperzoo[train].
     """
+    if name == "imagenet":
+        return load_imagenet(split, mirror)
     source = sources.find(name, split, mirror)
     path = _cache_path(source)
     cached = _read_cache(path, source)

@@ -34,6 +34,7 @@ class ImageRepository:
     revision: str | None = None
 
 
+IMAGENET = ImageRepository("ILSVRC/imagenet-1k", "default", "image", "label", ("train", "validation"))
 IMAGES = {
     "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label"),
     "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
@@ -85,14 +86,14 @@ def find(code: str, split: str, mirror: Path | None = None) -> Source:
         MissingExtraError: the Hub needs the package `datasets`.
     """
     if code not in IMAGES:
-        raise names.unknown("image data set", code, IMAGES)
+        raise names.unknown("image data set", code, [*IMAGES, "imagenet"])
     repository = IMAGES[code]
     if split not in repository.splits:
         raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
     named = mirror or os.environ.get(VARIABLE)
     if named:
         return _in_mirror(code, split, repository, Path(named))
-    return _on_hub(code, split, repository)
+    return on_hub(code, split, repository)
 
 
 def _in_mirror(code: str, split: str, repository: ImageRepository, mirror: Path) -> Source:
@@ -150,7 +151,8 @@ def _read_parquet(files: tuple[Path, ...], repository: ImageRepository) -> "Data
         raise DataError(f"the shards {', '.join(map(str, files))} have different columns: {error}") from error
 
 
-def _on_hub(code: str, split: str, repository: ImageRepository) -> Source:
+def on_hub(code: str, split: str, repository: ImageRepository) -> Source:
+    """A split that `datasets` fetches from the Hub, or takes from its cache; errors as for `find`."""
     datasets = _datasets()
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
     try:

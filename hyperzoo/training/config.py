@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hyperzoo import names
 from hyperzoo.errors import RecipeError
+from hyperzoo.training.method import Method
 from hyperzoo.training.settings import (
     AtLeastOne,
     Block,
@@ -26,7 +27,7 @@ class Model(Block):
     """What is trained."""
 
     arch: str
-    args: dict[str, bool | int | float | str] = {}  # for the constructor: drop_rate, ...
+    args: dict[str, bool | int | float | str | list[int]] = {}  # for the constructor: drop_rate, widths, ...
 
     @field_validator("arch")
     @classmethod
@@ -42,15 +43,12 @@ class Data(Block):
     name: str
     batch_size: AtLeastOne = 128  # of one optimizer step, over all processes
     hold_out: Count = 0  # training images kept aside for choices; with any, the test split is not read
-    crop_px: Count = 4  # border of zeros, out of which a crop of the image's size is cut
+    crop_px: Count = 4  # border, out of which a crop of the image's size is cut
+    border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # what that border holds
     flip: bool = True
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # of images that are streamed: least part in a random crop
+    workers: Count = 0  # of images that are streamed: processes that decode
     resize_px: dict[AtLeastOne, AtLeastOne] = {}  # from this epoch on, train at this size; the last is the full size
-
-
-class Method(Block):
-    """The loss."""
-
-    label_smoothing: Fraction = 0.0
 
 
 class Optim(Block):
@@ -60,7 +58,9 @@ class Optim(Block):
     lr: Positive
     momentum: Fraction = 0.9
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its kin
-    weight_decay: NonNegative = 0.0  # never on biases and norms
+    weight_decay: NonNegative = 0.0  # not on biases and norms, unless `decay` says so
+    decay: list[str] | None = None  # patterns of the names of parameters that decay, such as '*bn*'; no others then do
+    lr_scale: dict[str, Positive] = {}  # factor of the rate by such patterns; the first that matches counts
     clip_norm: Positive | None = None  # of the gradient of all parameters together
     schedule: Literal["cosine", "poly", "multistep", "wsd", "constant"] = "cosine"
     warmup_epochs: NonNegative = 0.0  # part of `epochs`

@@ -12,7 +12,6 @@ source: arXiv 1711.03189, Table 4
 """
 
 import copy
-import itertools
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from hyperzoo.errors import RecipeError
 from hyperzoo.training.config import Recipe, load_recipe, recipe_folders
 from hyperzoo.training.settings import Block, Count, Reader, read_yaml, validated
 
-_LABEL = re.compile(r"[a-z0-9_.-]+", re.ASCII)
+_LABEL = re.compile(r"[a-z0-9_][a-z0-9_.]*", re.ASCII)
 
 
 class Sweep(Block):
@@ -32,43 +31,53 @@ class Sweep(Block):
     base: str
     set: dict[str, Any] = {}
     rows: dict[str, dict[str, Any]]
-    grid: dict[str, list[Any]] = {}
+    columns: dict[str, dict[str, Any]] | None = None
     seeds: list[Count] = [0]
-    published: dict[str, float] = {}
+    published: dict[str, float | dict[str, float]] = {}
     source: str | None = None
 
-    @field_validator("rows")
+    @field_validator("rows", "columns")
     @classmethod
-    def _labels(cls, rows: dict[str, Any]) -> dict[str, Any]:
-        for label in rows:
-            if not _LABEL.fullmatch(label) or set(label) <= {"."}:
-                raise ValueError(f"a row names a folder: lower-case letters, digits and _ . - only, not {label!r}")
-        return rows
+    def _labels(cls, lines: dict[str, Any] | None) -> dict[str, Any] | None:
+        for label in lines or ():
+            if not _LABEL.fullmatch(label):
+                raise ValueError(f"a label names a folder: lower-case letters, digits, _ and . only, not {label!r}")
+        return lines
 
     @model_validator(mode="after")
     def _consistent(self) -> "Sweep":
-        if not self.rows or not self.seeds or not all(self.grid.values()):
-            raise ValueError("a sweep needs at least one row, one seed, and one value for each key of its grid")
+        if not self.rows or not self.seeds or self.columns == {}:
+            raise ValueError("a sweep needs at least one row and one seed, and at least one column if it has any")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds {self.seeds} has a seed twice")
         labels = [label for label, _ in self.lines()]
         if any("train.seed" in changes for _, changes in self.lines()):
             raise ValueError("train.seed is not varied by a row: list the seeds under `seeds`")
-        if unknown := sorted(set(self.published) - set(labels)):
-            raise ValueError(f"published names {unknown[0]!r}, which is no row; rows: {', '.join(labels)}")
+        if unknown := sorted(set(self.stated()) - set(labels)):
+            raise ValueError(f"published names {unknown[0]!r}, which is not run; runs: {', '.join(labels)}")
         if self.published and not self.source:
             raise ValueError("published numbers need their source")
         return self
 
     def lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """(label, changed keys) of every line of the table: rows times grid, the grid's values in the label."""
-        found = []
-        for row, changes in self.rows.items():
-            for values in itertools.product(*self.grid.values()):
-                point = dict(zip(self.grid, values, strict=True))
-                label = "-".join([row, *(f"{key.rpartition('.')[2]}_{value}" for key, value in point.items())])
-                found.append((label, {**self.set, **changes, **point}))
-        return found
+        """(label, changed keys) of every line of the table: rows times columns."""
+        if self.columns is None:
+            return [(row, {**self.set, **changes}) for row, changes in self.rows.items()]
+        return [
+            (f"{row}-{column}", {**self.set, **changes, **more})
+            for row, changes in self.rows.items()
+            for column, more in self.columns.items()
+        ]
+
+    def stated(self) -> dict[str, float]:
+        """The published numbers by label."""
+        flat: dict[str, float] = {}
+        for row, value in self.published.items():
+            if isinstance(value, dict):
+                flat |= {f"{row}-{column}": number for column, number in value.items()}
+            else:
+                flat[row] = value
+        return flat
 
 
 class Run(NamedTuple):

@@ -81,6 +81,7 @@ class Trainer:
         with self._signals(), self.progress:
             for epoch in range(first + 1, train.epochs + 1):
                 seed_epoch(train.seed, epoch)
+                self.step.seed(torch.initial_seed())
                 row = self._epoch(epoch)
                 if self.evaluate is not None:
                     row |= self.evaluate(self.published)
@@ -112,12 +113,14 @@ class Trainer:
             if self._pending is not None:
                 raise Stopped(self._pending, epoch - 1)
             if self.progress.wants_update():
-                self.progress.update(epoch, number + 1, len(self.batches), totals / seen, self._rate(seen, started))
+                self.progress.update(epoch, number + 1, len(self.batches), totals[:2] / seen, self._rate(seen, started))
         assert totals is not None, "an epoch has at least one batch"
-        loss, correct, count = self.accelerator.reduce(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+        loss, correct, *terms, count = self.accelerator.reduce(torch.cat([totals, totals.new_tensor([seen])])).tolist()
+        names = ("task", *self.step.terms)
         return {
             "epoch": epoch,
             "loss": loss / count,
+            **({f"loss_{name}": value / count for name, value in zip(names, terms, strict=True)} if terms[1:] else {}),
             "train_accuracy": 100 * correct / count,
             "lr": rate,
             "grad_norm": float(norm),
@@ -129,10 +132,11 @@ class Trainer:
     def _update(
         self, batch: tuple[Tensor, Tensor, Tensor], size: int | None, epoch: int, number: int
     ) -> tuple[Tensor, Tensor]:
-        """One optimizer step, in `accumulate` parts; returns (sum of losses, right answers) and the gradient norm."""
+        """One optimizer step, in `accumulate` parts; returns (loss, right answers, terms), summed over the batch, and
+        the gradient norm."""
         images, labels, _ = batch
         parts = self.recipe.train.accumulate
-        sums = images.new_zeros(2)
+        sums = images.new_zeros(3 + len(self.step.terms))
         terms: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
@@ -140,7 +144,8 @@ class Trainer:
             with quiet:
                 result = self._wrapped(x, y, size)
                 self.accelerator.backward(result.loss * (len(x) / len(images)))
-            sums += torch.stack([result.loss.detach() * len(x), result.correct.float()])
+            per_image = torch.stack([result.loss.detach(), result.correct / len(x), *result.terms.values()])
+            sums += per_image * len(x)
             terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}
         norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.recipe.optim.clip_norm or math.inf)
         finite = torch.isfinite(sums[0]) & torch.isfinite(norm)

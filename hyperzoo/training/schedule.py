@@ -1,5 +1,7 @@
 """Optimizer and learning rate: timm's own, the rate a pure function of the number of updates so far."""
 
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from timm.optim import create_optimizer_v2
@@ -7,15 +9,50 @@ from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
 
+from hyperzoo.errors import InputError
 from hyperzoo.training.config import Optim
 
 
 def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
-    """timm's optimizer over all parameters of a training step; biases and norms get no weight decay."""
+    """timm's optimizer over all parameters of a training step.
+
+    Without `optim.decay`, weight decay is for everything but biases, norms, other vectors, and what the model names in
+    `no_weight_decay()`, as in timm; with it, for the parameters that one of its patterns matches, and no others.
+
+    Raises:
+        InputError: a pattern of `decay` or `lr_scale` that matches no parameter.
+    """
     extra: dict[str, Any] = {} if optim.betas is None else {"betas": tuple(optim.betas)}
     return create_optimizer_v2(
-        step, opt=optim.optimizer, lr=optim.lr, weight_decay=optim.weight_decay, momentum=optim.momentum, **extra
+        step,
+        opt=optim.optimizer,
+        lr=optim.lr,
+        weight_decay=optim.weight_decay,
+        momentum=optim.momentum,
+        param_group_fn=partial(_groups, optim=optim),
+        **extra,
     )
+
+
+def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
+    """Parameters by scale of the learning rate (which `Schedule` applies; 1 comes first) and weight decay."""
+    named = {name.removeprefix("model."): p for name, p in step.named_parameters() if p.requires_grad}
+    for pattern in (*(optim.decay or ()), *optim.lr_scale):
+        if not any(fnmatchcase(name, pattern) for name in named):
+            raise InputError(f"the pattern {pattern!r} of optim matches no parameter; there are {', '.join(named)}")
+    spared = getattr(getattr(step, "model", None), "no_weight_decay", set)()
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        if optim.decay is None:
+            decays = parameter.ndim > 1 and not name.endswith(".bias") and name not in spared
+        else:
+            decays = any(fnmatchcase(name, pattern) for pattern in optim.decay)
+        scale = next((scale for pattern, scale in optim.lr_scale.items() if fnmatchcase(name, pattern)), 1.0)
+        groups.setdefault((scale != 1, scale, decays), []).append(parameter)
+    return [
+        {"params": members, "lr_scale": scale, "weight_decay": optim.weight_decay if decays else 0.0}
+        for (_, scale, decays), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
 
 
 class Schedule:
@@ -45,6 +82,7 @@ class Schedule:
         )[0]
 
     def apply(self, update: int) -> float:
-        """Set and return the rate for this update (0 is the first); of the first group, if they differ."""
+        """Set the rate of every group for this update (0 is the first); returns it without the groups' scales."""
         self._scheduler.step_update(update)
-        return self._optimizer.param_groups[0]["lr"]
+        first = self._optimizer.param_groups[0]
+        return first["lr"] / first["lr_scale"]

@@ -1,13 +1,36 @@
-"""TrainStep: model and loss in one module; the thing that DDP wraps and that the optimizer sees."""
+"""TrainStep: model, loss, terms and mixing in one module; the thing that DDP wraps and that the optimizer sees."""
 
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, NamedTuple, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Term(AbstractContextManager[Any], Protocol):
+    """What is added to the loss: inside `with term`, the model runs forward, and `term()` is () float32.
+
+    `parameters()` are trainable tensors that it owns; they are trained and checkpointed, and never published.
+    """
+
+    def __call__(self) -> Tensor: ...
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
+
+
+class Mixing(AbstractContextManager[Any], Protocol):
+    """Mixes a batch: (B, C, H, W), (B,) -> images and soft targets (B, K); arms its hooks for the length of `with`."""
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
 class StepResult(NamedTuple):
-    """loss () to differentiate; terms {name: ()} that it is the sum of; correct () int64, right answers."""
+    """loss () to differentiate; terms {name: ()} that it is the sum of; correct (), the right answers.
+
+    Where targets are mixed, an answer is right by the share that its class has in the target.
+    """
 
     loss: Tensor
     terms: dict[str, Tensor]
@@ -20,18 +43,62 @@ class TrainStep(nn.Module):
     Shapes:
         images: (B, C, H, W).   labels: (B,) int64.   return: a `StepResult`.
     Args:
-        criterion: (logits (B, K) float32, labels (B,)) -> ().
+        criterion: (logits (B, K) float32, labels (B,) or soft targets (B, K)) -> (); with a `classifier`,
+            (features (B, D), class rows (K, D), labels (B,)) -> ().
+        terms: by the name under which they are logged.
+        mixing: of images and labels, if any.
+        classifier: the last layer of the model, for a criterion that needs what goes into it.
         size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        terms: Mapping[str, Term] | None = None,
+        mixing: Mixing | None = None,
+        classifier: nn.Linear | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
+        self.classifier = classifier
+        self._features: Tensor | None = None
+        self.terms = dict(terms or {})
+        self.mixing = mixing
+        self.owned = nn.ModuleDict({name: nn.ParameterList(term.parameters()) for name, term in self.terms.items()})
+
+    def seed(self, number: int) -> None:
+        """Seed the generator of every term and of the mixing, where they draw: `seed(n)` is theirs."""
+        for i, part in enumerate((self.mixing, *self.terms.values())):
+            if hasattr(part, "seed"):
+                part.seed((number + 7919 * (i + 1)) % 2**63)
 
     def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None) -> StepResult:
         if size_px is not None and size_px != images.shape[-1]:
             images = F.interpolate(images, size=size_px, mode="bilinear", antialias=True)
-        logits = self.model(images).float()
-        task = self.criterion(logits, labels)
-        return StepResult(task, {"task": task.detach()}, (logits.detach().argmax(1) == labels).sum())
+        with ExitStack() as stack:
+            for part in (self.mixing, *self.terms.values()):
+                if part is not None:
+                    stack.enter_context(part)
+            targets = labels
+            if self.mixing is not None:
+                images, targets = self.mixing(images, labels)
+            if self.classifier is not None:
+                stack.enter_context(self.classifier.register_forward_pre_hook(self._keep_features))
+            logits = self.model(images).float()
+            task = self._task(logits, targets)
+            values = {"task": task} | {name: term() for name, term in self.terms.items()}
+        answers = logits.detach().argmax(1)
+        right = answers == targets if targets.ndim == 1 else targets.gather(1, answers[:, None])
+        loss = torch.stack(list(values.values())).sum()
+        return StepResult(loss, {name: value.detach() for name, value in values.items()}, right.sum())
+
+    def _task(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.classifier is None:
+            return self.criterion(logits, targets)
+        features, self._features = self._features, None
+        return self.criterion(features, self.classifier.weight, targets)
+
+    def _keep_features(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._features = inputs[0]

@@ -1,0 +1,261 @@
+"""Image sets that do not fit into memory: worker processes decode, crop and resize while the model trains."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as V
+
+from hyperzoo.data import sources
+from hyperzoo.data.augment import Batch, Normalize, check_processes, epoch_generator
+from hyperzoo.errors import DataError, InputError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+RATIO = (3 / 4, 4 / 3)
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedSet:
+    """Images that are read one by one.
+
+    Attributes:
+        name, split, classes, origin: as for `ImageSet`.   labels: (N,) int64.
+        read: sample number -> RGB image.
+        fingerprint: sha256 of what names the content without decoding it; equal folders have equal ones.
+    """
+
+    name: str
+    split: str
+    labels: Tensor
+    classes: tuple[str, ...]
+    origin: str
+    fingerprint: str
+    read: Callable[[int], PIL.Image.Image]
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def hold_out(self, count: int, seed: int = 0) -> tuple["StreamedSet", "StreamedSet"]:
+        raise InputError(f"hold_out is for data sets in memory, and {self.name} is read from {self.origin}")
+
+
+def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
+    """ImageNet: folders of images in a mirror, $HYPERZOO_DATA/ILSVRC/imagenet-1k/<split>/<class>, or the gated Hub set.
+
+    Args:
+        split: 'train', or 'test' for the 50,000 validation images, as papers report them.
+    Raises:
+        DataError: an unknown split, no such folder, or a Hub that does not let us in.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"imagenet has no split {split!r}; it has train and test (its validation images)")
+    there = "validation" if split == "test" else split
+    named = mirror or os.environ.get(sources.VARIABLE)
+    if named:
+        return image_folder(Path(named, sources.IMAGENET.hub_id, there), "imagenet", split)
+    source = sources.on_hub("imagenet", there, sources.IMAGENET)
+    rows, classes = source.read()
+    digest = hashlib.sha256("".join(f"{file.name} {file.stat().st_size}\n" for file in source.files).encode())
+    read = _RowReader(rows)
+    return StreamedSet(
+        "imagenet", split, torch.tensor(rows["label"][:]), classes, source.origin, digest.hexdigest(), read
+    )
+
+
+def image_folder(folder: Path, name: str, split: str) -> StreamedSet:
+    """A folder with one folder of images for each class, as ImageNet is kept; classes in the order of their names.
+
+    Raises:
+        DataError: no such folder, no class in it, or a class without images.
+    """
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not classes:
+        raise DataError(f"{folder} holds no class folders; the {split} split of {name} is <class>/<image> in there")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, one in enumerate(classes):
+        found = sorted(path for path in (folder / one).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DataError(f"{folder / one} holds no image ({', '.join(SUFFIXES)})")
+        files += found
+        labels += [label] * len(found)
+    digest = hashlib.sha256(f"hyperzoo folder {len(files)}\n".encode())
+    for file in files:
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
+    origin = f"the folder {folder}"
+    return StreamedSet(name, split, torch.tensor(labels), tuple(classes), origin, digest.hexdigest(), _Reader(files))
+
+
+class _Reader:
+    """Reads the n-th of some files; a class, so that worker processes can be given one."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    def __call__(self, index: int) -> PIL.Image.Image:
+        file = self._files[index]
+        try:
+            with PIL.Image.open(file) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
+            raise DataError(f"the image {file} cannot be decoded: {error}") from error
+
+
+class _RowReader:
+    """Reads the image of the n-th row of a data set."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __call__(self, index: int) -> PIL.Image.Image:
+        return self._rows[index]["image"].convert("RGB")
+
+
+class StreamedBatches:
+    """A training set of random crops of random size (as torchvision's RandomResizedCrop) and flips.
+
+    Order, crops and flips of an epoch are drawn in the main process from (seed, epoch), so they do not depend on the
+    number of workers or processes. Global batch i is order[i * batch_size : (i + 1) * batch_size], and process `rank`
+    gets its share; an incomplete last batch is dropped.
+
+    Args:
+        size_px: height and width of the crops.   area: least part of the image in a crop.
+        workers: processes that decode; 0 decodes in the main process.
+    Raises:
+        InputError: a batch that does not divide by the processes, or fewer images than a batch.
+        DataError (while iterating): an image that cannot be decoded.
+    Differs:
+        A crop that does not fit is cut to the image, where torchvision draws up to ten times.
+    """
+
+    def __init__(
+        self,
+        images: StreamedSet,
+        *,
+        batch_size: int,
+        seed: int,
+        size_px: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        processes: int = 1,
+        area: float = 0.08,
+        workers: int = 0,
+    ) -> None:
+        check_processes(rank, processes)
+        if batch_size % processes or batch_size > len(images):
+            raise InputError(
+                f"a batch of {batch_size} samples out of {len(images)} does not divide by {processes} processes: "
+                "choose a batch_size that does, and at most the number of samples"
+            )
+        self.batch_size = batch_size
+        self._images, self._seed, self._size, self._flip, self._area = images, seed, size_px, flip, area
+        self._normalize = Normalize(images.channels, mean, std, device=device)
+        self._device, self._rank, self._share, self._workers = device, rank, batch_size // processes, workers
+
+    def __len__(self) -> int:
+        return len(self._images) // self.batch_size
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's share of every global batch of an epoch."""
+        generator = epoch_generator(self._seed, epoch)
+        order = torch.randperm(len(self._images), generator=generator)
+        draws = torch.rand(len(self._images), 5, generator=generator, dtype=torch.float64)
+        if not self._flip:
+            draws[:, 4] = 0
+        firsts = range(self._rank * self._share, len(self) * self.batch_size, self.batch_size)
+        indices = torch.cat([order[first : first + self._share] for first in firsts])
+        crops = _Crops(self._images, indices, draws[indices], self._size, self._area)
+        for pixels, numbers in _loader(crops, self._share, self._workers):
+            labels = self._images.labels[numbers]
+            yield Batch(self._normalize(pixels.to(self._device)), labels.to(self._device), numbers.to(self._device))
+
+
+def streamed_eval_batches(
+    images: StreamedSet,
+    *,
+    batch_size: int,
+    size_px: int,
+    crop_pct: float,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[Batch]:
+    """Every sample once over all processes, in order: the shorter side becomes size_px / crop_pct, then the center."""
+    check_processes(rank, processes)
+    begin, end = (len(images) * r // processes for r in (rank, rank + 1))
+    centers = _Centers(images, range(begin, end), size_px, crop_pct)
+    normalize = Normalize(images.channels, mean, std, device=device)
+    for pixels, numbers in _loader(centers, batch_size, workers):
+        yield Batch(normalize(pixels.to(device)), images.labels[numbers].to(device), numbers.to(device))
+
+
+def crop_box(height: int, width: int, draws: Sequence[float], area: float) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a crop, from four numbers in [0, 1): area, log of the ratio, place down, right.
+
+    Example:
+        >>> crop_box(100, 200, [1.0, 0.5, 0.0, 0.0], 0.08)          # all of the area, square: cut to the image
+        (0, 0, 100, 141)
+    """
+    part = area + (1 - area) * draws[0]
+    low, high = (math.log(ratio) for ratio in RATIO)
+    ratio = math.exp(low + (high - low) * draws[1])
+    across = min(width, max(1, round(math.sqrt(height * width * part * ratio))))
+    down = min(height, max(1, round(math.sqrt(height * width * part / ratio))))
+    top, left = int(draws[2] * (height - down + 1)), int(draws[3] * (width - across + 1))
+    return top, left, down, across
+
+
+class _Crops(Dataset[tuple[Tensor, int]]):
+    """Random crops of one epoch, in the order in which they are seen."""
+
+    def __init__(self, images: StreamedSet, indices: Tensor, draws: Tensor, size: int, area: float) -> None:
+        self._images, self._indices, self._draws, self._size, self._area = images, indices, draws, size, area
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        index, draws = int(self._indices[place]), self._draws[place].tolist()
+        image = V.pil_to_tensor(self._images.read(index))
+        box = crop_box(image.shape[-2], image.shape[-1], draws, self._area)
+        pixels = V.resized_crop(image, *box, size=[self._size, self._size], antialias=True)
+        return V.horizontal_flip(pixels) if draws[4] >= 0.5 else pixels, index
+
+
+class _Centers(Dataset[tuple[Tensor, int]]):
+    """Centers of some images, in order."""
+
+    def __init__(self, images: StreamedSet, indices: range, size: int, crop_pct: float) -> None:
+        self._images, self._indices, self._size, self._crop_pct = images, indices, size, crop_pct
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int]:
+        index = self._indices[place]
+        image = V.pil_to_tensor(self._images.read(index))
+        resized = V.resize(image, [round(self._size / self._crop_pct)], antialias=True)
+        return V.center_crop(resized, [self._size, self._size]), index
+
+
+def _loader(samples: Dataset[Any], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return iter(DataLoader(samples, batch_size, num_workers=workers, worker_init_fn=_one_thread))
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)

@@ -1,0 +1,33 @@
+"""Figures of the papers, drawn from our own code."""
+
+from pathlib import Path
+
+import torch
+
+from hyperzoo import plots
+from hyperzoo.layers.angle import angular
+
+SHOWN = (("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7))
+
+
+def operators(picture: Path) -> Path:
+    """Draw g(theta) of every operator of SphereConv, and its slope (arXiv 1711.03189); returns the picture."""
+    degrees = torch.linspace(0.5, 179.5, 359, dtype=torch.float64)
+    figure, (left, right) = plots.figure(1, 2, (9.0, 3.6))
+    for (operator, k), (color, style) in zip(SHOWN, plots.STYLES, strict=False):
+        theta = degrees.deg2rad().requires_grad_()
+        value = angular(theta.cos(), operator, k)
+        (slope,) = torch.autograd.grad(value.sum(), theta)
+        label = f"sigmoid, k = {k:g}" if operator == "sigmoid" else operator
+        left.plot(degrees, value.detach(), style, color=color, label=label)
+        right.plot(degrees, slope, style, color=color)
+    for axes, text in ((left, "g(θ)"), (right, "dg/dθ (per radian)")):
+        axes.set_xlabel("angle θ between filter and patch (degrees)")
+        axes.set_ylabel(text)
+        axes.set_xticks(range(0, 181, 45))
+        axes.grid(alpha=0.3)
+    left.legend(frameon=False)
+    return plots.save(figure, picture)
+
+
+FIGURES = {"operators": operators}

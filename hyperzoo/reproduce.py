@@ -1,0 +1,117 @@
+"""Train a published weight again and compare the accuracy with what its card says."""
+
+import json
+import math
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hyperzoo import train, zoo
+from hyperzoo.errors import InputError, RunError
+from hyperzoo.manifest import WeightInfo
+from hyperzoo.training.config import Recipe, load_recipe
+
+WIDTH = 3  # standard deviations that a rerun may be away
+
+
+@dataclass(frozen=True)
+class Report:
+    """A rerun beside what is published; accuracies in % of the test split.
+
+    `allowed` is the largest difference of the means that counts as agreement, `rule` says where it comes from, and
+    `agrees` is None where no comparison was possible.
+    """
+
+    name: str
+    published: float
+    published_n: int
+    values: tuple[float, ...]
+    seeds: tuple[int, ...]
+    epochs: int
+    published_epochs: int
+    allowed: float
+    rule: str
+    agrees: bool | None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        mean = statistics.fmean(self.values)
+        found = f"{self.name}: {mean:.2f} % (n = {len(self.values)}), published {self.published:.2f} %"
+        if self.agrees is None:
+            return f"{found}; no verdict: {self.rule}"
+        word = "agrees" if self.agrees else "DIFFERS"
+        return (
+            f"{found}: {word}, {abs(mean - self.published):.2f} points apart, {self.allowed:.2f} allowed ({self.rule})"
+        )
+
+
+def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1.0) -> Report:
+    """Train the recipe of a weight again with new seeds; writes <out>/report.json. Stopped runs go on by themselves.
+
+    Args:
+        name: a weight, or an architecture for its default weight.
+        out: folder of the runs; runs/reproduce/<name> without one.
+        seeds: how many; those that follow the largest published one, so that no run is only repeated.
+        budget: part of the epochs to train, above 0 and at most 1. Below 1 there is no verdict.
+    Raises:
+        InputError: seeds or budget out of range.
+        RunError: the recipe in this installation is not the one that made the weight.
+        UnknownNameError, DataError, ...: as `zoo.weight_info` and `train.run`.
+    """
+    if seeds < 1 or not 0 < budget <= 1:
+        raise InputError(f"seeds must be 1 or more and budget above 0 and at most 1; got {seeds} and {budget:g}")
+    info = zoo.weight_info(name)
+    recipe = load_recipe(info.name)
+    if recipe.digest() != info.recipe_sha256:
+        raise RunError(f"the recipe {info.name}.yaml at hand is not the one that made the weight: reinstall hyperzoo")
+    folder = out or Path("runs", "reproduce", info.name)
+    first = max(info.metrics.accuracy.seeds) + 1
+    results = [train.run(_recipe(recipe, seed, budget), folder / str(seed)) for seed in range(first, first + seeds)]
+    report = _report(info, [result.values for result in results])
+    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    return report
+
+
+def _recipe(recipe: Recipe, seed: int, budget: float) -> Recipe:
+    values = recipe.model_dump(exclude={"expect"})
+    epochs = max(1, round(recipe.train.epochs * budget))
+    part = epochs / recipe.train.epochs
+    values["train"] |= {"seed": seed, "epochs": epochs}
+    values["optim"]["warmup_epochs"] *= part
+    values["optim"]["milestones"] = [milestone * part for milestone in recipe.optim.milestones]
+    sizes = {max(1, round((start - 1) * part) + 1): size for start, size in sorted(recipe.data.resize_px.items())}
+    values["data"]["resize_px"] = {start: size for start, size in sizes.items() if start <= epochs}
+    return Recipe.model_validate(values)
+
+
+def _report(info: WeightInfo, results: list[dict]) -> Report:
+    spread, this = info.metrics.accuracy, info.metrics.this_file
+    values = tuple(result["metrics"]["accuracy"] for result in results)
+    epochs = results[0]["epochs"]
+    if spread.sd is None:
+        share = spread.mean / 100
+        sd = 100 * math.sqrt(share * (1 - share) / this.total)
+        rule = f"{WIDTH} sd of the difference of two counts of {this.total:,} images: n = 1, so no spread is published"
+        allowed = WIDTH * sd * math.sqrt(1 + 1 / len(values))
+    else:
+        allowed, rule = WIDTH * spread.sd, f"{WIDTH} sd of the {spread.n} published runs"
+    agrees: bool | None = abs(statistics.fmean(values) - spread.mean) <= allowed
+    if epochs != info.training.epochs:
+        agrees, rule = None, f"{epochs} of {info.training.epochs} epochs were trained"
+    elif any(result["metrics"]["fingerprint"] != info.dataset.test_fingerprint for result in results):
+        agrees, rule = None, "these are not the test images that the published number stands for"
+    elif any(result["train_fingerprint"] != info.dataset.train_fingerprint for result in results):
+        agrees, rule = None, "these are not the training images that the weight was made with"
+    return Report(
+        name=info.name,
+        published=spread.mean,
+        published_n=spread.n,
+        values=values,
+        seeds=tuple(result["seed"] for result in results),
+        epochs=epochs,
+        published_epochs=info.training.epochs,
+        allowed=round(allowed, 4),
+        rule=rule,
+        agrees=agrees,
+    )

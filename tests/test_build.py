@@ -1,0 +1,110 @@
+"""Every word of a recipe's method becomes the object that it names, with its values, and takes part in the loss."""
+
+import pytest
+import torch
+
+from hyperzoo import build, losses, mixup, regularizers
+from hyperzoo.layers import SphereLinear
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.method import Method
+
+TERMS = {
+    "mhe": (dict(hidden=1.0, output=10.0, power=0, half_space=True), regularizers.MHE),
+    "orthogonality": (dict(strength=2e-4, layers="type:Conv2d"), regularizers.Orthogonality),
+    "minimum_angle": (dict(hidden=0.1, output=0.1), regularizers.MinimumAngle),
+    "per": (dict(strength=0.1, slices=8), regularizers.PER),
+    "vcl": (dict(layers=["bn1"]), regularizers.VCL),
+    "activation_norm": (dict(strength=0.1, p=2), regularizers.ActivationNorm),
+}
+
+
+def recipe(**method):
+    return Recipe.model_validate(
+        dict(
+            name="some",
+            model=dict(arch="resnet20_cifar"),
+            data=dict(name="c10"),
+            optim=dict(lr=0.1),
+            train=dict(epochs=1),
+            method=method,
+        )
+    )
+
+
+def step_of(**method):
+    torch.manual_seed(0)
+    plan = recipe(**method)
+    return build.step(plan, build.model(plan, 10, 3))
+
+
+def batch():
+    return torch.randn(12, 3, 32, 32), torch.arange(12) % 10
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_a_term_is_built_with_its_values_and_added(name):
+    values, kind = TERMS[name]
+    step = step_of(**{name: values})
+    assert list(step.terms) == [name] and type(step.terms[name]) is kind
+    result = step(*batch())
+    assert result.terms.keys() == {"task", name} and torch.isfinite(result.loss) and result.terms[name] != 0
+    torch.testing.assert_close(result.loss, result.terms["task"] + result.terms[name])
+    result.loss.backward()
+    assert not [module for module in step.model.modules() if module._forward_hooks]
+
+
+def test_the_tables_agree():
+    blocks = {name for name in Method.model_fields} - {"label_smoothing", "soft_target", "angular", "mixup"}
+    assert blocks - {"manifold_mixup"} == set(build.TERMS) == set(TERMS)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        (dict(mixup={"alpha": 0.5}), mixup.Mixup),
+        (dict(mixup={"cutmix": True}), mixup.CutMix),
+        (dict(manifold_mixup={"alpha": 0.5}), mixup.ManifoldMixup),
+        (dict(manifold_mixup={"layers": ["layer2"]}, label_smoothing=0.1), mixup.ManifoldMixup),
+    ],
+    ids=str,
+)
+def test_a_mixing_is_built_with_its_values(method, kind):
+    step = step_of(**method, soft_target="bce")
+    assert type(step.mixing) is kind and step.mixing.smoothing == method.get("label_smoothing", 0.0)
+    assert step.mixing.alpha == next(iter(method.values())).get("alpha", 2.0 if kind is mixup.ManifoldMixup else 1.0)
+    assert isinstance(step.criterion, losses.SoftTarget) and step.criterion.kind == "bce"
+    x, y = batch()
+    step.seed(3)
+    one = step(x, y).loss
+    step.seed(3)
+    again, other = step(x, y).loss, step(x, y).loss
+    assert one == again != other
+    one.backward()
+
+
+def test_an_angular_loss_brings_its_classifier():
+    step = step_of(angular=dict(operator="linear", margin=4), label_smoothing=0.01)
+    assert isinstance(step.model.fc, SphereLinear) and step.model.fc.operator == "linear"
+    assert (step.criterion.margin, step.criterion.label_smoothing) == (4, 0.01)
+    step(*batch()).loss.backward()
+    assert step.model.fc.weight.grad.abs().sum() > 0 and step.model.conv1.weight.grad.abs().sum() > 0
+
+
+def test_without_a_method_there_is_cross_entropy_alone():
+    step = step_of(label_smoothing=0.1)
+    assert step.terms == {} and step.mixing is None and step.criterion.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (dict(mixup={}, manifold_mixup={}), "a batch is mixed once"),
+        (dict(mixup={}, angular={}), "no mixing"),
+        (dict(mhe={"hidden": 1.0}), "output"),
+        (dict(per={"strength": -1.0}), "strength"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused(method, expected):
+    with pytest.raises(ValueError, match=expected):
+        recipe(**method)

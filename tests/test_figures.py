@@ -1,0 +1,38 @@
+"""The figures show the formulas."""
+
+import math
+
+import pytest
+
+from hyperzoo import figures
+from hyperzoo.cli import _exit_code
+
+
+def test_operators(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(figures.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
+    figures.operators(tmp_path / "x.png")
+    values, slopes = ([line.get_xydata() for line in axes.lines] for axes in drawn[0].axes)
+    assert len(values) == len(slopes) == len(figures.SHOWN)
+
+    def sigmoid(k):
+        top = 1 / math.tanh(math.pi / (4 * k))
+        return lambda t: top * math.tanh((math.pi / 2 - t) / (2 * k))
+
+    for curve, slope, g in zip(
+        values,
+        slopes,
+        (math.cos, lambda t: 1 - 2 * t / math.pi, sigmoid(0.1), sigmoid(0.3), sigmoid(0.7)),
+        strict=True,
+    ):
+        for i in range(0, len(curve), 17):
+            degrees, value = curve[i]
+            t = math.radians(degrees)
+            assert value == pytest.approx(g(t), abs=1e-9)
+            assert slope[i][1] == pytest.approx((g(t + 1e-6) - g(t - 1e-6)) / 2e-6, abs=1e-4)
+
+
+def test_the_command_draws_it(tmp_path, capsys):
+    assert _exit_code(["plot", "operators", "--out", str(tmp_path / "g.png")]) == 0
+    assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out.strip() == str(tmp_path / "g.png")

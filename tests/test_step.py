@@ -1,0 +1,167 @@
+"""A training step adds terms to the loss, mixes, hands features to a criterion, and leaves nothing on the model."""
+
+import json
+
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from hyperzoo.losses import AngularSoftmax, SoftTarget, replace_classifier
+from hyperzoo.training import checkpoint
+from hyperzoo.training.loop import Trainer
+from hyperzoo.training.schedule import make_optimizer
+from hyperzoo.training.step import TrainStep
+
+
+class Noisy:
+    """A term with a parameter and a generator: the mean square of the outputs times a random factor times scale."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.scale = model, nn.Parameter(torch.tensor(2.0))
+        self.generator, self.seeds = torch.Generator(), []
+
+    def seed(self, number):
+        self.seeds.append(number)
+        self.generator.manual_seed(number)
+
+    def parameters(self):
+        return [self.scale]
+
+    def __enter__(self):
+        def keep(module, inputs, output):
+            self.output = output
+
+        self.handle = self.model.register_forward_hook(keep)
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+    def __call__(self):
+        self.factor = torch.rand((), generator=self.generator)
+        return self.output.square().mean() * self.factor * self.scale
+
+
+class Halves:
+    """Mixes every image with its mirror image in the batch, half and half."""
+
+    open = False
+
+    def __enter__(self):
+        self.open = True
+
+    def __exit__(self, *_):
+        self.open = False
+
+    def __call__(self, x, y):
+        targets = nn.functional.one_hot(y, 10).float()
+        return (x + x.flip(0)) / 2, (targets + targets.flip(0)) / 2
+
+
+def batch(count=4):
+    images = tiny.image_set(count)
+    return images.images.float() / 255, images.labels
+
+
+def test_the_loss_is_the_sum_of_its_terms():
+    x, y = batch()
+    model = tiny.network(dropout=0.0)
+    term = Noisy(model)
+    step = TrainStep(model, nn.CrossEntropyLoss(), {"noisy": term})
+    step.seed(5)
+    result = step(x, y)
+    logits = model(x)
+    task = -torch.stack([torch.log_softmax(row, 0)[label] for row, label in zip(logits, y, strict=True)]).mean()
+    noisy = (logits**2).mean() * term.factor * 2
+    assert result.terms.keys() == {"task", "noisy"}
+    torch.testing.assert_close(result.loss, task + noisy)
+    torch.testing.assert_close(result.terms["noisy"], noisy.detach())
+    result.loss.backward()
+    assert term.scale.grad is not None and not model._forward_hooks
+    assert [name for name, _ in step.named_parameters() if "model" not in name] == ["owned.noisy.0"]
+
+
+def test_mixed_answers_count_by_their_share():
+    x, y = batch()
+    model, mixing = tiny.network(dropout=0.0), Halves()
+    result = TrainStep(model, SoftTarget(), mixing=mixing)(x, y)
+    logits = model((x + x.flip(0)) / 2)
+    losses, right = [], 0.0
+    for i, row in enumerate(logits):
+        pair = (int(y[i]), int(y[len(y) - 1 - i]))
+        losses.append(-sum(torch.log_softmax(row, 0)[label] for label in pair) / 2)
+        right += sum(int(row.argmax()) == label for label in pair) / 2
+    torch.testing.assert_close(result.loss, torch.stack(losses).mean())
+    assert float(result.correct) == right and not mixing.open
+
+
+def test_nothing_stays_open_after_an_error():
+    x, y = batch()
+    model, mixing = tiny.network(), Halves()
+    term = Noisy(model)
+    with pytest.raises(RuntimeError):
+        TrainStep(model, SoftTarget(), {"noisy": term}, mixing)(x[:, :2], y)
+    assert not mixing.open and not model._forward_hooks
+
+
+class Timms(nn.Sequential):
+    def get_classifier(self):
+        return self[-1]
+
+    def forward_head(self, x):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_an_angular_criterion_gets_the_features_and_the_class_rows(compiled):
+    x, y = batch()
+    torch._dynamo.reset()
+    model = Timms(*tiny.network(dropout=0.0))
+    criterion = AngularSoftmax("cosine", margin=1)
+    classifier = replace_classifier(model, criterion)
+    step = TrainStep(model, criterion, classifier=classifier)
+    if compiled:
+        model.compile(dynamic=False)
+    for _ in range(3):
+        result = step(x, y)
+    features = model[:-1](x)
+    rows = classifier.weight / (classifier.weight.square().sum(1, keepdim=True) + 1e-4).sqrt()
+    expected = nn.functional.cross_entropy(features @ rows.T, y)
+    torch.testing.assert_close(result.loss, expected)
+    result.loss.backward()
+    assert model[0].weight.grad.abs().sum() > 0 and not classifier._forward_pre_hooks
+
+
+def trainer(folder, plan) -> tuple[Trainer, Noisy]:
+    torch.manual_seed(1)
+    run = tiny.trainer(folder, plan, model=tiny.network(dropout=0.0))
+    term = Noisy(run.step.model)
+    run.step = TrainStep(run.step.model, SoftTarget(), {"noisy": term}, Halves())
+    run.optimizer = make_optimizer(run.step, plan.optim)
+    return run, term
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_terms_are_trained_logged_saved_resumed_and_never_published(tmp_path, accumulate):
+    plan = tiny.recipe(3, accumulate=accumulate)
+    run, term = trainer(tmp_path / "straight", plan)
+    published = run.run()
+    assert term.scale.item() != 2.0 and not [name for name in published.state_dict() if "owned" in name]
+    rows = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["loss_task"] + row["loss_noisy"], rel=1e-5)
+    assert len(set(term.seeds)) == 3
+
+    first, _ = trainer(tmp_path / "resumed", plan)
+
+    def stop(row):
+        raise KeyboardInterrupt
+
+    first.progress.epoch_done = stop
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    second, again = trainer(tmp_path / "resumed", plan)
+    resumed = second.run(checkpoint.newest(tmp_path / "resumed" / "checkpoints"))
+    assert torch.equal(again.scale, term.scale) and again.seeds == term.seeds[1:]
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, published.state_dict()[name]), name
