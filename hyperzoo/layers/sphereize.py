@@ -36,7 +36,7 @@ class SphereizeReport:
     out_of_place: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"sphereize: {len(self.changed)} layers changed (operator={self.operator}), {len(self.left)} left"]
+        lines = [f"sphereize: {len(self.changed)} changed to operator={self.operator}, {len(self.left)} left"]
         if self.changed:
             lines.append(f"  changed: {_few(self.changed)}")
         for reason in dict.fromkeys(self.left.values()):
@@ -84,7 +84,7 @@ def sphereize(
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 2))
         >>> print(sphereize(net, 'linear'))
-        sphereize: 1 layers changed (operator=linear), 1 left
+        sphereize: 1 changed to operator=linear, 1 left
           changed: 0
           left, linear=True converts it: 3
     """
@@ -155,10 +155,12 @@ def _why_left(layer: nn.Module, linear: bool) -> str:
         return f"a sphere layer already (operator={layer.operator})"
     if _is_linear(layer) and not linear:
         return "linear=True converts it"
-    if isinstance(layer, LazyModuleMixin) or _is_quantised(layer):
-        return ""  # an error, if it is to be converted
+    if _is_quantised(layer):
+        return ""  # to be converted, hence an error
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         return f"{type(layer).__name__} has no sphere form"
+    if isinstance(layer, LazyModuleMixin):
+        return ""  # likewise
     if hasattr(layer, "parametrizations") or not isinstance(layer.weight, nn.Parameter):
         return "its weight is parametrised"
     if layer.weight.is_complex():

@@ -1,0 +1,123 @@
+"""Decorrelated batch norm: the channels of a batch get unit variance and lose their correlations.
+
+Decorrelated Batch Normalization, Huang et al., CVPR 2018 (arXiv 1804.08450). Over the m positions of a batch,
+
+    S = (1 / m) sum_i (x_i - mu)(x_i - mu)^T + eps I,   y_i = S^(-1/2) (x_i - mu),   out = gamma y + beta
+
+with the symmetric root (ZCA), which keeps channels what they are.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hyperzoo.errors import InputError
+
+
+class InverseRoot(torch.autograd.Function):
+    """S^(-1/2) of symmetric positive definite matrices (..., n, n).
+
+    With S = U diag(s^2) U^T, the derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)): unlike that
+    of the eigenvectors, it is finite where eigenvalues are equal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+        values, vectors = torch.linalg.eigh(matrix)
+        root = values.sqrt()
+        ctx.save_for_backward(root, vectors)
+        return (vectors / root.unsqueeze(-2)) @ vectors.mT
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        root, vectors = ctx.saved_tensors
+        rows, columns = root.unsqueeze(-1), root.unsqueeze(-2)
+        inner = vectors.mT @ ((grad + grad.mT) / 2) @ vectors
+        return vectors @ (inner / (-rows * columns * (rows + columns))) @ vectors.mT
+
+
+class DecorrelatedBatchNorm(nn.Module):
+    """Batch norm that whitens groups of channels (arXiv 1804.08450).
+
+    In evaluation, running averages of the mean and of S^(-1/2) take the place of the batch's.
+
+    Shapes:
+        x: (B, C) or (B, C, ...).   return: the same, in the dtype of x; float32 inside under autocast.
+    Args:
+        num_features: channels C.
+        group_size: channels whitened together, a divisor of C; 1 is batch norm.
+        eps: added to the variances, above 0.
+        momentum: share of the batch in the running averages, 0 to 1.
+    Raises:
+        InputError: a group size that does not divide C, eps not above 0; an input of another rank or channel count, or,
+            in training, of less than two positions.
+    Differs:
+        Has first derivatives only.
+    Example:
+        >>> x = torch.randn(500, 4) @ torch.randn(4, 4)
+        >>> y = DecorrelatedBatchNorm(4, group_size=4, eps=1e-9)(x)
+        >>> torch.allclose(y.T @ y / 500, torch.eye(4), atol=1e-2)
+        True
+    """
+
+    running_mean: Tensor
+    running_root: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        group_size: int = 16,
+        eps: float = 1e-3,
+        momentum: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if group_size < 1 or num_features < 1 or num_features % group_size:
+            raise InputError(f"group_size must divide the {num_features} channels; got {group_size!r}")
+        if not eps > 0:
+            raise InputError(f"eps must be above 0; got {eps!r}")
+        self.num_features = num_features
+        self.group_size = group_size
+        self.eps = eps
+        self.momentum = momentum
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.ones(num_features, **dd))
+        self.bias = nn.Parameter(torch.zeros(num_features, **dd))
+        groups = num_features // group_size
+        self.register_buffer("running_mean", torch.zeros(groups, group_size, 1, **dd))
+        self.register_buffer("running_root", torch.eye(group_size, **dd).repeat(groups, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2 or x.size(1) != self.num_features:
+            raise InputError(f"expected (batch, {self.num_features}, ...); got {tuple(x.shape)}")
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, 0)  # (C, B, ...)
+            grouped = rows.reshape(-1, self.group_size, x.numel() // self.num_features)
+            mean, root = self._statistics(grouped)
+            white = (root @ (grouped - mean)).view(rows.shape).movedim(0, 1)
+            shape = (1, -1, *(1 for _ in x.shape[2:]))
+            return (white * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.running_mean.to(grouped.dtype), self.running_root.to(grouped.dtype)
+        positions = grouped.size(-1)
+        if positions < 2:
+            raise InputError(f"decorrelated batch norm needs at least 2 positions in training; got {positions}")
+        mean = grouped.mean(-1, keepdim=True)
+        centered = grouped - mean
+        eye = torch.eye(self.group_size, device=grouped.device, dtype=grouped.dtype)
+        root = InverseRoot.apply(centered @ centered.mT / positions + self.eps * eye)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            self.running_root.lerp_(root.to(self.running_root.dtype), self.momentum)
+        return mean, root
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, group_size={self.group_size}, eps={self.eps:g}, momentum={self.momentum:g}"
