@@ -15,6 +15,17 @@ from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.names import closest_text
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without the wrappers of DDP and `torch.compile`."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:
     """Choose modules of a model by name; the names are those of `model.named_modules()`.
 
@@ -33,7 +44,7 @@ def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module
         >>> list(select(model, 'type:ReLU')), list(select(model, ['0', '[12]']))
         (['1', '3'], ['0', '1', '2'])
     """
-    model = _bare(model)
+    model = unwrapped(model)
     words = [layers] if isinstance(layers, str) else layers
     if not isinstance(words, Sequence) or not words or not all(isinstance(word, str) for word in words):
         raise InputError(f"layers must be 'stages', the name of a layer or a list of names; got {layers!r}")
@@ -54,8 +65,8 @@ def attached(modules: Mapping[str, nn.Module], fn: Callable[[str, Any], Any]) ->
     exception. A copy of the model that is made inside the `with` is not tapped.
 
     Differs:
-        The hook of an `nn.Sequential` sits on its last member, which has the same output: gradient checkpointing of
-        timm calls the members of a stage and never the stage itself.
+        The hook of an `nn.Sequential` sits on its last member, if that has parameters: the output is the same, and
+        gradient checkpointing of timm calls the members of a stage and never the stage itself.
         For the same length the modules hold `forward` as an attribute of their own: `torch.compile` does not look
         whether hooks arrived after it had compiled, and does look whether `forward` was replaced.
     Example:
@@ -84,20 +95,12 @@ def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callab
 
 
 def _last(module: nn.Module) -> nn.Module:
-    while type(module).forward is nn.Sequential.forward and len(members := list(module.children())):
-        module = members[-1]
+    while type(module).forward is nn.Sequential.forward:
+        *_, member = (None, *module.children())
+        if member is None or next(member.parameters(), None) is None:  # a bare activation may serve in other places too
+            break
+        module = member
     return module
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of DDP and `torch.compile`."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model
 
 
 def _names(model: nn.Module, modules: Mapping[str, nn.Module], word: str) -> Iterator[str]:

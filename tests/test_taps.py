@@ -153,6 +153,14 @@ def test_a_stage_is_seen_once_also_under_gradient_checkpointing(arch):
     assert fired == list(chosen)
 
 
+def test_an_activation_that_serves_twice_does_not_stand_for_the_stage_that_it_ends():
+    relu, fired = nn.ReLU(), []
+    model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), relu), nn.Sequential(nn.Linear(2, 3), relu))
+    with taps.attached(taps.select(model, "1"), lambda _, output: fired.append(tuple(output.shape))):
+        model(torch.zeros(1, 2))
+    assert fired == [(1, 3)]
+
+
 def test_a_compiled_model_notices_hooks_that_come_and_go():
     torch.compiler.reset()
     model = net()

@@ -1,0 +1,78 @@
+"""Perceptrons with a narrow layer in the middle, for pictures of what a method does to hidden states.
+
+Manifold Mixup, Verma et al., ICML 2019 (arXiv 1806.05236): MNIST with 3 layers of 1024, a bottleneck of 12 (or 30, or 2
+between 2 and 2), and 4 layers of 1024; a spiral in the plane with nine weighted layers and a bottleneck of 2, whose
+widths the paper does not tell. Leaky ReLUs between the layers; hidden states are mixed at the bottleneck.
+
+Not registered with timm: the inputs are numbers, not images of any size.
+"""
+
+import math
+
+import torch.nn as nn
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+
+__all__ = ["BottleneckMLP", "mlp_mnist", "mlp_spiral"]
+
+
+class BottleneckMLP(nn.Module):
+    """Linear layers with leaky ReLUs between them; `bottleneck` is the narrow one, before its leaky ReLU.
+
+    Shapes:
+        x: (B, ...) with `in_features` numbers a row.   return: (B, num_classes).
+    Args:
+        before, after: widths of the layers on either side of the bottleneck, at least one each.
+        bottleneck: its width, 1 or more.
+    Raises:
+        InputError: no layer on one side; an input of another size or dtype.
+    Example:
+        >>> import torch
+        >>> model = BottleneckMLP(2, 3, before=(8,), bottleneck=2, after=(8,))
+        >>> model(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(
+        self, in_features: int, num_classes: int, *, before: tuple[int, ...], bottleneck: int, after: tuple[int, ...]
+    ) -> None:
+        super().__init__()
+        if not before or not after:
+            raise InputError(f"a bottleneck lies between layers; got before={before} and after={after}")
+        self.in_features = in_features
+        self.num_classes = num_classes
+        self.before = _layers(in_features, before)
+        self.bottleneck = nn.Linear(before[-1], bottleneck)
+        self.act = nn.LeakyReLU()
+        self.after = _layers(bottleneck, after)
+        self.fc = nn.Linear(after[-1], num_classes)
+        self.num_features = after[-1]
+        self.feature_info = [dict(num_chs=bottleneck, reduction=1, module="bottleneck")]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point() or x.dim() < 2 or math.prod(x.shape[1:]) != self.in_features:
+            kind = str(x.dtype).removeprefix("torch.")
+            raise InputError(
+                f"the model expects floating-point rows of {self.in_features} numbers; got {kind} {tuple(x.shape)}"
+            )
+        return self.fc(self.after(self.act(self.bottleneck(self.before(x.flatten(1))))))
+
+
+def _layers(in_features: int, widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(in_features, width), nn.LeakyReLU()]
+        in_features = width
+    return nn.Sequential(*layers)
+
+
+def mlp_mnist(bottleneck: int = 12) -> BottleneckMLP:
+    """For 28 x 28 gray images in 10 classes; with 2, the one whose hidden states can be drawn."""
+    sides = ((1024, 1024), (1024, 1024)) if bottleneck == 2 else ((1024,) * 3, (1024,) * 4)
+    return BottleneckMLP(28 * 28, 10, before=sides[0], bottleneck=bottleneck, after=sides[1])
+
+
+def mlp_spiral(num_classes: int = 2, width: int = 128) -> BottleneckMLP:
+    """For points in the plane: nine weighted layers, the middle one of 2."""
+    return BottleneckMLP(2, num_classes, before=(width,) * 4, bottleneck=2, after=(width,) * 3)

@@ -1,0 +1,299 @@
+"""Pre-activation ResNets and wide ResNets for 32 x 32 images: batch norm and ReLU stand before each convolution.
+
+Identity Mappings in Deep Residual Networks, He et al., ECCV 2016 (arXiv 1603.05027); Wide Residual Networks, Zagoruyko
+and Komodakis, BMVC 2016 (arXiv 1605.07146). Both as trained with Manifold Mixup (Verma et al., ICML 2019,
+arXiv 1806.05236), which fixes what the papers leave open: PreActResNets have 64 channels in the first stage, four
+stages, shortcuts from the pre-activated tensor, and no norm before the pooling; wide ones have three stages, biases in
+the convolutions, the stride in the second one, shortcuts from the bare tensor, and a norm before the pooling. Weights
+start as torch starts them. Differs: that last norm has torch's momentum of 0.1, not 0.9, which forgets all but a batch.
+"""
+
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._input import check_images
+from hyperzoo.models._units import make_head
+from hyperzoo.models.resnet_cifar import cfg_cifar
+
+__all__ = ["PreActResNet"]
+
+torch.fx.wrap("check_images")
+
+
+class Basic(nn.Module):
+    """Twice norm - ReLU - 3 x 3 convolution; plus x, or its pre-activation projected."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_chs, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, stride=stride, padding=1, bias=bias, **dd)
+        self.bn2 = nn.BatchNorm2d(out_chs, **dd)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, padding=1, bias=bias, **dd)
+        self.shortcut = _projection(in_chs, out_chs, stride, bias, **dd)
+        self.projects = isinstance(self.shortcut, nn.Conv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act1(self.bn1(x))
+        skip = self.shortcut(out) if self.projects else x
+        return self.conv2(self.act2(self.bn2(self.conv1(out)))) + skip
+
+
+class Bottleneck(nn.Module):
+    """Norm - ReLU before convolutions of 1 x 1, 3 x 3 and 1 x 1, the middle ones of a quarter of the width."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_chs, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_chs, out_chs // 4, 1, bias=bias, **dd)
+        self.bn2 = nn.BatchNorm2d(out_chs // 4, **dd)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_chs // 4, out_chs // 4, 3, stride=stride, padding=1, bias=bias, **dd)
+        self.bn3 = nn.BatchNorm2d(out_chs // 4, **dd)
+        self.act3 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(out_chs // 4, out_chs, 1, bias=bias, **dd)
+        self.shortcut = _projection(in_chs, out_chs, stride, bias, **dd)
+        self.projects = isinstance(self.shortcut, nn.Conv2d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.act1(self.bn1(x))
+        skip = self.shortcut(out) if self.projects else x
+        out = self.conv2(self.act2(self.bn2(self.conv1(out))))
+        return self.conv3(self.act3(self.bn3(out))) + skip
+
+
+class Wide(nn.Module):
+    """As `Basic`, with the stride in the second convolution and a shortcut from the bare x."""
+
+    def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_chs, **dd)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv1 = nn.Conv2d(in_chs, out_chs, 3, padding=1, bias=bias, **dd)
+        self.bn2 = nn.BatchNorm2d(out_chs, **dd)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out_chs, out_chs, 3, stride=stride, padding=1, bias=bias, **dd)
+        self.shortcut = _projection(in_chs, out_chs, stride, bias, **dd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(self.act1(self.bn1(x)))
+        return self.conv2(self.act2(self.bn2(out))) + self.shortcut(x)
+
+
+def _projection(in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> nn.Module:
+    if stride == 1 and in_chs == out_chs:
+        return nn.Identity()
+    return nn.Conv2d(in_chs, out_chs, 1, stride=stride, bias=bias, **dd)
+
+
+BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "wide": Wide}
+
+
+class PreActResNet(nn.Module):
+    """A residual network of pre-activation blocks behind a 3 x 3 stem.
+
+    Shapes:
+        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+    Args:
+        block: 'basic', 'bottleneck' or 'wide'.
+        depths: blocks of each stage; three or four stages, each but the first with stride 2.
+        widths: channels of each stage, as many as depths; multiples of 4 for bottlenecks.
+        stem_width: channels of the stem.
+        stem_stride: 1; 2 for images of 64 x 64.
+        conv_bias: whether the convolutions have biases.
+        final_norm: whether batch norm and ReLU stand before the pooling.
+        global_pool: a pooling type of timm, '' for none.
+        drop_rate: dropout before the classifier, 0 to 1.
+    Raises:
+        InputError: an unknown block, not three or four stages; an input of another rank, channel count or dtype.
+    """
+
+    def __init__(
+        self,
+        block: str = "basic",
+        depths: tuple[int, ...] = (2, 2, 2, 2),
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        stem_width: int = 64,
+        stem_stride: int = 1,
+        conv_bias: bool = False,
+        final_norm: bool = False,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if block not in BLOCKS:
+            raise InputError(f"block must be one of {', '.join(BLOCKS)}; got {block!r}")
+        if len(depths) not in (3, 4) or len(widths) != len(depths) or min(depths) < 1:
+            raise InputError(f"depths and widths must be of the same three or four stages; got {depths} and {widths}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        self.conv1 = nn.Conv2d(in_chans, stem_width, 3, stride=stem_stride, padding=1, bias=conv_bias, **dd)
+        stages, in_chs, reduction = [], stem_width, stem_stride
+        self.feature_info = []
+        for i, (depth, out_chs) in enumerate(zip(depths, widths, strict=True)):
+            blocks = []
+            for j in range(depth):
+                blocks.append(BLOCKS[block](in_chs, out_chs, 2 if i and not j else 1, conv_bias, **dd))
+                in_chs = out_chs
+            stages.append(nn.Sequential(*blocks))
+            reduction *= 2 if i else 1
+            self.feature_info.append(dict(num_chs=out_chs, reduction=reduction, module=f"layer{i + 1}"))
+        self.layer1, self.layer2, self.layer3 = stages[:3]
+        self.layer4 = stages[3] if len(stages) == 4 else nn.Sequential()
+        self.norm = nn.BatchNorm2d(in_chs, **dd) if final_norm else nn.Identity()
+        self.act = nn.ReLU(inplace=True) if final_norm else nn.Identity()
+        self.num_features = in_chs
+        self.global_pool, self.fc = make_head(self.num_features, num_classes, global_pool, True, **dd)
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return dict(stem=r"^conv1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        like = self.conv1.weight
+        self.global_pool, self.fc = make_head(
+            self.num_features, num_classes, pool, True, device=like.device, dtype=like.dtype
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
+        if output_fmt != "NCHW":
+            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = self._stem(x)
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
+            if stop_early and i > last:
+                break
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing and len(stage) else stage(x)
+            if i in take:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (self.act(self.norm(x)), intermediates)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        for i in range(last + 1, len(self.feature_info)):
+            setattr(self, f"layer{i + 1}", nn.Sequential())
+        if prune_norm or last + 1 < len(self.feature_info):
+            self.norm, self.act = nn.Identity(), nn.Identity()
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return self.conv1(check_images(x, self.in_chans))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self._stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
+        else:
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.act(self.norm(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _create(arch: str, pretrained: bool, stages: int, **kwargs: Any) -> PreActResNet:
+    return create(PreActResNet, arch, pretrained, feature_cfg=dict(out_indices=tuple(range(stages))), **kwargs)
+
+
+def _create_wide(arch: str, pretrained: bool, depth: int, factor: int, **kwargs: Any) -> PreActResNet:
+    args: dict[str, Any] = dict(
+        block="wide",
+        depths=((depth - 4) // 6,) * 3,
+        widths=(16 * factor, 32 * factor, 64 * factor),
+        stem_width=16,
+        conv_bias=True,
+        final_norm=True,
+    )
+    return _create(arch, pretrained, 3, **args | kwargs)
+
+
+default_cfgs = weight_cfgs(
+    {f"preact_resnet{depth}": cfg_cifar() | dict(pool_size=(4, 4)) for depth in (18, 34, 50)}
+    | {arch: cfg_cifar() for arch in ("wrn16_4", "wrn28_10")}
+)
+
+
+@register
+def preact_resnet18(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """PreActResNet-18: 11.2 M parameters."""
+    return _create("preact_resnet18", pretrained, 4, **kwargs)
+
+
+@register
+def preact_resnet34(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """PreActResNet-34: 21.3 M parameters."""
+    return _create("preact_resnet34", pretrained, 4, **dict(depths=(3, 4, 6, 3)) | kwargs)
+
+
+@register
+def preact_resnet50(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """PreActResNet-50, of bottlenecks: 23.5 M parameters."""
+    args: dict[str, Any] = dict(block="bottleneck", depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048))
+    return _create("preact_resnet50", pretrained, 4, **args | kwargs)
+
+
+@register
+def wrn16_4(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """Wide ResNet-16-4: 2.8 M parameters."""
+    return _create_wide("wrn16_4", pretrained, 16, 4, **kwargs)
+
+
+@register
+def wrn28_10(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
+    """Wide ResNet-28-10: 36.5 M parameters."""
+    return _create_wide("wrn28_10", pretrained, 28, 10, **kwargs)
