@@ -1,10 +1,10 @@
-"""What the sphere layers cost: spherenet20 against its inner-product twin, as ratios in one run.
+"""What the sphere layers cost: spherenet20 against its inner-product twin, and sphereize, as ratios in one run.
 
     python benchmarks/sphere_layers.py            # about 10 minutes on two cores, most of it compiling
     python benchmarks/sphere_layers.py --quick    # eager only, few repeats
     python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a machine that does other things too
 
-Batch 128 of 32 x 32, channels-last, two threads. Twin and model take turns, and a ratio is the median of the ratios of
+Batch 128 of 32 x 32 (resnet18: 32 of 64 x 64), channels-last, two threads. Twin and model take turns, and a ratio is the median of the ratios of
 neighbors, so that other load hits both alike. Memory: the growth of the resident set over one step, in a process of its
 own. Without --dtype, bfloat16 where the CPU computes in it (AVX-512), else float32: emulated bfloat16 is ten times
 slower, and its ratios say nothing about the sphere layers.
@@ -18,33 +18,55 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 
 import hyperzoo  # noqa: F401  registers the models
+from hyperzoo.layers import sphereize
 
 TWIN = "resnet20_cifar"
-BATCH = 128
-# what, model, compiled, training, at most (issue 3)
+SPHEREIZED = "resnet18, sphereized"
+
+
+class Row(NamedTuple):
+    """One line of the table; the limits are those of issues 3 and 4."""
+
+    what: str
+    model: str
+    compiled: bool
+    training: bool
+    limit: float
+    twin: str = TWIN
+    shape: tuple[int, int, int, int] = (128, 3, 32, 32)
+
+
 SPEED = [
-    ("training step, eager", "spherenet20", False, True, 1.70),
-    ("training step, compiled", "spherenet20", True, True, 1.10),
-    ("training step, compiled", "spherenet20_linear", True, True, 1.30),
-    ("training step, compiled", "spherenet20_sigmoid", True, True, 1.45),
-    ("inference, compiled", "spherenet20", True, False, 1.05),
+    Row("training step, eager", "spherenet20", False, True, 1.70),
+    Row("training step, compiled", "spherenet20", True, True, 1.10),
+    Row("training step, compiled", "spherenet20_linear", True, True, 1.30),
+    Row("training step, compiled", "spherenet20_sigmoid", True, True, 1.45),
+    Row("training step, compiled", "spherenet20_learnable", True, True, 1.60),
+    Row("inference, compiled", "spherenet20", True, False, 1.05),
+    Row("training step, compiled", SPHEREIZED, True, True, 1.25, "resnet18", (32, 3, 64, 64)),
 ]
 MEMORY = [("peak memory of a step, eager", False), ("peak memory of a step, compiled", True)]
 MEMORY_LIMIT = 1.30
 
 
-def make_step(arch: str, compiled: bool, training: bool, dtype: torch.dtype) -> Callable[[], None]:
+def make_step(
+    arch: str, compiled: bool, training: bool, dtype: torch.dtype, shape: tuple[int, int, int, int] = (128, 3, 32, 32)
+) -> Callable[[], None]:
     """One step on resident tensors: with loss, backward and SGD, or the forward pass alone."""
     torch.manual_seed(0)
-    model = timm.create_model(arch).to(memory_format=torch.channels_last).train(training)
-    x = torch.randn(BATCH, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(10, (BATCH,))
+    model = timm.create_model("resnet18" if arch == SPHEREIZED else arch, num_classes=10)
+    if arch == SPHEREIZED:
+        sphereize(model, "cosine", exclude=["*.downsample.*"])
+    model = model.to(memory_format=torch.channels_last).train(training)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(10, shape[:1])
     forward = torch.compile(model, fullgraph=True) if compiled else model
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
     if not training:
@@ -146,18 +168,19 @@ def main() -> None:
         f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     )
     print(f"{'what':32}{'model':22}{'twin':>10}{'sphere':>10}{'ratio':>8}{'at most':>9}")
-    twins: dict[tuple[bool, bool], Callable[[], None]] = {}
+    twins: dict[tuple[str, bool, bool], Callable[[], None]] = {}
     profiles = []
-    for what, arch, compiled, training, limit in SPEED:
-        if compiled and args.quick:
+    for one in SPEED:
+        if one.compiled and args.quick:
             continue
-        if (compiled, training) not in twins:
+        key = one.twin, one.compiled, one.training
+        if key not in twins:
             torch.compiler.reset()
-            twins[compiled, training] = make_step(TWIN, compiled, training, dtype)
-        step = make_step(arch, compiled, training, dtype)
-        a, b, ratio = compare(twins[compiled, training], step, repeats, clock)
-        if row(what, arch, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, limit):
-            profiles.append(f"{what}, {arch}:\n{profile(step)}")
+            twins[key] = make_step(*key, dtype, one.shape)
+        step = make_step(one.model, one.compiled, one.training, dtype, one.shape)
+        a, b, ratio = compare(twins[key], step, repeats, clock)
+        if row(one.what, one.model, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, one.limit):
+            profiles.append(f"{one.what}, {one.model}:\n{profile(step)}")
     for what, compiled in MEMORY[: 1 if args.quick else None]:
         own, twin = (peak_bytes(arch, compiled, dtype) for arch in ("spherenet20", TWIN))
         row(what, "spherenet20", f"{twin / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / twin, MEMORY_LIMIT)
