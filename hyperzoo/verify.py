@@ -1,6 +1,7 @@
 """Hold a published weight to its manifest entry: bytes, tensors, golden outputs, and correct answers."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hyperzoo import checkout, evaluate, names, weights, zoo
+from hyperzoo import checkout, evaluate, hub, names, weights, zoo
 from hyperzoo.data.sources import VARIABLE
 from hyperzoo.errors import (
     DataError,
@@ -32,16 +33,17 @@ class Check(NamedTuple):
     detail: str
 
 
-def verify(name: str) -> list[Check]:
+def verify(name: str, *, on_hub: bool = False) -> list[Check]:
     """Compare a published weight with all that the manifest says about it; a damaged file ends the list.
 
     Args:
         name: a weight, or an architecture for its default weight.
+        on_hub: also download the files of the pinned commit again and hash them, for bundled weights too.
     Raises:
         InvalidNameError, UnknownNameError: no such weight. A weight that differs is no error but a check that failed.
     """
     info = zoo.weight_info(name)
-    return list(_checks(info))
+    return [*_checks(info), *([Check(info.name, "hub", *_hub(info))] if on_hub else [])]
 
 
 def _checks(info: WeightInfo) -> Iterator[Check]:
@@ -121,6 +123,21 @@ def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     mean, sd = info.metrics.accuracy.mean, info.metrics.accuracy.sd
     seen = f"other pixels than the published ones: {metrics.accuracy:.2f} %, published {mean:.2f} %"
     return None if sd is None else abs(metrics.accuracy - mean) <= 3 * sd, seen
+
+
+def _hub(info: WeightInfo) -> tuple[bool | None, str]:
+    if info.commit is None:
+        return None, "never pushed: the manifest names no commit"
+    repo = f"{weights.MANIFEST.namespace}/{info.name}"
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            found = {part: weights.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in FILES}
+    except WeightUnavailableError as error:
+        return False, str(error)
+    differing = [
+        f"{part} has sha256 {found[part]}, not {info.files[part]}" for part in FILES if found[part] != info.files[part]
+    ]
+    return not differing, f"{repo}@{info.commit}: {'; '.join(differing) or 'the same files'}"
 
 
 def _code(info: WeightInfo) -> str:

@@ -46,8 +46,9 @@ def path(
     info = MANIFEST.info(name)
     if info.bundled and repo is None:
         return _bundled(info, filename)
-    repo = repo or f"{MANIFEST.namespace}/{name}"
-    revision = revision or info.commit or "main"
+    ours = f"{MANIFEST.namespace}/{name}"
+    repo = repo or ours
+    revision = revision or (info.commit if repo == ours else None) or "main"
     found = _fetch(info, repo, revision, filename, cache_dir)
     digest = sha256(found)
     if digest != info.files[filename]:
@@ -55,7 +56,10 @@ def path(
         if hub.offline():
             raise WeightHashError(f"{start} HF_HUB_OFFLINE=1 prevented a second download.")
         _logger.warning("%s Fetching it once more.", start)
-        found = _fetch(info, repo, revision, filename, cache_dir, force=True)
+        try:
+            found = _fetch(info, repo, revision, filename, cache_dir, force=True)
+        except WeightUnavailableError as error:
+            raise WeightHashError(f"{start} A second download failed: {error}") from error
         digest = sha256(found)
         if digest != info.files[filename]:
             raise WeightHashError(
@@ -81,6 +85,8 @@ def _bundled(info: WeightInfo, filename: str) -> Path:
 def _fetch(
     info: WeightInfo, repo: str, revision: str, filename: str, cache_dir: str | Path | None, force: bool = False
 ) -> Path:
+    if force or not hub.cached(repo, revision, filename, cache_dir=cache_dir):
+        _logger.info("%s (%.1f MB): fetching %s of %s@%s", info.name, info.bytes / 1e6, filename, repo, revision)
     try:
         return hub.fetch(repo, revision, filename, cache_dir=cache_dir, force=force)
     except WeightUnavailableError as error:
