@@ -5,9 +5,9 @@
     python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a machine that does other things too
 
 Batch 128 of 32 x 32 (resnet18: 32 of 64 x 64), channels-last, two threads. Twin and model take turns, and a ratio is
-the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over one step, in a process of its
-own. Without --dtype, bfloat16 where the CPU computes in it (AVX-512), else float32: emulated bfloat16 is ten times
-slower, and its ratios say nothing about the sphere layers.
+the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over
+one step, in a process of its own. Without --dtype, bfloat16 where the CPU computes in it (AVX-512), else float32:
+emulated bfloat16 is ten times slower, and its ratios say nothing about the sphere layers.
 """
 
 import argparse
