@@ -95,7 +95,7 @@ def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callab
 
 
 def _last(module: nn.Module) -> nn.Module:
-    while type(module).forward is nn.Sequential.forward:
+    while type(module).forward is nn.Sequential.forward and "forward" not in vars(module):
         *_, member = (None, *module.children())
         if member is None or next(member.parameters(), None) is None:  # a bare activation may serve in other places too
             break

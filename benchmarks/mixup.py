@@ -1,0 +1,106 @@
+"""What Manifold Mixup costs: a training step with it against the plain step with soft targets, as ratios in one run.
+
+    python benchmarks/mixup.py            # on a GPU if there is one; about 10 minutes on two cores
+    python benchmarks/mixup.py --quick    # resnet20_cifar, eager only, few repeats
+    python benchmarks/mixup.py --busy     # one thread, CPU time: for a machine that does other things too
+
+Batch 128 of 32 x 32, channels-last, layers 'input', layer1 and layer2. Twin and mixed step take turns on models of
+equal weights, and a ratio is the median of the ratios of neighbors, so that other load hits both alike. The targets are
+made in both. Graphs are counted in an epoch of their own, after which no more may come.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch._dynamo.utils import counters
+
+import hyperzoo  # noqa: F401  registers the models
+from hyperzoo.mixup import ManifoldMixup
+
+BATCH, CLASSES, LIMIT = 128, 10, 1.02
+LAYERS = ("input", "layer1", "layer2")
+DRAWS = 24  # of an epoch that draws every layer
+
+
+def make_steps(arch: str, compiled: bool, device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
+    """The plain step and the mixed one, on resident tensors: forward, backward and SGD."""
+    torch.manual_seed(0)
+    models = [timm.create_model(arch, num_classes=CLASSES).to(device, memory_format=torch.channels_last).train()]
+    models.append(copy.deepcopy(models[0]))
+    x = torch.randn(BATCH, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(CLASSES, (BATCH,), device=device)
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, nesterov=True) for m in models]
+    if compiled:
+        for model in models:
+            model.compile(fullgraph=True, dynamic=False)
+    mixup = ManifoldMixup(models[1], CLASSES, layers=LAYERS, generator=torch.Generator().manual_seed(0))
+
+    def update(i: int, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        F.cross_entropy(logits.float(), targets).backward()
+        optimizers[i].step()
+        optimizers[i].zero_grad()
+
+    def plain() -> None:
+        low, high = y.aminmax()
+        assert 0 <= low.item() and high.item() < CLASSES  # a loop that reads the labels too
+        update(0, models[0](x), F.one_hot(y, CLASSES).float())
+
+    def mixed() -> None:
+        with mixup:
+            images, targets = mixup(x, y)
+            logits = models[1](images)
+        update(1, logits, targets)
+
+    return plain, mixed
+
+
+def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = clock()
+    step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return clock() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ratios of a step with Manifold Mixup to the plain one.")
+    parser.add_argument("--quick", action="store_true", help="resnet20_cifar, eager only, few repeats")
+    parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
+    args = parser.parse_args()
+    torch.set_num_threads(1 if args.busy else 2)
+    clock = time.process_time if args.busy else time.perf_counter
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(
+        f"{device}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, torch {torch.__version__}"
+    )
+    print(f"{'model':20}{'mode':10}{'plain':>10}{'mixed':>10}{'ratio':>8}{'at most':>9}{'late graphs':>13}")
+    for arch in ("resnet20_cifar",) if args.quick else ("resnet20_cifar", "preact_resnet18"):
+        for compiled in (False,) if args.quick else (False, True):
+            torch.compiler.reset()
+            plain, mixed = make_steps(arch, compiled, device)
+            for _ in range(3 if args.quick else DRAWS):  # compiles, and warms up
+                mixed()
+            plain()
+            before = counters["stats"]["unique_graphs"]
+            pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(6 if args.quick else 3 * DRAWS)]
+            late = counters["stats"]["unique_graphs"] - before
+            ratio = statistics.median(b / a for a, b in pairs)
+            own, twin = (1e3 * statistics.median(pair[i] for pair in pairs) for i in (1, 0))
+            verdict = "ok" if ratio <= LIMIT and not late else "MISSED"
+            print(
+                f"{arch:20}{'compiled' if compiled else 'eager':10}{twin:7.1f} ms{own:7.1f} ms{ratio:8.3f}{LIMIT:9.2f}"
+                f"{late:13}  {verdict}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

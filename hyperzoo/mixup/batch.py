@@ -1,0 +1,156 @@
+"""Mixup of the images of a batch, and CutMix."""
+
+import math
+import random
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.mixup.rows import Draw, mix
+
+INPUT = "input"  # the word for mixing the images
+
+
+class Mixup:
+    """Mix the images of a batch, and their labels alike.
+
+    x'_i = lambda x_i + (1 - lambda) x_p(i),   t'_i = lambda t_i + (1 - lambda) t_p(i),   lambda ~ Beta(alpha, alpha)
+
+    with one lambda and one random permutation p a batch (arXiv 1710.09412, section 2). Row i itself has the share
+    lambda. Nothing is mixed in place.
+
+    Shapes:
+        x: (B, ...), floating point, B at least 1.   y: (B,) class numbers, or (B, K) from 0 to 1: shares, labels.
+        return of a call: x' (B, ...), and targets (B, K), float32, or float64 where x is.
+    Args:
+        num_classes: K, 2 or more.
+        alpha: of the Beta distribution, 0 or more. 0 mixes nothing; 1 is uniform; the papers use 0.1 to 0.4 for
+            ImageNet, 1 for CIFAR.
+        smoothing: label smoothing of class numbers before mixing, 0 to 1: t = (1 - s) onehot(y) + s / K.
+        generator: CPU source of all draws, its own so that mixing does not change the order of the data; None makes one
+            that starts from `torch.initial_seed()`.
+    Raises:
+        InputError: an argument or an input out of these ranges.
+    Differs:
+        The authors draw from numpy's global generator. In half precision lambda is rounded with the images or the
+        hidden states, not with the targets.
+    Example:
+        >>> mixup = Mixup(3, alpha=1.0, generator=torch.Generator().manual_seed(0))
+        >>> x, targets = mixup(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))
+        >>> targets.sum(1)
+        tensor([1., 1., 1., 1.])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        alpha: float = 1.0,
+        smoothing: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if not isinstance(num_classes, int) or num_classes < 2:
+            raise InputError(f"num_classes must be a whole number of at least 2; got {num_classes!r}")
+        if not (isinstance(alpha, (int, float)) and 0 <= alpha < math.inf):
+            raise InputError(f"alpha must be a number of at least 0, and 0 mixes nothing; got {alpha!r}")
+        if not (isinstance(smoothing, (int, float)) and 0 <= smoothing <= 1):
+            raise InputError(f"smoothing must be a number from 0 to 1; got {smoothing!r}")
+        if generator is not None and generator.device.type != "cpu":
+            raise InputError(f"generator must be on the CPU, for images on any device; got one on {generator.device}")
+        self.num_classes = num_classes
+        self.alpha = alpha
+        self.smoothing = smoothing
+        self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+
+    def seed(self, n: int) -> None:
+        """Start the sequence of draws that belongs to n: another one for every process, and for every epoch."""
+        self.generator.manual_seed(n)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        targets = self._targets(x, y)
+        draw = self._draw(x, (INPUT,))
+        return mix(x, draw), mix(targets, draw)
+
+    def _targets(self, x: Tensor, y: Tensor, smooth: bool = True) -> Tensor:
+        """Labels as (B, K), on the device of x."""
+        if x.dim() < 2 or not x.is_floating_point():
+            raise InputError(f"x must be a floating-point batch (B, ...); got {_kind(x)}. Normalise the images first")
+        if y.dim() not in (1, 2) or len(y) != len(x):
+            raise InputError(f"y must be (B,) or (B, K) with the B = {len(x)} of x; got {_kind(y)}")
+        if not len(x):
+            raise InputError("an empty batch: there is nothing to mix")
+        if y.dim() == 1:
+            if y.is_floating_point() or y.dtype == torch.bool:
+                raise InputError(f"class numbers must be integers; got {_kind(y)}. Shares of classes are (B, K)")
+            low, high = (bound.item() for bound in y.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise InputError(f"labels must lie in 0 to {self.num_classes - 1}; got {low} to {high}")
+            targets = F.one_hot(y.to(x.device, torch.int64), self.num_classes).to(_wide(x))
+            return targets * (1 - self.smoothing) + self.smoothing / self.num_classes if smooth else targets
+        if y.shape[1] != self.num_classes:
+            raise InputError(f"targets must be (B, {self.num_classes}), a column for every class; got {_kind(y)}")
+        if self.smoothing:
+            raise InputError("smoothing is for class numbers (B,); smooth targets (B, K) yourself, and set smoothing=0")
+        targets = y.to(x.device, _wide(x))
+        low, high = (bound.item() for bound in targets.aminmax())
+        if not (low >= 0 and high <= 1):
+            raise InputError(f"targets must lie in 0 to 1; got {low:g} to {high:g}")
+        return targets
+
+    def _draw(self, x: Tensor, layers: Sequence[str]) -> Draw:
+        layer = layers[int(torch.randint(len(layers), (), generator=self.generator))]
+        source = random.Random(self._number())  # torch has no Beta distribution that takes a generator
+        lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
+        partner = torch.randperm(len(x), generator=self.generator)
+        rows = torch.stack([partner, partner.argsort()]).to(x.device)
+        return Draw(layer, torch.tensor(lam, dtype=_wide(x), device=x.device), rows[0], rows[1])
+
+    def _number(self) -> int:
+        return int(torch.randint(2**62, (), generator=self.generator))
+
+
+class CutMix(Mixup):
+    """Paste a rectangle of the row before into every image, and mix labels by area: torchvision's v2 transform.
+
+    With lambda ~ Beta(alpha, alpha) the rectangle has the share 1 - lambda of the area, less what the border cuts off;
+    the labels follow what was pasted (arXiv 1905.04899, section 3). Everything else is as for `Mixup`.
+
+    Shapes:
+        x: (B, C, H, W).
+    Differs:
+        The partner of row i is row i - 1, as in torchvision: the loader must shuffle.
+    """
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        from torchvision.transforms import v2  # takes a second that only CutMix needs
+
+        targets = self._targets(x, y)
+        if x.dim() != 4:
+            raise InputError(f"CutMix takes images (B, C, H, W); got {_kind(x)}")
+        if not self.alpha:
+            return x, targets
+        with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
+            torch.default_generator.manual_seed(self._number())
+            mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=self.alpha, num_classes=self.num_classes)(x, targets)
+        return mixed
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _kind(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"

@@ -1,0 +1,200 @@
+"""Manifold Mixup: a hook mixes the output of one random layer."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from hyperzoo import taps
+from hyperzoo.errors import InputError
+from hyperzoo.mixup.batch import INPUT, Mixup
+from hyperzoo.mixup.rows import Draw, mix
+
+
+class ManifoldMixup(Mixup):
+    """Mix the output of one random layer of a model, or the images, and the labels alike.
+
+    k uniform in S,   h'_i = lambda h_i + (1 - lambda) h_p(i)  at the output of layer k,   t' as for `Mixup`
+
+    with one (k, lambda, p) a batch (arXiv 1806.05236, section 2); k = 'input' is `Mixup`. Gradients flow through all
+    layers. For use in a `with`; each training forward pass needs a call before it:
+
+        with mixup:
+            x, targets = mixup(x, y)
+            loss = soft_target(model(x), targets)
+
+    Hooks are there inside the `with` only, fire once in a forward pass, and are silent in evaluation mode, in which a
+    call gives x itself and plain targets. Gradient checkpointing mixes again, in the same way, when it runs a layer
+    again. A compiled model has one graph for each layer of S, and no more however many batches there are (for more than
+    half a dozen layers, raise `torch._dynamo.config.recompile_limit`).
+
+    Args:
+        model: any model, also inside DDP or `torch.compile`.
+        layers: S: words of `taps.select`, and 'input'. None is the paper's choice for CIFAR: the input, and the first
+            two stages of timm's `feature_info` (a stem is none).
+        alpha: 2 for CIFAR, 0.2 for Tiny-ImageNet in the paper.
+        num_classes, smoothing, generator: as for `Mixup`.
+    Raises:
+        InputError, UnknownNameError: no such layer. With the first batch: a layer that is not called, whose output is
+            not one tensor (B, ...), or inside a residual branch. Later: a call outside the `with`; a training forward
+            pass without a call before it, with another batch size, or a second one after one call; none at all.
+    Differs:
+        The authors edit the forward pass of each network. Per-sample lambdas gave the same results, they say.
+        To see that no path leads past a layer, the first call sends two rows of x through the model in evaluation mode.
+        Checkpointing with `use_reentrant=True` is refused where it contains the layer.
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> mixup = ManifoldMixup(model, 3, alpha=2.0, layers=('input', '1'))
+        >>> with mixup:
+        ...     x, targets = mixup(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))
+        ...     loss = nn.functional.cross_entropy(model(x), targets)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        *,
+        alpha: float = 2.0,
+        layers: str | Sequence[str] | None = None,
+        smoothing: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(num_classes, alpha=alpha, smoothing=smoothing, generator=generator)
+        self._model = taps.unwrapped(model)
+        words = _first_stages(self._model) if layers is None else [layers] if isinstance(layers, str) else [*layers]
+        if layers is None and words == [INPUT]:
+            raise InputError(f"{type(self._model).__name__} has no feature_info with stages; name layers to mix at")
+        hidden = [word for word in words if word != INPUT]
+        self._hidden = taps.select(self._model, hidden) if hidden or not words else {}
+        self.layers = (INPUT,) * (INPUT in words) + tuple(self._hidden)
+        self._attached: AbstractContextManager[None] | None = None
+        self._checked = not hidden
+        self._now: Draw | None = None
+        self._mixed = self._ran = self._with_grad = False
+
+    def __enter__(self) -> Self:
+        if self._attached:
+            raise InputError("this `with` is entered already: one model is mixed by one object at a time")
+        self._attached = taps.attached({**self._hidden, "": self._model}, self._after)
+        self._attached.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        attached, draw, missed = self._attached, self._now, not self._mixed
+        self._attached = self._now = None
+        if attached:
+            attached.__exit__(None, None, None)
+        if kind is None and draw and missed and self._model.training:
+            raise InputError(
+                f"layer {draw.layer!r} was drawn, and no training forward pass came through it: call the model that "
+                "ManifoldMixup was made for, once, inside the `with`"
+            )
+
+    def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        training = self._model.training
+        targets = self._targets(x, y, smooth=training)
+        if not training:
+            self._now = None
+            return x, targets
+        if not self._attached:
+            raise InputError("ManifoldMixup draws inside a `with`: with mixup: x, targets = mixup(x, y); ...")
+        if not self._checked:
+            self._check_layers(x)
+            self._checked = True
+        draw = self._draw(x, self.layers)
+        self._now, self._ran, self._with_grad = draw, False, torch.is_grad_enabled()
+        self._mixed = draw.layer == INPUT
+        return mix(x, draw) if self._mixed else x, mix(targets, draw)
+
+    def _after(self, name: str, output: Any) -> Any:
+        """The hooks: after the layers of S, and after the model under the name ''."""
+        if not self._model.training:
+            return None
+        draw = self._now
+        if draw is None:
+            raise InputError("a training forward pass without a draw: call x, targets = mixup(x, y) before it")
+        if not name:
+            if self._ran:
+                raise InputError("the model ran twice after one draw: call x, targets = mixup(x, y) before each pass")
+            self._ran = True
+        elif name == draw.layer and not self._mixed:
+            if self._with_grad and not torch.is_grad_enabled():
+                raise InputError(
+                    f"layer {name!r} lies in a segment of reentrant gradient checkpointing, which would run it again "
+                    "without mixing: use checkpoint(..., use_reentrant=False)"
+                )
+            self._mixed = True
+            again = None if torch.compiler.is_compiling() else partial(_again, self._hidden[name], draw)
+            return mix(output, draw, again)
+        return None
+
+    def _check_layers(self, x: Tensor) -> None:
+        """Raise InputError unless every path from the images to the logits leads through each layer."""
+        seen: dict[str, Any] = {}
+
+        def keep(name: str, output: Any) -> None:
+            node = output.grad_fn if isinstance(output, Tensor) else None
+            seen.setdefault(name, (output.shape[0] if isinstance(output, Tensor) and output.dim() else output, node))
+
+        modes = [(module, module.training) for module in self._model.modules()]
+        self._model.eval()
+        try:
+            with torch.enable_grad(), taps.attached(self._hidden, keep):
+                start = x[:2].detach().requires_grad_().clone()
+                logits = self._model.forward(start)  # not compiled, with whatever the model was
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        outputs = logits if isinstance(logits, (tuple, list)) else [logits]
+        for name in self._hidden:
+            rows, node = seen.get(name, (None, None))
+            if rows is None:
+                raise InputError(f"layer {name!r} is not called when the model runs; choose another")
+            if rows != len(start):
+                shown = f"{rows} rows" if isinstance(rows, int) else f"a {type(rows).__name__}"
+                raise InputError(f"layer {name!r} gives {shown} for a batch of {len(start)}; choose one with (B, ...)")
+            if node and any(_leads(output.grad_fn, start.grad_fn, node) for output in outputs):
+                stages = ", ".join(_first_stages(self._model)[1:]) or "a layer that all paths lead through"
+                raise InputError(
+                    f"layer {name!r} lies inside a residual branch: the skip connection would carry unmixed states "
+                    f"past it, and only one half of a sum would be mixed. Mix at the output of a stage: {stages}"
+                )
+
+
+def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
+    """A `with` in which the first call of a module is mixed as it was before."""
+    fired = False
+
+    def repeat(name: str, output: Tensor) -> Tensor | None:
+        nonlocal fired
+        first, fired = not fired, True
+        return mix(output, draw) if first else None
+
+    return taps.attached({draw.layer: module}, repeat)
+
+
+def _leads(node: Any, start: Any, cut: Any) -> bool:
+    """Whether a path of the autograd graph leads from a node back to the start without touching the cut."""
+    seen, todo = {None, cut}, [node]
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            if node is start:
+                return True
+            seen.add(node)
+            todo += [before for before, _ in node.next_functions]
+    return False
+
+
+def _first_stages(model: nn.Module) -> list[str]:
+    """The input and the first two stages; what has less than two weights is a stem."""
+    stages = taps.select(model, "stages") if getattr(model, "feature_info", None) else {}
+    deep = [name for name, stage in stages.items() if sum(weight.dim() > 1 for weight in stage.parameters()) > 1]
+    return [INPUT, *deep[:2]]
