@@ -1,4 +1,4 @@
-"""From finished run folders to a published weight: files, golden outputs, manifest entry, card. Nothing is uploaded."""
+"""From finished run folders to a published weight: files, golden outputs, manifest entry, card; and to the Hub."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from hyperzoo import build, cards, checkout, data, entry, evaluate, names, plots, weights
+from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, plots, weights
 from hyperzoo.checkout import Checkout
 from hyperzoo.entry import Run
-from hyperzoo.errors import PublishError, WeightFileError
+from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
 from hyperzoo.export import export_model
 from hyperzoo.manifest import FILES, Manifest, Sample, ThisFile, WeightInfo
 from hyperzoo.training.config import Recipe, load_recipe
@@ -31,7 +31,14 @@ save_file(load_file(sys.argv[1]), sys.argv[2], metadata={"format": "pt"})
 """
 
 
-def publish(name: str, folders: list[Path], *, place: Checkout | None = None) -> WeightInfo:
+def publish(
+    name: str,
+    folders: list[Path],
+    *,
+    place: Checkout | None = None,
+    push: bool = False,
+    namespace: str | None = None,
+) -> WeightInfo:
     """Publish the median of finished runs of one recipe, in the files of a checkout; returns the manifest entry.
 
     Writes `checkpoints/<name>/`, the golden file, the card with its picture and log, all generated texts, and last the
@@ -40,9 +47,13 @@ def publish(name: str, folders: list[Path], *, place: Checkout | None = None) ->
     Args:
         folders: run folders, one for each seed. One is enough; the card then says n = 1.
         place: the checkout to write to; the one that the package is imported from, without it.
+        push: also send it to the Hub as `<namespace>/<name>`, in one commit, read every file back from there, and pin
+            the commit in the manifest. Without it, a commit that holds these bytes already stays pinned.
+        namespace: the owner on the Hub of all weights, from now on; the manifest's, without it.
     Raises:
         PublishError: no checkout; an unfinished run, one of another recipe, of other data, of the embedded sample or
-            without a test result; a file above 12 MB; a test result that is not found again.
+            without a test result; a file above 12 MB that is not pushed; a test result that is not found again; a push
+            that failed or came back changed; another namespace while other weights lie in this one.
         WeightFileError: NaN, other tensors than the architecture's, or two processes that write other bytes.
         InvalidNameError, RecipeError, DataError: see `names`, `training.config`, `data.sources`.
     """
@@ -50,6 +61,7 @@ def publish(name: str, folders: list[Path], *, place: Checkout | None = None) ->
     place = place or checkout.here()
     if place is None:
         raise PublishError("publishing needs a checkout of the repository, this is an installed package")
+    manifest = _manifest(name, place, namespace)
     recipe, recipe_file = _recipe(name, place)
     runs = sorted((_read(folder) for folder in folders), key=lambda run: (run.accuracy, run.result["seed"]))
     if not runs:
@@ -58,11 +70,11 @@ def publish(name: str, folders: list[Path], *, place: Checkout | None = None) ->
     median = runs[(len(runs) - 1) // 2]
     model, classes = _model(recipe, median)
     with tempfile.TemporaryDirectory() as scratch:
-        return _publish(name, recipe, recipe_file, runs, median, model, classes, place, Path(scratch))
+        return _publish(manifest, recipe, recipe_file, runs, median, model, classes, place, push, Path(scratch))
 
 
 def _publish(
-    name: str,
+    manifest: Manifest,
     recipe: Recipe,
     recipe_file: Path,
     runs: list[Run],
@@ -70,9 +82,10 @@ def _publish(
     model: nn.Module,
     classes: tuple[str, ...],
     place: Checkout,
+    push: bool,
     scratch: Path,
 ) -> WeightInfo:
-    manifest = Manifest(place.package)
+    name = recipe.name
     this_file = _this_file(model, recipe.data.name, median, place)
     info = entry.entry(recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest)
     export_model(model, scratch, classes=classes, notes=entry.notes(info, median))
@@ -81,24 +94,46 @@ def _publish(
     config = (scratch / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
         raise PublishError(f"{name}: config.json would hold a path of this machine: {path[0]}")
-    info = dataclasses.replace(
-        info, bytes=file.stat().st_size, files={part: weights.sha256(scratch / part) for part in FILES}
-    )
-    if info.bytes > BUNDLED_BYTES:
-        raise PublishError(f"{name} has {info.bytes} bytes; above {BUNDLED_BYTES} a weight comes from the Hub")
-    manifest.weights[name] = info
-    manifest_text = _manifest_text(manifest)
-    (scratch / "weights.json").write_text(manifest_text, encoding="utf-8")
-    Manifest(scratch)  # reads strictly: a malformed entry stops here
+    digests, size = {part: weights.sha256(scratch / part) for part in FILES}, file.stat().st_size
+    before = manifest.weights.get(name)
+    commit = before.commit if before and before.files == digests else None
+    info = dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
+    if not (info.bundled or commit or push):
+        raise PublishError(f"{name} has {size} bytes; above {BUNDLED_BYTES} a weight comes from the Hub: use --push")
+    manifest.weights[name] = dataclasses.replace(info, commit="0" * 40) if push else info
+    _manifest_text(manifest, scratch)
     log = median.folder / "metrics.jsonl"
     picture = plots.learning_curve(log, scratch / "curve.png", title=name)
-    files = {manifest.folder(name) / part: (scratch / part).read_bytes() for part in FILES}
-    files |= {place.golden(name): save(outputs(model, golden_input(model)), metadata={"format": "pt"})}
-    files |= {place.card(name, ".metrics.jsonl"): log.read_bytes(), place.card(name, ".png"): picture.read_bytes()}
-    files |= {path: text.encode() for path, text in cards.texts(manifest, place).items()}
-    files |= {manifest.root / "weights.json": manifest_text.encode()}
+    published = {part: (scratch / part).read_bytes() for part in FILES}
+    golden = save(outputs(model, golden_input(model)), metadata={"format": "pt"})
+    beside = {place.card(name, ".metrics.jsonl"): log.read_bytes(), place.card(name, ".png"): picture.read_bytes()}
+    texts = {path: text.encode() for path, text in cards.texts(manifest, place).items()}
+    if push:
+        sent = {**published, "README.md": texts[place.card(name)], "recipe.yaml": recipe_file.read_bytes()}
+        sent |= {path.name: content for path, content in beside.items()}  # where the card's links look for them
+        sent |= {"test/rand_tensors.safetensors": golden}  # timm's name for golden outputs
+        commit = _push(f"{manifest.namespace}/{name}", sent, info, model, scratch / "hub")
+        info = manifest.weights[name] = dataclasses.replace(info, commit=commit)
+    files = {manifest.folder(name) / part: content for part, content in published.items() if info.bundled}
+    files |= {place.golden(name): golden, **beside, **texts}
+    files |= {manifest.root / "weights.json": _manifest_text(manifest, scratch).encode()}
     _write(files)
     return info
+
+
+def _push(repo: str, files: dict[str, bytes], info: WeightInfo, model: nn.Module, cache: Path) -> str:
+    """One commit; then every file of it again, into an empty cache: equal bytes, and a model with equal outputs."""
+    accuracy = info.metrics.accuracy
+    commit = hub.push(repo, files, f"{info.name}: accuracy {accuracy.mean:.2f} %, n = {accuracy.n}")
+    start, end = f"{repo}@{commit}", "Nothing was changed here, and nothing refers to that commit."
+    try:
+        got = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
+    except WeightUnavailableError as error:
+        raise PublishError(f"{start} was pushed, but cannot be read again: {error}. {end}") from error
+    if other := [path for path, content in files.items() if got[path].read_bytes() != content]:
+        raise PublishError(f"{start} gives other bytes than were sent for {', '.join(other)}. {end}")
+    _check_loads(got["model.safetensors"].parent, model)
+    return commit
 
 
 def golden_input(model: nn.Module) -> Tensor:
@@ -106,6 +141,23 @@ def golden_input(model: nn.Module) -> Tensor:
     size = timm.data.resolve_model_data_config(model)["input_size"]
     count = torch.arange(4 * size[0] * size[1] * size[2])
     return (4 * (7919 * count % 2003).double() / 2003 - 2).float().view(4, *size)
+
+
+def _manifest(name: str, place: Checkout, namespace: str | None) -> Manifest:
+    """The manifest as it is so far, under the namespace that was asked for."""
+    manifest = Manifest(place.package)
+    if namespace in (None, manifest.namespace):
+        return manifest
+    if not re.fullmatch(r"[A-Za-z0-9_]([-.]?[A-Za-z0-9_]){0,95}", str(namespace)):
+        raise InvalidNameError(f"{namespace!r} is not a namespace of the Hub: letters, digits, _, single - or . inside")
+    if there := [other for other, info in manifest.weights.items() if info.commit and other != name]:
+        raise PublishError(
+            f"the namespace cannot become {namespace}: {', '.join(there)} lie in {manifest.namespace} on the Hub"
+        )
+    if name in manifest.weights:  # what it may have on the Hub lies elsewhere now
+        manifest.weights[name] = dataclasses.replace(manifest.weights[name], commit=None)
+    manifest.namespace = str(namespace)
+    return manifest
 
 
 def _recipe(name: str, place: Checkout) -> tuple[Recipe, Path]:
@@ -199,18 +251,26 @@ def _check_export(folder: Path, model: nn.Module) -> None:
     subprocess.run([sys.executable, "-c", _WRITE_AGAIN, file, again], check=True)
     if again.read_bytes() != file.read_bytes():
         raise WeightFileError(f"{file.name}: another process writes other bytes for the same tensors")
+    _check_loads(folder, model)
+
+
+def _check_loads(folder: Path, model: nn.Module) -> None:
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     x = golden_input(model)
     if not torch.equal(outputs(loaded, x)["output"], outputs(model, x)["output"]):
-        raise WeightFileError(f"{file.name}: loaded through local-dir: it gives other outputs")
+        raise WeightFileError(f"model.safetensors: loaded through local-dir:{folder} it gives other outputs")
 
 
-def _manifest_text(manifest: Manifest) -> str:
+def _manifest_text(manifest: Manifest, scratch: Path) -> str:
+    """The text of weights.json, read strictly once: a malformed entry stops here."""
     entries = {name: dataclasses.asdict(manifest.weights[name]) for name in manifest.names()}
     for values in entries.values():
         del values["name"]
     raw = {"format": 1, "namespace": manifest.namespace, "weights": entries}
-    return json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(raw, indent=2, ensure_ascii=False) + "\n"
+    (scratch / "weights.json").write_text(text, encoding="utf-8")
+    Manifest(scratch)
+    return text
 
 
 def _write(files: dict[Path, bytes]) -> None:

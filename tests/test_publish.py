@@ -1,16 +1,24 @@
 """Publishing turns finished runs into files that agree with each other, or refuses and changes nothing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import finished
 import pytest
 import torch
 from finished import NAME, another_seed, contents
+from hub_double import TOKEN, Double, talk_to
 from safetensors.torch import load_file, save_file
 
-from hyperzoo import cards, errors, publish
+from hyperzoo import cards, errors, publish, weights
 from hyperzoo.manifest import Manifest
+
+REPO = f"hyperzoo/{NAME}"
+# The Hub's client's own: it hands an open file to the upload of a large one.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")
@@ -202,3 +210,136 @@ def test_a_disk_that_refuses_leaves_everything_as_it_was(work):
     with pytest.raises(errors.PublishError, match="cannot write the published files"):
         publish.publish(NAME, [run], place=place)
     assert contents(place.root) == {**before, "tests/golden": b"a file where a folder should be"}
+
+
+# The Hub
+
+
+@pytest.fixture
+def double(tmp_path, monkeypatch):
+    running = Double()
+    talk_to(running, tmp_path / "home", monkeypatch)
+    yield running
+    running.stop()
+
+
+def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work, double):
+    place, run = work
+    info = publish.publish(NAME, [run], place=place, push=True)
+    assert double.commits(REPO) == [info.commit]
+    calls = double.calls()
+    pushed, read = (next(i for i, call in enumerate(calls) if word in call) for word in ("/commit/", "/resolve/"))
+    assert pushed < read and sum(call.startswith("HEAD ") for call in calls) == 7
+    local, before = contents(place.root), contents(published[0].root)
+    manifest = json.loads(local.pop("hyperzoo/weights.json"))
+    expected = json.loads(before.pop("hyperzoo/weights.json"))
+    expected["weights"][NAME]["commit"] = info.commit
+    assert manifest == expected and local == before  # the commit is all that a push changes here
+    sent = {
+        "model.safetensors": f"hyperzoo/checkpoints/{NAME}/model.safetensors",
+        "config.json": f"hyperzoo/checkpoints/{NAME}/config.json",
+        "README.md": f"model_cards/{NAME}.md",
+        f"{NAME}.png": f"model_cards/{NAME}.png",
+        f"{NAME}.metrics.jsonl": f"model_cards/{NAME}.metrics.jsonl",
+        "recipe.yaml": f"recipes/resnet_cifar/{NAME}.yaml",
+        "test/rand_tensors.safetensors": f"tests/golden/{NAME}.safetensors",
+    }
+    on_hub = double.files(REPO, info.commit)
+    assert on_hub.keys() == sent.keys()
+    for path, file in sent.items():
+        assert on_hub[path] == weights.sha256(place.root / file), path
+    for link in (f"({NAME}.png)", f"({NAME}.metrics.jsonl)"):
+        assert link in (place.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
+    assert not [path for path, content in contents(place.root).items() if TOKEN.encode() in content]
+
+    after = contents(place.root)
+    assert publish.publish(NAME, [run], place=place, push=True).commit == info.commit
+    assert double.commits(REPO) == [info.commit] and contents(place.root) == after
+    assert publish.publish(NAME, [run], place=place).commit == info.commit  # these bytes stay pinned without a push
+    change(run, "config.json", label_names=[f"class {i}" for i in range(10)])
+    assert publish.publish(NAME, [run], place=place).commit is None  # others are not on the Hub
+
+
+@pytest.mark.parametrize(
+    "kind, on, message",
+    [
+        ("401", "create", "pushing to .* answered 401"),
+        ("403", "commit/main", "pushing to .* answered 403"),
+        ("flip", "GET /lfs", "gives other bytes than were sent for model.safetensors, .*nothing refers to that commit"),
+        ("cut", "GET /lfs", "cannot be read again: .*RemoteProtocolError"),
+        ("404", "HEAD ", "cannot be read again: .*404"),
+    ],
+)
+def test_a_push_that_fails_changes_nothing_here(work, double, monkeypatch, kind, on, message):
+    place, run = work
+    monkeypatch.setattr(publish, "_check_export", lambda folder, model: None)  # slow, and not the subject
+    double.fault(kind, on)
+    before = contents(place.root)
+    with pytest.raises(errors.PublishError, match=message) as caught:
+        publish.publish(NAME, [run], place=place, push=True)
+    assert REPO in str(caught.value) and contents(place.root) == before
+    double.fault("ok")
+    info = publish.publish(NAME, [run], place=place, push=True)
+    assert double.commits(REPO) == [info.commit]  # what the failed push may have left there was taken up
+
+
+def test_a_weight_above_the_limit_comes_from_the_hub_by_every_route(work, double, monkeypatch, tmp_path):
+    place, run = work
+    monkeypatch.setattr(publish, "BUNDLED_BYTES", 1_000_000)
+    before = contents(place.root)
+    with pytest.raises(errors.PublishError, match="above 1000000 a weight comes from the Hub: use --push"):
+        publish.publish(NAME, [run], place=place)
+    assert contents(place.root) == before
+    info = publish.publish(NAME, [run], place=place, push=True)
+    assert not info.bundled and not (place.package / "checkpoints").exists()
+    assert "Hub |" in place.readme.read_text()
+    assert publish.publish(NAME, [run], place=place).commit == info.commit
+
+    fresh = tmp_path / "fresh"
+    shutil.copytree(finished.ROOT / "hyperzoo", fresh / "hyperzoo", ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copy(place.package / "weights.json", fresh / "hyperzoo")
+    shutil.copy(finished.ROOT / "hubconf.py", fresh)
+    env = {"HF_ENDPOINT": double.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(fresh)}
+    command = [sys.executable, "-c", FRESH, NAME, str(info.commit), str(run / "model.safetensors")]
+    done = subprocess.run(command, cwd=fresh, env=os.environ | env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"5 routes of {fresh / 'hyperzoo' / '__init__.py'}\n"
+
+
+FRESH = """
+import sys
+import hyperzoo, timm, torch
+from safetensors.torch import load_file
+name, commit, file = sys.argv[1:]
+trained, (arch, _, tag) = load_file(file), name.partition(".")
+models = [
+    timm.create_model(name, pretrained=True),
+    timm.create_model(f"hf-hub:hyperzoo/{name}", pretrained=True),
+    timm.create_model(f"hf-hub:hyperzoo/{name}@{commit}", pretrained=True),
+    hyperzoo.load(arch).model,
+    torch.hub.load(".", arch, source="local", pretrained=True, tag=tag),
+]
+for model in models:
+    state = model.state_dict()
+    assert state.keys() == trained.keys() and all(torch.equal(state[key], trained[key]) for key in state)
+print(len(models), "routes of", hyperzoo.__file__)
+"""
+
+
+def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
+    place, run = work
+    monkeypatch.setattr(publish, "_check_export", lambda folder, model: None)
+    before = contents(place.root)
+    for bad in ("../x", "a/b", "", "-a", "a--b", "a b", "é", "a" * 97):
+        with pytest.raises(errors.InvalidNameError, match="is not a namespace of the Hub"):
+            publish.publish(NAME, [run], place=place, namespace=bad)
+    assert contents(place.root) == before
+    first = publish.publish(NAME, [run], place=place, push=True, namespace="some-one")
+    assert Manifest(place.package).namespace == "some-one" and double.commits(f"some-one/{NAME}") == [first.commit]
+    assert publish.publish(NAME, [run], place=place, namespace="somebody").commit is None  # it is not there
+    raw = json.loads((place.package / "weights.json").read_text())
+    raw["weights"]["resnet32_cifar.plain_c10"] = {**raw["weights"][NAME], "commit": "1" * 40}
+    (place.package / "weights.json").write_text(json.dumps(raw))
+    with pytest.raises(errors.PublishError, match=r"cannot become another: resnet32_cifar\.plain_c10 lie in somebody"):
+        publish.publish(NAME, [run], place=place, namespace="another")
