@@ -91,7 +91,8 @@ def eval_(name: str, split: str) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--all", "every", is_flag=True, help="Every published weight.")
-def verify(name: str | None, every: bool) -> int:
+@click.option("--hub", is_flag=True, help="Also download the pinned files from the Hub again, bundled weights too.")
+def verify(name: str | None, every: bool, hub: bool) -> int:
     """Compare NAME with its manifest entry: hash, tensors, golden outputs, correct answers. Exit 1 if any differs."""
     import hyperzoo
     from hyperzoo import verify as verifying
@@ -100,7 +101,7 @@ def verify(name: str | None, every: bool) -> int:
         raise click.UsageError("give the name of a weight, or --all")
     words = {True: "ok", False: "DIFFERS", None: "skipped"}
     chosen = [name] if name is not None else hyperzoo.list_weights()
-    checks = [check for one in chosen for check in verifying.verify(one)]
+    checks = [check for one in chosen for check in verifying.verify(one, on_hub=hub)]
     _show(("weight", "check", "result", "detail"), [(c.name, c.what, words[c.ok], c.detail) for c in checks])
     return int(any(check.ok is False for check in checks))
 
@@ -138,13 +139,15 @@ def card(check: bool) -> int:
 @cli.command()
 @click.argument("name")
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
-def publish(name: str, runs: tuple[Path, ...]) -> None:
-    """Publish finished RUNS of the recipe NAME in this checkout: files, manifest, card. Uploads nothing."""
+@click.option("--push", is_flag=True, help="Also to the Hub: one commit, read back and pinned; needs HF_TOKEN.")
+@click.option("--namespace", help="Owner of all weights on the Hub from now on; that of the manifest without it.")
+def publish(name: str, runs: tuple[Path, ...], push: bool, namespace: str | None) -> None:
+    """Publish finished RUNS of the recipe NAME in this checkout: files, manifest, card. Uploads only with --push."""
     from hyperzoo import publish as publishing
 
-    info = publishing.publish(name, list(runs))
-    this = info.metrics.this_file
-    click.echo(f"{name}\t{this.accuracy:.2f} %\t{this.correct} of {this.total}\tcheck it: hyperzoo verify {name}")
+    info = publishing.publish(name, list(runs), push=push, namespace=namespace)
+    this, check = info.metrics.this_file, f"hyperzoo verify {name}{' --hub' if push else ''}"
+    click.echo(f"{name}\t{this.accuracy:.2f} %\t{this.correct} of {this.total}\tcheck it: {check}")
 
 
 @cli.command()
