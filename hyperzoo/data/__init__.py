@@ -10,3 +10,6 @@ from hyperzoo.data.images import load_images as load_images
 from hyperzoo.data.streamed import StreamedBatches as StreamedBatches
 from hyperzoo.data.streamed import StreamedSet as StreamedSet
 from hyperzoo.data.streamed import streamed_eval_batches as streamed_eval_batches
+from hyperzoo.data.text import TextBatches as TextBatches
+from hyperzoo.data.text import TextSet as TextSet
+from hyperzoo.data.text import load_text as load_text

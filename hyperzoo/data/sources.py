@@ -33,12 +33,40 @@ class ImageRepository:
     splits: tuple[str, ...] = ("train", "test")
     revision: str | None = None
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.image, self.label)
+
 
 IMAGENET = ImageRepository("ILSVRC/imagenet-1k", "default", "image", "label", ("train", "validation"))
 IMAGES = {
     "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label"),
     "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
     "mnist": ImageRepository("ylecun/mnist", "mnist", "image", "label"),
+}
+
+
+@dataclass(frozen=True)
+class TextRepository:
+    """A text on the Hub, a line a row; `revision` as for images."""
+
+    hub_id: str
+    config: str
+    text: str
+    splits: tuple[str, ...] = ("train", "validation", "test")
+    revision: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (self.text,)
+
+
+Repository = ImageRepository | TextRepository
+TEXTS = {
+    "ptb": TextRepository(
+        "ptb-text-only/ptb_text_only", "penn_treebank", "sentence", revision="refs/convert/parquet"
+    ),  # on its main branch is a script, which `datasets` no longer runs
+    "wt2": TextRepository("Salesforce/wikitext", "wikitext-2-v1", "text"),
 }
 
 
@@ -52,7 +80,7 @@ class Source:
 
     code: str
     split: str
-    repository: ImageRepository
+    repository: Repository
     files: tuple[Path, ...]
     origin: str
     rows: Callable[[], "Dataset"]
@@ -63,12 +91,23 @@ class Source:
         Raises:
             DataError: a damaged file, or columns that are not an image and a class label.
         """
-        rows, image, label = self.rows(), self.repository.image, self.repository.label
+        rows, (image, label) = self.rows(), self.repository.columns
         classes = getattr(rows.features.get(label), "names", None)
         if type(rows.features.get(image)).__name__ != "Image" or classes is None:
             found = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in rows.features.items())
             raise DataError(f"{self.origin} needs the columns {image} (Image) and {label} (ClassLabel); it has {found}")
         return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), tuple(classes)
+
+    def lines(self) -> list[str]:
+        """Read the split of a text: its lines.
+
+        Raises:
+            DataError: a damaged file, or no such column of text.
+        """
+        rows, (column,) = self.rows(), self.repository.columns
+        if getattr(rows.features.get(column), "dtype", None) not in ("string", "large_string"):
+            raise DataError(f"{self.origin} needs the column {column} of text; it has {', '.join(rows.features)}")
+        return rows[column][:]
 
 
 def find(code: str, split: str, mirror: Path | None = None) -> Source:
@@ -87,7 +126,17 @@ def find(code: str, split: str, mirror: Path | None = None) -> Source:
     """
     if code not in IMAGES:
         raise names.unknown("image data set", code, [*IMAGES, "imagenet"])
-    repository = IMAGES[code]
+    return _find(code, split, IMAGES[code], mirror)
+
+
+def find_text(code: str, split: str, mirror: Path | None = None) -> Source:
+    """Find a split of a text; as `find`."""
+    if code not in TEXTS:
+        raise names.unknown("text", code, TEXTS)
+    return _find(code, split, TEXTS[code], mirror)
+
+
+def _find(code: str, split: str, repository: Repository, mirror: Path | None) -> Source:
     if split not in repository.splits:
         raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
     named = mirror or os.environ.get(VARIABLE)
@@ -96,7 +145,7 @@ def find(code: str, split: str, mirror: Path | None = None) -> Source:
     return on_hub(code, split, repository)
 
 
-def _in_mirror(code: str, split: str, repository: ImageRepository, mirror: Path) -> Source:
+def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> Source:
     folder = mirror / repository.hub_id / repository.config
     shards = _shards(folder, split)
     place = f"{repository.hub_id}/{repository.config} in {VARIABLE}"
@@ -131,7 +180,7 @@ def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
     return {(int(match[1]), int(match[2])): path for match, path in matches if match}
 
 
-def _read_parquet(files: tuple[Path, ...], repository: ImageRepository) -> "Dataset":
+def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
     """Read shards into memory: `datasets.load_dataset` would first write a second copy of them as Arrow files."""
     datasets = _datasets()
     import pyarrow
@@ -143,7 +192,7 @@ def _read_parquet(files: tuple[Path, ...], repository: ImageRepository) -> "Data
             table = pyarrow.parquet.read_table(file)
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{file} ({file.stat().st_size} bytes) is not a whole parquet file: {error}") from error
-        columns = [name for name in (repository.image, repository.label) if name in table.column_names]
+        columns = [name for name in repository.columns if name in table.column_names]
         tables.append(table.select(columns))
     try:
         return datasets.Dataset(pyarrow.concat_tables(tables))
@@ -151,7 +200,7 @@ def _read_parquet(files: tuple[Path, ...], repository: ImageRepository) -> "Data
         raise DataError(f"the shards {', '.join(map(str, files))} have different columns: {error}") from error
 
 
-def on_hub(code: str, split: str, repository: ImageRepository) -> Source:
+def on_hub(code: str, split: str, repository: Repository) -> Source:
     """A split that `datasets` fetches from the Hub, or takes from its cache; errors as for `find`."""
     datasets = _datasets()
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
@@ -172,6 +221,6 @@ def _datasets():
         import datasets.exceptions
     except ImportError as error:
         raise MissingExtraError(
-            f"image data sets need the package datasets: pip install hyperzoo[train] ({error})"
+            f"data sets need the package datasets: pip install hyperzoo[train] ({error})"
         ) from error
     return datasets

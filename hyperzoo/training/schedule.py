@@ -40,7 +40,7 @@ def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
     for pattern in (*(optim.decay or ()), *optim.lr_scale):
         if not any(fnmatchcase(name, pattern) for name in named):
             raise InputError(f"the pattern {pattern!r} of optim matches no parameter; there are {', '.join(named)}")
-    spared = getattr(getattr(step, "model", None), "no_weight_decay", set)()
+    spared: set[str] = getattr(getattr(step, "model", None), "no_weight_decay", set)()
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         if optim.decay is None:

@@ -1,7 +1,8 @@
 """TrainStep: model, loss, terms and mixing in one module; the thing that DDP wraps and that the optimizer sees."""
 
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -9,7 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Term(AbstractContextManager[Any], Protocol):
+class Open(Protocol):
+    """A context manager."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> bool | None: ...
+
+
+class Term(Open, Protocol):
     """What is added to the loss: inside `with term`, the model runs forward, and `term()` is () float32.
 
     `parameters()` are trainable tensors that it owns; they are trained and checkpointed, and never published.
@@ -20,7 +31,7 @@ class Term(AbstractContextManager[Any], Protocol):
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
 
-class Mixing(AbstractContextManager[Any], Protocol):
+class Mixing(Open, Protocol):
     """Mixes a batch: (B, C, H, W), (B,) -> images and soft targets (B, K); arms its hooks for the length of `with`."""
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
@@ -71,8 +82,9 @@ class TrainStep(nn.Module):
     def seed(self, number: int) -> None:
         """Seed the generator of every term and of the mixing, where they draw: `seed(n)` is theirs."""
         for i, part in enumerate((self.mixing, *self.terms.values())):
-            if hasattr(part, "seed"):
-                part.seed((number + 7919 * (i + 1)) % 2**63)
+            seed: Callable[[int], None] | None = getattr(part, "seed", None)
+            if seed is not None:
+                seed((number + 7919 * (i + 1)) % 2**63)
 
     def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None) -> StepResult:
         if size_px is not None and size_px != images.shape[-1]:

@@ -1,0 +1,147 @@
+"""Texts for language models: words with an end mark for each line, as token numbers, and batches that go on."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperzoo.data import sources
+from hyperzoo.data.augment import check_processes
+from hyperzoo.errors import DataError, InputError
+
+EOS, UNK = "<eos>", "<unk>"
+
+
+@dataclass(frozen=True, eq=False)
+class TextSet:
+    """One split of a text.
+
+    Attributes:
+        name: code of the text, such as 'ptb'.   split: 'train', 'validation' or 'test'.
+        tokens: (N,) int64, numbers of words in `vocabulary`.
+        vocabulary: the words of the training split in the order in which they first appear.
+        unknown: words of this split that the vocabulary lacks; they count as `<unk>`.
+        origin: where the lines came from, for people.
+        fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo text <N>\\n", the words of the vocabulary, one a
+            line, and the tokens as little-endian int64.
+    """
+
+    name: str
+    split: str
+    tokens: Tensor
+    vocabulary: tuple[str, ...]
+    unknown: int
+    origin: str
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        digest = hashlib.sha256(f"hyperzoo text {len(self.tokens)}\n".encode())
+        digest.update("".join(f"{word}\n" for word in self.vocabulary).encode())
+        digest.update(self.tokens.numpy().astype("<i8", copy=False).data)
+        object.__setattr__(self, "fingerprint", digest.hexdigest())
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def load_text(name: str, split: str, mirror: Path | None = None) -> TextSet:
+    """Load a split of a text, from the mirror named by HYPERZOO_DATA or else from the Hub.
+
+    A line is its words, split at white space, and `<eos>`; blank lines count too. The vocabulary is that of the
+    training split, with `<eos>` and `<unk>`, whatever the split.
+
+    Args:
+        name: 'ptb' or 'wt2'.
+        split: 'train', 'validation' or 'test'; only `hyperzoo.evaluate` may ask for the last.
+    Raises:
+        UnknownNameError: no such text.
+        DataError: an unknown split; the text is absent or damaged; the Hub cannot be reached.
+        MissingExtraError: reading needs `datasets`: pip install hyperzoo[train].
+    """
+    train = sources.find_text(name, "train", mirror)
+    numbers = {word: number for number, word in enumerate(dict.fromkeys(words(train.lines())))}
+    for mark in (EOS, UNK):
+        numbers.setdefault(mark, len(numbers))
+    source = train if split == "train" else sources.find_text(name, split, mirror)
+    unknown, found = numbers[UNK], []
+    missing = 0
+    for word in words(source.lines()):
+        missing += word not in numbers
+        found.append(numbers.get(word, unknown))
+    if not found:
+        raise DataError(f"{source.origin} has no lines")
+    return TextSet(name, split, torch.tensor(found), tuple(numbers), missing, source.origin)
+
+
+def words(lines: Iterable[str]) -> Iterator[str]:
+    """The words of all lines, with `<eos>` behind each line.
+
+    Example:
+        >>> list(words(['no it was', '']))
+        ['no', 'it', 'was', '<eos>', '<eos>']
+    """
+    for line in lines:
+        yield from line.split()
+        yield EOS
+
+
+class TextBatch(NamedTuple):
+    """On one device: tokens (B, T) int64; targets (B, T) int64, each the token behind; first (), row 0's position."""
+
+    tokens: Tensor
+    targets: Tensor
+    first: Tensor
+
+
+class TextBatches:
+    """A text cut into `batch_size` equal columns, read side by side in pieces of `length` tokens.
+
+    Row b of one batch goes on where row b of the batch before ended, so the state of a network can be carried over
+    (truncated backpropagation through time). The end of the text that does not fill all columns is dropped; the last
+    piece may be shorter. Every epoch is the same; process `rank` gets its share of the columns.
+
+    Args:
+        batch_size: columns over all processes.   length: tokens in a piece.
+    Raises:
+        InputError: a text shorter than two tokens a column, or columns that do not divide by the processes.
+    Example:
+        >>> text = TextSet('made', 'train', torch.arange(9), tuple('abcdefghi'), 0, 'here')
+        >>> [batch.tokens.tolist() for batch in TextBatches(text, batch_size=2, length=2).epoch(1)]
+        [[[0, 1], [4, 5]], [[2], [6]]]
+    """
+
+    def __init__(
+        self,
+        text: TextSet,
+        *,
+        batch_size: int,
+        length: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        check_processes(rank, processes)
+        if length < 1 or batch_size < 1 or batch_size % processes or len(text) < 2 * batch_size:
+            raise InputError(
+                f"{len(text)} tokens cannot be read as {batch_size} columns by {processes} processes in pieces of "
+                f"{length}: choose a batch_size that divides by the processes, and is at most half of the tokens"
+            )
+        share = batch_size // processes
+        columns = text.tokens[: len(text) // batch_size * batch_size].view(batch_size, -1)
+        self._columns = columns[rank * share : (rank + 1) * share].to(device)
+        self._length = length
+
+    def __len__(self) -> int:
+        return -(-(self._columns.shape[1] - 1) // self._length)
+
+    def epoch(self, epoch: int) -> Iterator[TextBatch]:
+        """The pieces in order; the same in every epoch."""
+        last = self._columns.shape[1] - 1
+        for first in range(0, last, self._length):
+            end = min(first + self._length, last)
+            targets = self._columns[:, first + 1 : end + 1]
+            yield TextBatch(self._columns[:, first:end], targets, torch.tensor(first))
