@@ -15,10 +15,10 @@ from hyperzoo.export import export_model
 
 ARCHS = hyperzoo.list_models("image-classification")
 # Narrower than they are, where that saves time and the widths do not matter.
-NARROW = {
-    "_wide": dict(widths=(8, 12, 16)),
-    "_cnn": dict(widths=(8, 12, 16)),
+THREE = dict(widths=(8, 12, 16))
+NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} | {
     "_imagenet": dict(channels=(8, 16, 24, 32)),
+    "preact_": dict(widths=(8, 12, 16, 24)),
 }
 # One of each kind, for what is slow and does not depend on depth.
 SMALL = [arch for arch in ARCHS if "20" in arch] + [
