@@ -8,7 +8,7 @@ n_i = sqrt(|w_i|^2 + eps), c_ij = <u_i, u_j>, and z_ij = sqrt(2 - 2 c_ij), or ar
 (the paper's E_s / (N (N - 1))). `half_space`: the energy of the 2N vectors [W; -W], from the N x N cosines, with the
 pair of each vector and its own negative as a constant:
 
-    E_half = (2 sum_{i<j} (F(c_ij) + F(-c_ij)) + N f_s(2)) / (N (2N - 1)),    f_s(pi) in place of f_s(2) where angular
+    E_half = (2 sum_{i<j} (f(c_ij) + f(-c_ij)) + N f(-1)) / (N (2N - 1)),    f(c) = f_s of the distance at the cosine c
 
 `authors_code` takes the values of the code at wy1iu/MHE: log of the squared distance, angle / pi + 1e-4. Its strengths
 times these factors are those of the convention above: s = 0: 2; angular s = 1: pi, s = 2: pi^2; all others 1.
