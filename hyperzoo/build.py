@@ -69,7 +69,8 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
     if method.angular:
         values = method.angular.model_dump()
         angular = losses.AngularSoftmax(**values, label_smoothing=smoothing, accumulate=recipe.train.accumulate)
-        return TrainStep(network, angular, terms, classifier=losses.replace_classifier(network, angular))
+        losses.replace_classifier(network, angular)
+        return TrainStep(network, angular, terms, angular=True)
     mixing: Mixing | None = None
     if method.mixup:
         mixing = (CutMix if method.mixup.cutmix else Mixup)(classes, alpha=method.mixup.alpha, smoothing=smoothing)

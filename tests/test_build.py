@@ -82,9 +82,10 @@ def test_a_mixing_is_built_with_its_values(method, kind):
     one.backward()
 
 
-def test_an_angular_loss_brings_its_classifier():
-    step = step_of(angular=dict(operator="linear", margin=4), label_smoothing=0.01)
-    assert isinstance(step.model.fc, SphereLinear) and step.model.fc.operator == "linear"
+@pytest.mark.parametrize("operator", ["linear", "learnable"])
+def test_an_angular_loss_brings_its_classifier(operator):
+    step = step_of(angular=dict(operator=operator, margin=4), label_smoothing=0.01)
+    assert isinstance(step.model.fc, SphereLinear) and step.model.fc.operator == operator
     assert (step.criterion.margin, step.criterion.label_smoothing) == (4, 0.01)
     step(*batch()).loss.backward()
     assert step.model.fc.weight.grad.abs().sum() > 0 and step.model.conv1.weight.grad.abs().sum() > 0

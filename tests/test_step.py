@@ -119,7 +119,7 @@ def test_an_angular_criterion_gets_the_features_and_the_class_rows(compiled):
     model = Timms(*tiny.network(dropout=0.0))
     criterion = AngularSoftmax("cosine", margin=1)
     classifier = replace_classifier(model, criterion)
-    step = TrainStep(model, criterion, classifier=classifier)
+    step = TrainStep(model, criterion, angular=True)
     if compiled:
         model.compile(dynamic=False)
     for _ in range(3):
@@ -130,6 +130,7 @@ def test_an_angular_criterion_gets_the_features_and_the_class_rows(compiled):
     torch.testing.assert_close(result.loss, expected)
     result.loss.backward()
     assert model[0].weight.grad.abs().sum() > 0 and not classifier._forward_pre_hooks
+    assert len({value.data_ptr() for value in step.state_dict().values()}) == len(step.state_dict())
 
 
 def trainer(folder, plan) -> tuple[Trainer, Noisy]:

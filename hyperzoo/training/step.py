@@ -54,11 +54,11 @@ class TrainStep(nn.Module):
     Shapes:
         images: (B, C, H, W).   labels: (B,) int64.   return: a `StepResult`.
     Args:
-        criterion: (logits (B, K) float32, labels (B,) or soft targets (B, K)) -> (); with a `classifier`,
-            (features (B, D), class rows (K, D), labels (B,)) -> ().
+        criterion: (logits (B, K) float32, labels (B,) or soft targets (B, K)) -> ().
         terms: by the name under which they are logged.
         mixing: of images and labels, if any.
-        classifier: the last layer of the model, for a criterion that needs what goes into it.
+        angular: the criterion is an `AngularSoftmax`, called with what goes into the classifier of the model, (B, D),
+            its rows (K, D), labels, and its steepness where it has a learnable one.
         size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
     """
 
@@ -68,12 +68,12 @@ class TrainStep(nn.Module):
         criterion: nn.Module,
         terms: Mapping[str, Term] | None = None,
         mixing: Mixing | None = None,
-        classifier: nn.Linear | None = None,
+        angular: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
-        self.classifier = classifier
+        self.angular = angular
         self._features: Tensor | None = None
         self.terms = dict(terms or {})
         self.mixing = mixing
@@ -96,8 +96,8 @@ class TrainStep(nn.Module):
             targets = labels
             if self.mixing is not None:
                 images, targets = self.mixing(images, labels)
-            if self.classifier is not None:
-                stack.enter_context(self.classifier.register_forward_pre_hook(self._keep_features))
+            if self.angular:
+                stack.enter_context(self._classifier().register_forward_pre_hook(self._keep_features))
             logits = self.model(images).float()
             task = self._task(logits, targets)
             values = {"task": task} | {name: term() for name, term in self.terms.items()}
@@ -107,10 +107,14 @@ class TrainStep(nn.Module):
         return StepResult(loss, {name: value.detach() for name, value in values.items()}, right.sum())
 
     def _task(self, logits: Tensor, targets: Tensor) -> Tensor:
-        if self.classifier is None:
+        if not self.angular:
             return self.criterion(logits, targets)
         features, self._features = self._features, None
-        return self.criterion(features, self.classifier.weight, targets)
+        classifier = self._classifier()
+        return self.criterion(features, classifier.weight, targets, getattr(classifier, "raw_k", None))
+
+    def _classifier(self) -> nn.Module:
+        return self.model.get_classifier()  # type: ignore[operator, no-any-return]
 
     def _keep_features(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._features = inputs[0]
