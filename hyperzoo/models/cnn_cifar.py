@@ -1,0 +1,253 @@
+"""CNN-11 for 32 x 32 images, a plain network without shortcuts and, by default, without normalization.
+
+Ten convolutions of 5 x 5, 3 x 3, 2 x 2 and 1 x 1 with biases, and a classifier (Regularizing activations in
+neural networks, Joo et al., ICLR 2020, arXiv 2002.05366; the layers are those of avirambh/vcl_pytorch, models/ELU.py,
+with k = 1, which fits the parameter counts of the paper). The name says the activation, and `_bn` that batch norm
+stands before it. ReLU and leaky ReLU have one scalar bias behind each activation.
+Differs: weights start with a variance that keeps the second moment of the activations (He et al., arXiv 1502.01852),
+where that code leaves torch's own, three times smaller or more; the last dropout stands behind the pooling; pools take
+the rest of an odd map, so any size is taken. The slope of leaky ReLU, which no source names, is torch's 0.01.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.fx
+import torch.nn as nn
+import torch.nn.functional as F
+from timm.models._features import feature_take_indices
+from timm.models._manipulate import checkpoint_seq
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.layers.scalar import ScalarBias
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._input import check_images
+from hyperzoo.models._units import BN_EPS, make_head
+from hyperzoo.models.resnet_cifar import cfg_cifar
+
+__all__ = ["CNN11"]
+
+torch.fx.wrap("check_images")
+# (channels, kernel size) of the convolutions of each stage; all stages but the last end in max pooling and dropout
+STAGES = (
+    ((192, 5),),
+    ((192, 1), (240, 3)),
+    ((240, 1), (260, 2)),
+    ((260, 1), (280, 2)),
+    ((280, 1), (300, 2)),
+    ((300, 1),),
+)
+DROP_RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
+    "elu": lambda: nn.ELU(inplace=True),
+}
+SECOND_MOMENT = {"relu": 0.5, "leaky_relu": 0.50005, "elu": 0.644944}  # E[act(z)^2] for z ~ N(0, 1)
+
+
+class CNN11(nn.Module):
+    """A plain network of six stages of convolutions, of which five end in max pooling.
+
+    Shapes:
+        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+    Args:
+        activation: 'relu', 'leaky_relu' or 'elu'.
+        batch_norm: whether batch norm stands before each activation.
+        stage_drop_rates: dropout behind the five pools, 0 to 1.
+        global_pool: a pooling type of timm, '' for none; of 32 x 32 pixels a 1 x 1 map is left.
+        drop_rate: dropout before the classifier, 0 to 1.
+    Raises:
+        InputError: an unknown activation, not five rates, or an input of another rank, channel count or dtype.
+    """
+
+    def __init__(
+        self,
+        activation: str = "elu",
+        batch_norm: bool = False,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.5,
+        stage_drop_rates: tuple[float, ...] = DROP_RATES,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise InputError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+        if len(stage_drop_rates) != 5:
+            raise InputError(f"stage_drop_rates must be five numbers; got {stage_drop_rates!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        self.activation = activation
+
+        in_chs = in_chans
+        self.feature_info = []
+        stages, pools = [], []
+        for i, stage in enumerate(STAGES):
+            units = []
+            for out_chs, size in stage:
+                units.append(_unit(in_chs, out_chs, size, activation, batch_norm, **dd))
+                in_chs = out_chs
+            stages.append(nn.Sequential(*units))
+            rate = (*stage_drop_rates, 0.0)[i]
+            pools.append(nn.Sequential(nn.MaxPool2d(2, ceil_mode=True), nn.Dropout(rate)))
+            self.feature_info.append(dict(num_chs=in_chs, reduction=2**i, module=f"stage{i + 1}"))
+        self.stage1, self.pool1 = stages[0], pools[0]  # in the order in which timm's feature list runs them
+        self.stage2, self.pool2 = stages[1], pools[1]
+        self.stage3, self.pool3 = stages[2], pools[2]
+        self.stage4, self.pool4 = stages[3], pools[3]
+        self.stage5, self.pool5 = stages[4], pools[4]
+        self.stage6 = stages[5]
+        self.num_features = in_chs
+        self.global_pool, self.fc = make_head(in_chs, num_classes, global_pool, bias=True, **dd)
+        self.head_hidden_size = in_chs * self.global_pool.feat_mult()
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Convolutions: normal with variance 1 / (E[act(z)^2] fan_in), z ~ N(0, 1); all biases 0."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=(SECOND_MOMENT[self.activation] * fan_in) ** -0.5)
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return dict(stem=r"^stage1\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        like = next(self.stage1.parameters())
+        self.global_pool, self.fc = make_head(
+            self.num_features, num_classes, pool, bias=True, device=like.device, dtype=like.dtype
+        )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
+        if output_fmt != "NCHW":
+            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        intermediates = []
+        x = check_images(x, self.in_chans)
+        for i, (stage, pool) in enumerate(self._stages()):
+            if stop_early and i > last:
+                break
+            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
+            if i in take:
+                intermediates.append(x)
+            x = pool(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    @torch.jit.ignore
+    def _stages(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [
+            (self.stage1, self.pool1),
+            (self.stage2, self.pool2),
+            (self.stage3, self.pool3),
+            (self.stage4, self.pool4),
+            (self.stage5, self.pool5),
+            (self.stage6, nn.Identity()),
+        ]
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
+        take, last = feature_take_indices(len(self.feature_info), indices)
+        for i in range(last + 1, len(self.feature_info)):
+            setattr(self, f"stage{i + 1}", nn.Sequential())
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = check_images(x, self.in_chans)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            for stage, pool in self._stages():
+                x = pool(checkpoint_seq(stage, x))
+            return x
+        x = self.pool1(self.stage1(x))
+        x = self.pool2(self.stage2(x))
+        x = self.pool3(self.stage3(x))
+        x = self.pool4(self.stage4(x))
+        x = self.pool5(self.stage5(x))
+        return self.stage6(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.fc(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _unit(in_chs: int, out_chs: int, size: int, activation: str, batch_norm: bool, **dd: Any) -> nn.Sequential:
+    """conv - batch norm - activation - scalar bias; even kernels see one more pixel to the right and below."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if size % 2 == 0:
+        parts["pad"] = nn.ZeroPad2d((size // 2 - 1, size // 2, size // 2 - 1, size // 2))
+    parts["conv"] = nn.Conv2d(in_chs, out_chs, size, padding=size // 2 if size % 2 else 0, **dd)
+    if batch_norm:
+        parts["bn"] = nn.BatchNorm2d(out_chs, eps=BN_EPS, **dd)
+    parts["act"] = ACTIVATIONS[activation]()
+    if activation != "elu":
+        parts["shift"] = ScalarBias(**dd)
+    return nn.Sequential(parts)
+
+
+_CFG = cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
+default_cfgs = weight_cfgs({f"cnn11_{act}{suffix}": _CFG for act in ACTIVATIONS for suffix in ("", "_bn")})
+
+
+def _cnn11(activation: str, batch_norm: bool = False) -> Callable[..., CNN11]:
+    """The registered function of one 11-layer network."""
+    arch = f"cnn11_{activation}{'_bn' * batch_norm}"
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> CNN11:
+        args: dict[str, Any] = dict(activation=activation, batch_norm=batch_norm) | kwargs
+        return create(CNN11, arch, pretrained, feature_cfg=dict(out_indices=tuple(range(6))), **args)
+
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__doc__ = f"The 11-layer CNN with {activation}{' and batch norm' * batch_norm}: 1.64 M parameters."
+    return register(entry)
+
+
+cnn11_relu = _cnn11("relu")
+cnn11_leaky_relu = _cnn11("leaky_relu")
+cnn11_elu = _cnn11("elu")
+cnn11_relu_bn = _cnn11("relu", batch_norm=True)
+cnn11_leaky_relu_bn = _cnn11("leaky_relu", batch_norm=True)
+cnn11_elu_bn = _cnn11("elu", batch_norm=True)

@@ -1,0 +1,77 @@
+"""CNN-n of the MHE paper for 32 x 32 images: plain networks of n convolutions of 3 x 3, in five widths.
+
+Learning towards Minimum Hyperspherical Energy, Liu et al., NeurIPS 2018 (arXiv 1805.09298), with the layers of the code
+at wy1iu/MHE: three stages of w, 2w and 4w channels, batch norm and ReLU behind each convolution, 2 x 2 max pooling
+behind each stage; `fc6`, a 4 x 4 convolution to 256 channels without norm and ReLU; a classifier without bias. These
+are the networks of `sphere_cnn.py` with inner products, other widths and another `fc6`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn as nn
+
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models.resnet_cifar import cfg_cifar
+from hyperzoo.models.sphere_cnn import SphereCNN
+
+__all__ = ["PlainCNN"]
+
+HIDDEN = 256  # channels of `fc6`, whatever the widths
+
+
+class PlainCNN(SphereCNN):
+    """A plain network of inner products: three stages, `fc6` of 256 channels without norm, a classifier without bias.
+
+    Shapes, Args and Raises: as for `SphereCNN`.
+    """
+
+    def __init__(
+        self,
+        depth: int = 9,
+        widths: Sequence[int] = (64, 128, 256),
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        super().__init__(depth, widths, 0, in_chans, global_pool, drop_rate, operator=None, fc6_norm=False, **dd)
+        self.fc6.conv = nn.Conv2d(widths[-1], HIDDEN, 4, bias=False, **dd)
+        self.num_features = HIDDEN
+        self.reset_classifier(num_classes)
+        self.init_weights()
+
+
+_SIZES = ((6, 64), (9, 16), (9, 32), (9, 64), (9, 128), (9, 256), (15, 64))
+default_cfgs = weight_cfgs(
+    {
+        f"cnn{depth}_w{width}": cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv", classifier="score")
+        for depth, width in _SIZES
+    }
+)
+
+
+def _cnn(depth: int, width: int) -> Callable[..., PlainCNN]:
+    """The registered function of one network of the MHE paper."""
+    arch = f"cnn{depth}_w{width}"
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> PlainCNN:
+        args: dict[str, Any] = dict(depth=depth, widths=(width, 2 * width, 4 * width)) | kwargs
+        return create(PlainCNN, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **args)
+
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__doc__ = f"CNN-{depth} of the MHE paper with {width}, {2 * width} and {4 * width} channels."
+    return register(entry)
+
+
+cnn6_w64 = _cnn(6, 64)
+cnn9_w16 = _cnn(9, 16)
+cnn9_w32 = _cnn(9, 32)
+cnn9_w64 = _cnn(9, 64)
+cnn9_w128 = _cnn(9, 128)
+cnn9_w256 = _cnn(9, 256)
+cnn15_w64 = _cnn(15, 64)
