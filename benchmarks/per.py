@@ -1,0 +1,160 @@
+"""What PER costs in training: a step with the term against the plain step, as ratios in one run.
+
+    python benchmarks/per.py            # about 20 minutes on two cores
+    python benchmarks/per.py --quick    # few repeats
+    python benchmarks/per.py --busy     # one thread, CPU time: for a machine that does other things too
+
+Fixup ResNet-56, batch 128 of 32 x 32, and a word LSTM of two layers of 200 units, 20 sequences of 35 words; float32,
+eager, PER on the output of every ReLU, or on every hidden state. Plain step and step with the term take turns, and a
+ratio is the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident
+set over one step, in a process of its own (Linux).
+"""
+
+import argparse
+import gc
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hyperzoo  # noqa: F401  registers the models
+from hyperzoo.regularizers import PER
+
+BATCH, WORDS = 128, 10_000
+# what, network, slices, at most (issue 6)
+SPEED: list[tuple[str, str, int | None, float]] = [
+    ("all directions, location", "fixup_resnet56_cifar", None, 1.05),
+    ("256 directions, location", "fixup_resnet56_cifar", 256, 1.35),
+    ("all directions", "lstm", None, 1.05),
+]
+MEMORY_LIMIT = 1.10
+
+
+class Language(nn.Module):
+    """Two LSTM layers between an embedding and a softmax."""
+
+    def __init__(self, units: int = 200) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(WORDS, units)
+        self.rnn1 = nn.LSTM(units, units, batch_first=True)
+        self.rnn2 = nn.LSTM(units, units, batch_first=True)
+        self.decoder = nn.Linear(units, WORDS)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.decoder(self.rnn2(self.rnn1(self.embedding(tokens))[0])[0]).flatten(0, 1)
+
+
+def make_step(network: str, term: bool, slices: int | None, channels_last: bool = False) -> Callable[[], None]:
+    """One step on resident tensors, with loss, backward and SGD."""
+    torch.manual_seed(0)
+    if network == "lstm":
+        model: nn.Module = Language()
+        x, y, layers = torch.randint(WORDS, (20, 35)), torch.randint(WORDS, (700,)), "type:LSTM"
+    else:
+        model = timm.create_model(network).train()
+        x, y, layers = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,)), "type:ReLU"
+        if channels_last:
+            model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    per = PER(model, strength=1e-4, layers=layers, slices=slices) if term else None
+
+    def train() -> None:
+        if per is None:
+            loss = F.cross_entropy(model(x), y)
+        else:
+            with per:
+                loss = F.cross_entropy(model(x), y) + per()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return train
+
+
+def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
+    start = clock()
+    step()
+    return clock() - start
+
+
+def compare(
+    plain: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
+) -> tuple[float, float, float]:
+    """Median seconds of both, and the median of the ratios of neighbors."""
+    for _ in range(2):
+        plain()
+        step()
+    pairs = [(seconds(plain, clock), seconds(step, clock)) for _ in range(repeats)]
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b for _, b in pairs),
+        statistics.median(b / a for a, b in pairs),
+    )
+
+
+def print_peak_bytes(term: bool) -> None:
+    """Growth of the resident set during the third step, by the kernel's own high-water mark (Linux)."""
+    step = make_step("fixup_resnet56_cifar", term, None)
+    step()
+    step()
+    gc.collect()
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")  # resets the mark
+    before = resident()["VmRSS"]
+    step()
+    print(resident()["VmHWM"] - before)
+
+
+def resident() -> dict[str, int]:
+    with open("/proc/self/status") as f:
+        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f if line.startswith(("VmRSS", "VmHWM"))}
+
+
+def peak_bytes(term: bool) -> int:
+    command = [sys.executable, __file__, "--memory-of", "per" if term else "plain"]
+    # a fixed threshold: every activation gets pages of its own, which go back when it is freed
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    return int(subprocess.check_output(command, env=env, text=True).split()[-1])
+
+
+def row(what: str, network: str, plain: str, own: str, ratio: float, limit: float) -> None:
+    verdict = "MISSED" if ratio > limit else "ok"
+    print(f"{what:28}{network:24}{plain:>10}{own:>10}{ratio:8.3f}{limit:9.2f}  {verdict}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Ratios of a step with PER to the plain one.")
+    parser.add_argument("--quick", action="store_true", help="few repeats")
+    parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
+    parser.add_argument("--channels-last", action="store_true", help="the images' memory format")
+    parser.add_argument("--memory-of", choices=("per", "plain"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1 if args.busy else 2)
+    if args.memory_of:
+        print_peak_bytes(args.memory_of == "per")
+        return
+    clock = time.process_time if args.busy else time.perf_counter
+    repeats = 3 if args.quick else 15
+    print(
+        f"float32, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
+        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+    )
+    print(f"{'what':28}{'network':24}{'plain':>10}{'PER':>10}{'ratio':>8}{'at most':>9}")
+    for what, network, slices, limit in SPEED:
+        steps = [make_step(network, term, slices, args.channels_last) for term in (False, True)]
+        a, b, ratio = compare(*steps, repeats * (4 if network == "lstm" else 1), clock)
+        row(what, network, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, limit)
+    own, plain = (peak_bytes(term) for term in (True, False))
+    what = "peak memory of a step"
+    row(what, "fixup_resnet56_cifar", f"{plain / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / plain, MEMORY_LIMIT)
+
+
+if __name__ == "__main__":
+    main()
