@@ -16,6 +16,7 @@ from hyperzoo.regularizers import hyperspherical_energy
 from hyperzoo.regularizers.neurons import select
 
 BINS = 36  # of the angles from 0 to 180 degrees, 5 degrees each
+COLUMNS = ("layer", "neurons", "energy", "random", "least", "closest pair (degrees)")
 _BLOCK = 1024  # rows
 
 
@@ -45,6 +46,13 @@ class LayerEnergy:
     closest_deg: float | None
     zeros: int
     histogram: tuple[int, ...]
+
+    def shown(self) -> tuple[str, ...]:
+        """The layer as text, in the order of `COLUMNS`."""
+        least = "-" if self.least is None else f"{self.least:.4g}"
+        pair = "-" if self.closest is None else f"{self.closest[0]} and {self.closest[1]}, {self.closest_deg:.1f}"
+        name = f"{self.name} (output)" if self.is_output else self.name
+        return name, f"{self.neurons} x {self.size}", f"{self.energy:.4g}", f"{self.random:.4g}", least, pair
 
 
 @torch.no_grad()
