@@ -33,7 +33,7 @@ def run(capsys):
 
 
 def test_all_commands_exist():
-    assert COMMANDS == ["card", "eval", "info", "list", "plot", "publish", "reproduce", "train", "verify"]
+    assert COMMANDS == ["card", "energy", "eval", "info", "list", "plot", "publish", "reproduce", "train", "verify"]
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -206,3 +206,15 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     ok, detail = stated(correct, "0" * 64)
     assert ok is False and images.fingerprint in detail
     assert Path(place.mirror).is_dir()
+
+
+def test_energy_of_any_network(run, tmp_path):
+    code, out, _ = run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"))
+    rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and rows[-1] == [str(tmp_path / "e.png")] and (tmp_path / "e.png").is_file()
+    assert rows[0][:2] == ["conv1", "16 x 27"] and rows[-2][:2] == ["fc (output)", "10 x 64"]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows[:-1])
+    assert run("energy", "test_resnet.r160_in1k", "--half-space", "--out", str(tmp_path / "t.png"))[0] == 0
+    code, _, err = run("energy", "resnet20_cifr")
+    assert code == 1 and "no model 'resnet20_cifr'. Closest: resnet20_cifar" in err
+    assert run("energy", "hf_hub:x/y")[0] == 1
