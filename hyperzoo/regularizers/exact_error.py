@@ -62,7 +62,7 @@ def _chebyshev(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
     return b_next.neg_().addcmul_(t, b).add_(coefficients[0])
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _series(d: int, dtype: torch.dtype) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return series(d, dtype)
 

@@ -96,7 +96,7 @@ class PER:
 
     def report(self) -> dict[str, float]:
         """Of the last call, by layer: error (mean over vectors, without strength), mean and variance of all entries."""
-        table = {}
+        table: dict[str, float] = {}
         for name, numbers in self._measured.items():
             error, mean, square = numbers.tolist()
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}

@@ -93,7 +93,7 @@ def sliced_wasserstein(
     quantile = torch.special.ndtri(share)
     below, above = quantile[:-1], quantile[1:]
     crossing = torch.minimum(torch.maximum(t, below), above)  # of t and the quantile function, within its step
-    cost = t * (2 * torch.special.ndtr(crossing) - share[:-1] - share[1:])
+    cost: Tensor = t * (2 * torch.special.ndtr(crossing) - share[:-1] - share[1:])
     cost += 2 * _normal_density(crossing) - _normal_density(below) - _normal_density(above)
     return cost.sum(0).mean()
 
@@ -110,7 +110,7 @@ class SampledError(torch.autograd.Function):
         ctx.axis = axis
         if errors is not None:
             return errors.clone()
-        parts = x.movedim(axis, -1).split(_part_size(x, axis, directions))
+        parts = torch.split(x.movedim(axis, -1), _part_size(x, axis, directions))
         return torch.cat([_psi(_project(part, directions)).mean(-1) for part in parts])
 
     @staticmethod
@@ -120,7 +120,7 @@ class SampledError(torch.autograd.Function):
         back = directions.T / directions.shape[1]
         grad_x = torch.empty_like(x)
         size = _part_size(x, ctx.axis, directions)
-        parts = [tensor.split(size) for tensor in (x.movedim(ctx.axis, -1), grad_x.movedim(ctx.axis, -1), grad)]
+        parts = [torch.split(tensor, size) for tensor in (x.movedim(ctx.axis, -1), grad_x.movedim(ctx.axis, -1), grad)]
         with torch.autocast(x.device.type, enabled=False):
             for vectors, into, weight in zip(*parts, strict=True):
                 into.copy_((_project(vectors, directions).erf_() @ back) * weight.unsqueeze(-1))
@@ -151,7 +151,8 @@ def _normal_density(t: Tensor) -> Tensor:
 def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generator | None) -> Tensor:
     """Unit vectors (d, slices), drawn on the CPU so that they do not depend on the device."""
     drawn = torch.randn(x.shape[axis], slices, generator=generator, dtype=full_precision(x), device="cpu")
-    return (drawn / torch.linalg.vector_norm(drawn, dim=0)).to(x.device)
+    unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
+    return unit.to(x.device)
 
 
 def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:

@@ -47,8 +47,9 @@ def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
             f"VCL has a beta for each of {tuple(beta.shape)} entries, and a layer put out {tuple(x.shape[1:])} each: "
             "give the size of the training images as input_size"
         )
-    first, second = x[: 2 * group].to(full_precision(x)).unflatten(0, (2, group)).var(dim=1).unbind()
-    return (1 - first / (second + beta)).square().mean()
+    first, second = x[: 2 * group].to(full_precision(x)).reshape(2, group, *x.shape[1:]).var(dim=1)
+    ratio: Tensor = first / (second + beta)
+    return (1 - ratio).square().mean()
 
 
 class VCL:
