@@ -42,15 +42,19 @@ class _Mix(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor, again: Callable[[], Any] | None
     ) -> Tensor:
-        ctx.save_for_backward(lam, partner, inverse)
+        ctx.save_for_backward(lam, inverse)
         ctx.again = again
-        return torch.lerp(rows[partner], rows, lam.to(rows.dtype))
+        return _combined(rows, lam, partner)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.again is None:
-            lam, partner, inverse = ctx.saved_tensors
+            lam, inverse = ctx.saved_tensors
         else:
             with ctx.again():  # what is saved in a checkpointed segment comes from running it again, here
-                lam, partner, inverse = ctx.saved_tensors
-        return _Mix.apply(grads[0], lam, inverse, partner, None), None, None, None, None
+                lam, inverse = ctx.saved_tensors
+        return _combined(grads[0], lam, inverse), None, None, None, None
+
+
+def _combined(rows: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
+    return torch.lerp(rows[partner], rows, lam.to(rows.dtype))
