@@ -187,7 +187,7 @@ def test_cutmix_labels_follow_the_area_that_was_pasted():
             assert set(got[i].unique().tolist()) <= {float(i), float((i - 1) % 5)}
             torch.testing.assert_close(targets[i], own * F.one_hot(y, K)[i] + (1 - own) * F.one_hot(y, K)[i - 1])
             shares.add(round(own.item(), 4))
-    assert len(shares) > 10
+    assert len(shares) > 5
     assert torch.allclose(CutMix(K, smoothing=0.1)(x, y)[1].sum(1), torch.ones(5))
 
 

@@ -135,7 +135,7 @@ class CutMix(Mixup):
     """
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        from torchvision.transforms import v2  # takes a second that only CutMix needs
+        from torchvision.transforms import v2  # only CutMix needs it
 
         targets = self._targets(x, y)
         if x.dim() != 4:
