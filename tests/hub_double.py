@@ -37,7 +37,7 @@ class Double:
 
     def __init__(self, xet: Path | None = None) -> None:
         arguments = [sys.executable, "-I", "-S", __file__, *([str(xet)] if xet else [])]
-        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         self.url = f"http://127.0.0.1:{self.process.stdout.readline().split()[0]}"
 
@@ -45,8 +45,9 @@ class Double:
         """Down: from now on every connection is refused, pooled ones too."""
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout
-        self.process.stdout.close()
+        for pipe in (self.process.stdin, self.process.stdout):
+            assert pipe
+            pipe.close()
 
     def fault(self, kind: str, on: str = "", times: int = 10**6) -> None:
         """From now on the next `times` requests with `on` in "METHOD /path" meet this fault; 'ok' ends all faults.
@@ -493,8 +494,9 @@ def serve(xet: str = "") -> None:
     HUB.hub, HUB.storage = (f"http://127.0.0.1:{server.server_address[1]}" for server in servers)
     HUB.xet = Path(xet) if xet else None
     print(*(server.server_address[1] for server in servers), flush=True)
-    threading.Thread(target=servers[1].serve_forever, daemon=True).start()
-    servers[0].serve_forever()
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    sys.stdin.read()  # until the process that started this one is gone, however it ended
 
 
 if __name__ == "__main__":

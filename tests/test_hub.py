@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, withdraw
 
 import hyperzoo
-from hyperzoo import errors, verify, weights
+from hyperzoo import cli, errors, verify, weights
 from hyperzoo.manifest import FILES
 
 ROOT = str(Path(__file__).parent.parent)
@@ -366,3 +366,10 @@ def test_verify_reads_the_files_of_the_pinned_commit_again(double, zoo, monkeypa
     double.fault("404", "config.json")
     check = verify.verify(MIXUP, on_hub=True)[-1]
     assert check.ok is False and f"{REPO}@{COMMIT} answered 404" in check.detail
+
+
+def test_the_command_asks_the_hub_on_request_only(monkeypatch):
+    asked = []
+    monkeypatch.setattr(verify, "verify", lambda name, on_hub: asked.append((name, on_hub)) or [])
+    assert [cli._exit_code(["verify", MIXUP, *words]) for words in ([], ["--hub"])] == [0, 0]
+    assert asked == [(MIXUP, False), (MIXUP, True)]

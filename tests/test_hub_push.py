@@ -110,6 +110,11 @@ def test_a_bad_token_is_never_shown(double, monkeypatch, token):
     assert "set HF_TOKEN" in str(caught.value) if not token else token not in str(caught.value)
 
 
+def test_a_reason_that_holds_the_token_is_shown_without_it(double):
+    reason = hub._reason(OSError(f"Illegal header value b'Bearer {TOKEN}'"))
+    assert reason == "OSError: Illegal header value b'Bearer hf_***'"
+
+
 def test_pushing_offline_or_without_a_hub(double, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(errors.PublishError, match="HF_HUB_OFFLINE=1"):

@@ -13,7 +13,7 @@ from finished import NAME, another_seed, contents
 from hub_double import TOKEN, Double, talk_to
 from safetensors.torch import load_file, save_file
 
-from hyperzoo import cards, errors, publish, weights
+from hyperzoo import cards, cli, errors, publish, weights
 from hyperzoo.manifest import Manifest
 
 REPO = f"hyperzoo/{NAME}"
@@ -296,7 +296,8 @@ def test_a_weight_above_the_limit_comes_from_the_hub_by_every_route(work, double
     assert publish.publish(NAME, [run], place=place).commit == info.commit
 
     fresh = tmp_path / "fresh"
-    shutil.copytree(finished.ROOT / "hyperzoo", fresh / "hyperzoo", ignore=shutil.ignore_patterns("checkpoints"))
+    left_out = shutil.ignore_patterns("checkpoints", "__pycache__")
+    shutil.copytree(finished.ROOT / "hyperzoo", fresh / "hyperzoo", ignore=left_out)
     shutil.copy(place.package / "weights.json", fresh / "hyperzoo")
     shutil.copy(finished.ROOT / "hubconf.py", fresh)
     env = {"HF_ENDPOINT": double.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
@@ -343,3 +344,12 @@ def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
     (place.package / "weights.json").write_text(json.dumps(raw))
     with pytest.raises(errors.PublishError, match=r"cannot become another: resnet32_cifar\.plain_c10 lie in somebody"):
         publish.publish(NAME, [run], place=place, namespace="another")
+
+
+def test_the_command_pushes_on_request_only(published, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(publish, "publish", lambda name, runs, **wishes: asked.append(wishes) or published[2])
+    for words, said in ([], f"hyperzoo verify {NAME}\n"), (["--push", "--namespace", "me"], f"verify {NAME} --hub\n"):
+        assert cli._exit_code(["publish", NAME, "run", *words]) == 0
+        assert capsys.readouterr().out.endswith(said)
+    assert asked == [{"push": False, "namespace": None}, {"push": True, "namespace": "me"}]
