@@ -3,6 +3,7 @@
 import copy
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from hyperzoo.errors import WeightFileError
 
 
 def export_model(
-    model: nn.Module, folder: Path, *, classes: tuple[str, ...], notes: dict[str, Any] | None = None
+    model: nn.Module,
+    folder: Path,
+    *,
+    classes: tuple[str, ...],
+    args: Mapping[str, Any] | None = None,
+    notes: dict[str, Any] | None = None,
 ) -> None:
     """Write a timm model so that `timm.create_model('local-dir:<folder>', pretrained=True)` gives it back.
 
@@ -23,6 +29,7 @@ def export_model(
 
     Args:
         classes: the word for each output, kept as `label_names`.
+        args: what the constructor was given beyond the architecture's own values: `widths`, `norm`, ...
         notes: kept in config.json under `hyperzoo`.
     Raises:
         WeightFileError: a tensor is NaN or infinite, or two names share one storage.
@@ -43,6 +50,7 @@ def export_model(
             plain,
             scratch,
             model_config={"label_names": list(classes), "hyperzoo": notes or {}},
+            model_args=dict(args) if args else None,
             safe_serialization=True,
         )
         config = json.loads((Path(scratch) / "config.json").read_text())

@@ -114,7 +114,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         "environment": environment,
     }
     if engine.is_main_process:
-        export_model(published, folder, classes=train.classes)
+        export_model(published, folder, classes=train.classes, args=recipe.model.args)
         (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
         progress.say(
             f"{split}: {metrics.accuracy:.2f} % ({metrics.correct} of {metrics.total}), NLL {metrics.nll:.4f}, "

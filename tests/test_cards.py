@@ -74,6 +74,8 @@ def test_twins_are_shown_beside_each_other(zoo):
     assert cards.twin(MHE) == cards.twin(PLAIN) == PLAIN
     assert cards.twin("spherenet110_sigmoid.sphere_c100") == "resnet110_cifar.plain_c100"
     assert cards.twin("spherenet32_wide_learnable.sphere_c10") == "resnet32_wide_cifar.plain_c10"
+    assert cards.twin("sphere_cnn9_linear.sphere_c100") == "plain_cnn9.plain_c100"
+    assert cards.twin("spherenet18_imagenet.sphere_c10") == "resnet18.plain_c10"
     for name, other in ((MHE, PLAIN), (PLAIN, MHE)):
         rows = [line for line in text(name).splitlines() if line.startswith("| `")]
         assert rows[0].startswith(f"| `{name}`") and any(row.startswith(f"| `{other}`") for row in rows[1:])

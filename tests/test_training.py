@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import timm
 import tiny
 import torch
 from torch import nn
@@ -287,3 +288,11 @@ def test_another_number_of_processes_than_asked_for(small_recipe, tmp_path, monk
     with pytest.raises(LaunchError, match="FSDP"):
         train.run(load_recipe(small_recipe), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_of_other_widths_loads_from_its_folder(tmp_path, data_mirror):
+    text = "model: {arch: plain_cnn3, args: {widths: [4, 6, 8], relu: false}}\ndata: {name: c10, batch_size: 65}\n"
+    (tmp_path / "narrow.yaml").write_text(text + "optim: {lr: 0.01}\ntrain: {epochs: 1, precision: fp32}\n")
+    folder = train.run(load_recipe(tmp_path / "narrow.yaml"), tmp_path / "run").folder
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert loaded.stage3[0].conv.weight.shape == (8, 6, 3, 3)
