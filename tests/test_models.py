@@ -36,10 +36,14 @@ def depth(arch):
 
 
 def each(archs):
-    """The deep ones belong to the full tier."""
+    """The deep and the wide ones belong to the full tier."""
     return pytest.mark.parametrize(
-        "arch", [pytest.param(arch, marks=pytest.mark.full) if depth(arch) > 40 else arch for arch in archs]
+        "arch", [pytest.param(arch, marks=pytest.mark.full) if is_large(arch) else arch for arch in archs]
     )
+
+
+def is_large(arch):
+    return depth(arch) > 20 or re.search(r"_w(32|64|128|256)$", arch) is not None
 
 
 def make(arch, **args):

@@ -165,13 +165,15 @@ def _tensors(module: nn.Module) -> list[tuple[str, str]]:
 
 
 def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
+    heads: list[nn.Module]
     if name is not None:
         heads = list(taps.select(model, name).values())
     elif callable(getattr(model, "get_classifier", None)):
         given = model.get_classifier()  # type: ignore[operator]
         heads = [head for head in (given if isinstance(given, (tuple, list)) else [given]) if head is not None]
     else:
-        heads = [module for module in model.modules() if isinstance(module, nn.Linear)][-1:]
+        heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        heads = heads[-1:]
     inside = [[module for module in head.modules() if _tensors(module)] for head in heads]
     if name is not None and not all(inside):
         raise InputError(f"output_layer={name!r} has no neurons: name a linear, convolution or recurrent layer")

@@ -34,7 +34,7 @@ class Term(Open, Protocol):
 class Mixing(Open, Protocol):
     """Mixes a batch: (B, C, H, W), (B,) -> images and soft targets (B, K); arms its hooks for the length of `with`."""
 
-    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
 class StepResult(NamedTuple):
