@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
 
 from hyperzoo.errors import PublishError, WeightUnavailableError
@@ -48,6 +48,8 @@ def push(repo: str, files: Mapping[str, bytes], message: str) -> str:
     """
     if not get_token():
         raise PublishError(f"pushing to {repo} needs a token that may write there: set HF_TOKEN, or hf auth login")
+    from huggingface_hub import CommitOperationAdd  # brings modules that a mere import of ours should not load
+
     api = HfApi()
     try:
         api.create_repo(repo, exist_ok=True)

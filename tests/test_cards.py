@@ -119,7 +119,7 @@ def log(folder, rows):
 def test_the_learning_curve_is_drawn(tmp_path, held, monkeypatch):
     rows = [{"epoch": i, "loss": math.exp(-i), "train_accuracy": 10.0 * i, **held} for i in range(1, 6)]
     drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, picture: drawn.append(figure) or picture)
+    monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure) or picture)
     picture = plots.learning_curve(log(tmp_path, rows), tmp_path / "curve.png", title="a run")
     left, right = drawn[0].axes
     assert picture == tmp_path / "curve.png"
@@ -141,8 +141,8 @@ def test_the_grid_names_class_probability_and_verdict(tmp_path, monkeypatch):
     )
     logits = torch.tensor([[math.log(3.0), 0.0], [math.log(4.0), 0.0]])  # 3/4 and 4/5 for the cat
     drawn = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, picture: drawn.append(figure) or save(figure, picture))
+    save = plots.save
+    monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure) or save(figure, picture))
     picture = plots.grid(images, logits, tmp_path / "grid.png", title="two")
     titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
     assert titles == ["cat 75 %\nright", "cat 80 %\nwrong: dog"]

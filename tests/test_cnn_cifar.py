@@ -16,7 +16,8 @@ ELEVEN = [f"cnn11_{act}{suffix}" for act in ("relu", "leaky_relu", "elu") for su
 FIXUP = [f"fixup_resnet{depth}_cifar" for depth in (20, 56, 110)]
 TWINS = [f"resnet{depth}_pad_cifar" for depth in (20, 56, 110)]
 MHE = ["cnn6_w64", "cnn9_w16", "cnn9_w32", "cnn9_w64", "cnn9_w128", "cnn9_w256", "cnn15_w64"]
-SMALL = ["cnn11_elu", "cnn11_leaky_relu_bn", "fixup_resnet20_cifar", "resnet20_pad_cifar", "cnn9_w16"]
+MORE = ("cnn11_leaky_relu_bn", "resnet20_pad_cifar", "cnn9_w16")
+SMALL = ["cnn11_elu", "fixup_resnet20_cifar", *(pytest.param(arch, marks=pytest.mark.full) for arch in MORE)]
 
 
 def make(arch, **args):
@@ -220,6 +221,6 @@ def test_bad_arguments_are_refused():
         FixupResNet(57)
     with pytest.raises(InputError, match=r"got \(16, 8, 64\)"):
         FixupResNet(20, widths=(16, 8, 64))
-    for arch in SMALL:
+    for arch in ("cnn11_elu", "fixup_resnet20_cifar", *MORE):
         with pytest.raises(InputError, match=r"\(batch, 3, height, width\)"):
             timm.create_model(arch, device="meta")(torch.zeros(2, 1, 32, 32, device="meta"))

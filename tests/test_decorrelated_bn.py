@@ -17,7 +17,9 @@ def slow(x, group_size, eps):
     out = []
     for group in x.split(group_size, dim=1):
         centered = group - group.mean(0)
-        covariance = sum(torch.outer(row, row) for row in centered) / len(group) + eps * torch.eye(group.shape[1])
+        covariance = sum(torch.outer(row, row) for row in centered) / len(group) + eps * torch.eye(
+            group.shape[1], dtype=torch.float64
+        )
         values, vectors = torch.linalg.eigh(covariance)
         out.append(centered @ (vectors @ torch.diag(values**-0.5) @ vectors.T))
     return torch.cat(out, 1)

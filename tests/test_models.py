@@ -15,7 +15,7 @@ from hyperzoo.export import export_model
 
 ARCHS = hyperzoo.list_models("image-classification")
 # Narrower than they are, where that saves time and the widths do not matter.
-THREE = dict(widths=(8, 12, 16))
+THREE = dict(widths=(4, 6, 8))
 NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} | {
     "_imagenet": dict(channels=(8, 16, 24, 32)),
     "preact_": dict(widths=(8, 12, 16, 24)),

@@ -27,7 +27,7 @@ NARROW = {
     "wrn16_4": dict(widths=(4, 6, 8)),
     "wrn28_10": dict(widths=(4, 6, 8)),
 }
-SMALL = ["preact_resnet18", "preact_resnet50", "wrn16_4"]  # one of each kind of block
+SMALL = ["preact_resnet18", *(pytest.param(arch, marks=pytest.mark.full) for arch in ("preact_resnet50", "wrn16_4"))]
 
 
 def make(arch, **args):
@@ -118,7 +118,7 @@ def test_a_stem_for_larger_images():
     assert [info["reduction"] for info in model.feature_info] == [2, 4, 8, 16]
 
 
-@pytest.mark.parametrize("arch", NARROW)
+@pytest.mark.parametrize("arch", SMALL)
 def test_heads_gradients_and_features(arch):
     model = make(arch, num_classes=7).train()
     model(images()).square().mean().backward()

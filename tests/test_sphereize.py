@@ -71,7 +71,9 @@ def cosine(layer, x):
     return (product / norms).flatten(1, 2)
 
 
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize(
+    "net", [net if net in ("resnet18", "convnext") else pytest.param(net, marks=pytest.mark.full) for net in NETS]
+)
 def test_forward_backward_save_and_load_of_real_networks(net, tmp_path):
     model = build(net)
     before = {name: p for name, p in model.named_parameters()}

@@ -44,7 +44,7 @@ def test_a_recipe_lies_in_the_folder_of_its_model_file():
 
 
 def test_every_recipe_is_without_faults():
-    found = sorted(PLACE.recipes.rglob("*.yaml"))
+    found = sorted(path for path in PLACE.recipes.rglob("*.yaml") if path.parent.name != "sweeps")
     assert len(found) >= 3
     for path in found:
         load_recipe(path)
