@@ -50,9 +50,8 @@ def by_loop(rows, d):
 
 
 def close(got, expected, tolerance=1e-12):
-    torch.testing.assert_close(
-        got, torch.as_tensor(expected, dtype=got.dtype), rtol=0, atol=tolerance * max(1.0, float(got.abs().max()))
-    )
+    atol = tolerance * max(1.0, got.detach().abs().max().item())
+    torch.testing.assert_close(got, torch.as_tensor(expected, dtype=got.dtype), rtol=0, atol=atol)
 
 
 def traces(model):
@@ -277,7 +276,12 @@ def mixed_by_hand(module, d):
     handle.remove()
 
 
-@pytest.mark.parametrize("arch", FIRST_TWO)
+IN_DEFAULT_TIER = ("resnet20_cifar", "vit_tiny_patch16_224")
+
+
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=[] if arch in IN_DEFAULT_TIER else pytest.mark.full) for arch in FIRST_TWO]
+)
 def test_every_family_is_mixed_once_at_a_stage(arch):
     model = without_random_layers(small(arch))
     mixup = ManifoldMixup(model, K, generator=generator())
@@ -311,7 +315,7 @@ INSIDE = {
     "vit_tiny_patch16_224": (["blocks.0.attn", "blocks.2.mlp.fc1"], ["blocks.2", "patch_embed", "norm"]),
     "efficientnet_lite0": (["blocks.1.1.conv_pw"], ["blocks.1.0", "blocks.1.0.conv_pw", "conv_stem"]),
     "preact_resnet18": (["layer1.0.conv2", "layer2.0.shortcut"], ["layer2.1", "conv1"]),
-    "regnetx_002": (["s2.b2.conv1"], ["s2.b2", "stem"]),
+    "regnetx_002": (["s2.b1.conv1", "s3.b2.conv2"], ["s2.b1", "s3.b2", "stem"]),
 }
 
 
@@ -389,7 +393,7 @@ def gradients(model, mixup, x, y, seed, inside=False, runs=None):
     mixup.seed(seed)
     with mixup:
         images, targets = mixup(x, y)
-        loss = F.cross_entropy((runs or model)(images).float(), targets)
+        loss = F.cross_entropy((model if runs is None else runs)(images).float(), targets)
         if inside:
             loss.backward()
     if not inside:
@@ -458,7 +462,13 @@ class Counting:
         return aot_eager(graph, inputs)
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+# Dynamo asks each tensor that a compiled frame receives for its `.grad`, and hides the warning by not showing it. Where
+# warnings are errors it escapes, with every hook that uses the output of a compiled model.
+hidden_by_dynamo = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+@hidden_by_dynamo
+@pytest.mark.parametrize("in_place", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_a_compiled_model_has_one_graph_for_each_layer(in_place):
     torch.compiler.reset()
     plain, backend = tiny().train(), Counting()
@@ -485,6 +495,7 @@ def test_a_compiled_model_has_one_graph_for_each_layer(in_place):
     assert not any(hooks for net in (plain, model) for hooks, *_ in traces(net))
 
 
+@hidden_by_dynamo
 def test_a_compiled_model_without_a_draw_or_run_twice():
     torch.compiler.reset()
     model, (x, y) = tiny().train(), batch(4, 8)
