@@ -118,21 +118,25 @@ def test_authors_code_has_gradients(angular, half_space):
 
 
 def test_strengths_convert_from_the_authors_convention():
-    w = normal(6, 4)
-    for power, angular, factor in [
-        (0, False, 2),
-        (1, False, 1),
-        (2, False, 1),
-        (1, True, math.pi),
-        (2, True, math.pi**2),
-    ]:
-        gradients = []
-        for authors_code in (True, False):
-            leaf = w.clone().requires_grad_()
-            hyperspherical_energy(leaf, power=power, angular=angular, authors_code=authors_code).backward()
-            gradients.append(leaf.grad)
-        # their angle has 1e-4 added to about pi / 2
-        torch.testing.assert_close(gradients[0], factor * gradients[1], rtol=2e-3 if angular else 1e-10, atol=1e-9)
+    def gradient(w, **settings):
+        leaf = w.clone().requires_grad_()
+        hyperspherical_energy(leaf, **settings).backward()
+        return leaf.grad
+
+    for power, factor in ((0, 2), (1, 1), (2, 1)):
+        w = normal(6, 4)
+        theirs, ours = gradient(w, power=power, authors_code=True), gradient(w, power=power)
+        torch.testing.assert_close(theirs, factor * ours, rtol=1e-10, atol=1e-12)
+    # t / pi + 1e-4 for the angle t of a pair: the derivatives have the ratio (t / (t + 1e-4 pi))^(s + 1)
+    for power, factor in ((0, 1), (1, math.pi), (2, math.pi**2)):
+        for seed in range(5):
+            w = normal(2, 4, seed=seed)
+            t = distance(*(unit(row, 1e-4) for row in w.tolist()), True)
+            ratio = (t / (t + 1e-4 * math.pi)) ** (power + 1)
+            assert 0.99 < ratio < 1
+            theirs = gradient(w, power=power, angular=True, authors_code=True)
+            ours = gradient(w, power=power, angular=True)
+            torch.testing.assert_close(theirs, factor * ratio * ours, rtol=1e-10, atol=1e-12)
 
 
 # The energy against the oracles
@@ -199,9 +203,10 @@ def test_published_gradients(dtype):
 
 def test_published_minibatch_and_total():
     case = ORACLES["mhe_minibatch_output"]
-    w, labels = (torch.tensor(case["inputs"][name]) for name in ("W", "labels"))
+    w = torch.tensor(case["inputs"]["W"], dtype=torch.float64)  # 0.2 in float32 would be off by 3e-9
+    labels = torch.tensor(case["inputs"]["labels"])
     for key, value in case["expected"].items():
-        close(label_energy(w.double(), labels, power=int(key[-1]), eps=0), value, case["tolerance"])
+        close(label_energy(w, labels, power=int(key[-1]), eps=0), value, case["tolerance"])
     case = ORACLES["mhe_total_regulariser"]
     net = nn.Sequential(nn.Conv2d(2, 3, 2), nn.Linear(3, 4), nn.Linear(2, 3)).double()
     for layer, name in zip(net, ("hidden_conv_OIHW", "hidden_linear", "output"), strict=True):
@@ -267,8 +272,13 @@ def test_the_gradient_is_orthogonal_to_every_row_and_the_norm_does_not_matter(po
 
 def test_a_second_derivative_is_refused_not_wrong():
     w = normal(3, 2).requires_grad_()
-    (first,) = torch.autograd.grad(hyperspherical_energy(w), w, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    for energy in (lambda: hyperspherical_energy(w), lambda: label_energy(w, torch.tensor([0, 2]))):
+        for value in (energy(), energy().square()):  # with a constant gradient from above, and with one that is not
+            with pytest.raises(InputError, match="once, not twice"):
+                torch.autograd.grad(value, w, create_graph=True)
+    compiled = torch.compile(lambda: hyperspherical_energy(w), fullgraph=True, backend="aot_eager")
+    with pytest.raises(RuntimeError, match="double backward"):
+        (first,) = torch.autograd.grad(compiled(), w, create_graph=True)
         first.sum().backward()
 
 
@@ -595,7 +605,7 @@ def test_a_term_is_float32_in_autocast_and_for_half_precision_weights(make):
     expected = make(net)()
     with torch.autocast("cpu", torch.bfloat16):
         got = make(net)()
-        grads = gradients(net, got)
+    grads = gradients(net, got)  # outside: torch rounds the backward pass of any product inside autocast to bfloat16
     assert got.dtype == torch.float32 and torch.equal(got, expected)
     assert all(torch.equal(a, b) for a, b in zip(grads, gradients(net, make(net)()), strict=True))
     assert make(copy.deepcopy(net).double())().dtype == torch.float64

@@ -66,7 +66,7 @@ def hyperspherical_energy(
     Differs:
         One row has energy 0 (0 / 0 in the authors' code), and with `half_space` that of itself and its negative, a
         constant here. A zero row is orthogonal to all others. Cosines within 1e-6 of a collision have the energy of
-        1 - 1e-6 and no gradient. The gradient can be taken once, not twice.
+        1 - 1e-6 and no gradient. Second derivatives (`create_graph`) are refused.
     Example:
         >>> hyperspherical_energy(torch.eye(3))                         # orthogonal rows: 1 / (2 - 0)
         tensor(0.5000)
