@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo      set up, then load, train, plot and export on embedded data (3 minutes at most after set-up)"
-	@echo "make test      set up, then the tests (5 minutes at most after set-up)"
+	@echo "make test      set up, then the tests (about 10 minutes after set-up)"
 	@echo "make test-all  all tests, also those that take minutes each"
 	@echo "make lint      ruff and mypy"
 
