@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from hyperzoo import plots
 from hyperzoo.errors import InputError
 from hyperzoo.regularizers import hyperspherical_energy
 from hyperzoo.regularizers.neurons import select
@@ -169,16 +170,11 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
     Raises:
         InputError: no rows.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
-    from matplotlib.figure import Figure
-
     rows = list(rows)
     if not rows:
         raise InputError("no layers to draw: measure a model with layer_energies first")
     places = range(len(rows))
-    figure = Figure(figsize=(11.0, 1.6 + 0.2 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, (left, right) = plots.figure(1, 2, (11.0, 1.6 + 0.2 * len(rows)), sharey=True)
     left.barh(places, [row.energy for row in rows], color="#56b4e9", label="this layer")
     for values, mark, color, label in (
         ([row.random for row in rows], "x", "#d55e00", "random directions"),
@@ -200,5 +196,4 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
     right.set_xlabel("angle of a pair (degrees)")
     figure.colorbar(image, ax=right, label="share of pairs")
     figure.suptitle(title)
-    figure.savefig(picture, dpi=100, metadata={"Software": None})
-    return picture
+    return plots.save(figure, picture)

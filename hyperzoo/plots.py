@@ -117,14 +117,14 @@ def _rows(metrics: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
+def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Any, Any]:
     """A figure that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
-    return drawn, drawn.subplots(rows, columns)
+    return drawn, drawn.subplots(rows, columns, sharey=sharey)
 
 
 def save(drawn: Any, picture: Path) -> Path:

@@ -50,7 +50,7 @@ OUTSIDE = {  # packages that only these units may import
     "pydantic": {"training"},
     "ruamel": {"training"},
     "click": {"cli", "__main__"},
-    "matplotlib": {"plots", "energy"},
+    "matplotlib": {"plots"},
 }
 TOP = {"cli", "__main__", "__init__"}
 
