@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
@@ -25,7 +24,7 @@ from hyperzoo.errors import InputError
 from hyperzoo.layers.scalar import ScalarBias
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import BN_EPS, make_head
+from hyperzoo.models._units import BN_EPS, Headed, make_head
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["CNN11"]
@@ -49,7 +48,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 SECOND_MOMENT = {"relu": 0.5, "leaky_relu": 0.50005, "elu": 0.644944}  # E[act(z)^2] for z ~ N(0, 1)
 
 
-class CNN11(nn.Module):
+class CNN11(Headed):
     """A plain network of six stages of convolutions, of which five end in max pooling.
 
     Shapes:
@@ -85,6 +84,7 @@ class CNN11(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.head_bias = True
         self.grad_checkpointing = False
         self.activation = activation
 
@@ -124,26 +124,6 @@ class CNN11(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^stage1\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = next(self.stage1.parameters())
-        self.global_pool, self.fc = make_head(
-            self.num_features, num_classes, pool, bias=True, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
         self,
@@ -203,12 +183,6 @@ class CNN11(nn.Module):
         x = self.pool4(self.stage4(x))
         x = self.pool5(self.stage5(x))
         return self.stage6(x)
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

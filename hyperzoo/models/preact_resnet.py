@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import make_head
+from hyperzoo.models._units import Headed, make_head
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["PreActResNet"]
@@ -100,7 +99,7 @@ def _projection(in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -
 BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "wide": Wide}
 
 
-class PreActResNet(nn.Module):
+class PreActResNet(Headed):
     """A residual network of pre-activation blocks behind a 3 x 3 stem.
 
     Shapes:
@@ -144,6 +143,7 @@ class PreActResNet(nn.Module):
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
+        self.head_bias = True
         self.grad_checkpointing = False
 
         self.conv1 = nn.Conv2d(in_chans, stem_width, 3, stride=stem_stride, padding=1, bias=conv_bias, **dd)
@@ -168,26 +168,6 @@ class PreActResNet(nn.Module):
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^conv1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = self.conv1.weight
-        self.global_pool, self.fc = make_head(
-            self.num_features, num_classes, pool, True, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
 
     def forward_intermediates(
         self,
@@ -235,12 +215,6 @@ class PreActResNet(nn.Module):
         else:
             x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.act(self.norm(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))

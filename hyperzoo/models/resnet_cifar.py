@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-import torch.nn.functional as F
 from timm.models._features import feature_take_indices
 from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
@@ -20,7 +19,7 @@ from torch import Tensor
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import check_norm, make_conv, make_head, make_norm
+from hyperzoo.models._units import Headed, check_norm, make_conv, make_head, make_norm
 
 __all__ = ["ResNetCifar"]
 
@@ -51,7 +50,7 @@ class BasicBlock(nn.Module):
         return self.act2(out + self.shortcut(x))
 
 
-class ResNetCifar(nn.Module):
+class ResNetCifar(Headed):
     """A residual network with a 3 x 3 stem.
 
     Shapes:
@@ -127,26 +126,6 @@ class ResNetCifar(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^conv1|bn1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = self.conv1.weight
-        self.global_pool, self.fc = make_head(
-            self.num_features, num_classes, pool, self.head_bias, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
     def forward_intermediates(
         self,
         x: Tensor,
@@ -189,12 +168,6 @@ class ResNetCifar(nn.Module):
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
