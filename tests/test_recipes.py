@@ -55,6 +55,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         (GOOD, "- 1", "model is missing"),
         ("epochs: 2", "epochs: 2\n  accumulate: 3", "does not divide by accumulate 3"),
         ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "leaves nothing of 2 epochs"),
+        ("lr: 1e-3", "lr: 1e-3\n  schedule: constant\n  cycles: 2", "optim.cycles 2 needs optim.schedule cosine"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
         ("name: c10", "name: c10\n  resize_px: {3: 16}", "names epoch 3, but there are 2"),
     ],

@@ -27,6 +27,15 @@ def test_cosine_with_warmup():
     assert rates(warmup_epochs=1.0) == pytest.approx(expected, abs=1e-12)
 
 
+def test_cosine_with_restarts():
+    # 5 updates up from 0, then two half cosines of 10 updates, the second from 0.25 of the rate
+    fall = [(1 + math.cos(math.pi * i / 10)) / 2 for i in range(10)]
+    expected = [0.4 * i / 5 for i in range(5)] + [0.4 * f for f in fall] + [0.1 * f for f in fall]
+    found = rates(epochs=5, warmup_epochs=1.0, cycles=2, cycle_decay=0.25)
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found[:15] == rates(epochs=3, warmup_epochs=1.0)  # a longer run begins like the shorter one
+
+
 def test_multistep_counts_epochs_from_the_start_of_the_run():
     # timm's rule: the rate of an update falls when the update after it reaches the milestone, 10 and 15 here
     expected = [0.4] * 9 + [0.04] * 5 + [0.004] * 6

@@ -66,6 +66,8 @@ class Optim(Block):
     warmup_epochs: NonNegative = 0.0  # part of `epochs`
     milestones: list[Positive] = []  # epochs, for multistep
     decay_rate: Positive | None = None  # multistep: factor; poly: power
+    cycles: AtLeastOne = 1  # of cosine: equal parts after the warm-up, each falls to 0 (warm restarts, 1608.03983)
+    cycle_decay: Positive = 1.0  # factor of the rate from which the next cycle falls
 
     @field_validator("optimizer")
     @classmethod
@@ -119,6 +121,8 @@ class Recipe(Block):
             )
         if self.optim.schedule == "multistep" and not self.optim.milestones:
             faults.append("optim.schedule multistep needs optim.milestones")
+        if self.optim.cycles > 1 and self.optim.schedule != "cosine":
+            faults.append(f"optim.cycles {self.optim.cycles} needs optim.schedule cosine, not {self.optim.schedule}")
         if self.data.batch_size % self.train.accumulate:
             faults.append(f"batch_size {self.data.batch_size} does not divide by accumulate {self.train.accumulate}")
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]

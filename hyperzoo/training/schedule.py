@@ -68,15 +68,18 @@ class Schedule:
     def __init__(self, optimizer: Optimizer, optim: Optim, *, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer = optimizer
         prefix = optim.schedule not in ("multistep", "constant")  # their milestones count from the first epoch
+        falling = epochs - optim.warmup_epochs if prefix else epochs
         self._scheduler: Any = create_scheduler_v2(
             optimizer,
             sched=optim.schedule,
-            num_epochs=epochs - optim.warmup_epochs if prefix else epochs,  # type: ignore[arg-type]  # fractions are fine
+            num_epochs=falling / optim.cycles,  # type: ignore[arg-type]  # fractions are fine
             warmup_epochs=optim.warmup_epochs,  # type: ignore[arg-type]
             warmup_lr=0.0,
             warmup_prefix=prefix,
             decay_milestones=[m for m in optim.milestones],  # type: ignore[misc]
             decay_rate=optim.decay_rate or (1.0 if optim.schedule == "poly" else 0.1),
+            cycle_limit=optim.cycles,
+            cycle_decay=optim.cycle_decay,
             step_on_epochs=False,
             updates_per_epoch=updates_per_epoch,
         )[0]
