@@ -101,6 +101,16 @@ print(sorted(path.name for path in folder.iterdir()), checkpoint.newest(folder).
 """
 
 
+def test_a_group_setting_younger_than_the_checkpoint_keeps_its_fresh_value():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD([{"params": [weight], "lr_scale": 0.5}], lr=0.1, momentum=0.9)
+    tensors, rest = checkpoint.pack_optimizer(optimizer)
+    del rest["groups"][0]["lr_scale"]
+    rest["groups"][0]["lr"] = 0.3
+    checkpoint.unpack_optimizer(optimizer, tensors, rest)
+    assert optimizer.param_groups[0]["lr_scale"] == 0.5 and optimizer.param_groups[0]["lr"] == 0.3
+
+
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True)
     assert "cannot write the checkpoint" in done.stdout and "Free some space" in done.stdout

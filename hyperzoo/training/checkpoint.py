@@ -106,6 +106,8 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     groups = [
         {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in rest["groups"]
     ]
+    for group, fresh in zip(groups, optimizer.param_groups, strict=True):  # settings younger than the checkpoint
+        group |= {key: value for key, value in fresh.items() if key not in group}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
