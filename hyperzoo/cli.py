@@ -176,11 +176,15 @@ def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: 
 @click.argument("what", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The picture; beside its data without it.")
 def plot(what: Path, out: Path | None) -> None:
-    """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or the figure `operators`."""
-    from hyperzoo import figures, plots
+    """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or a figure by its name.
 
-    if str(what) in figures.FIGURES:
-        picture = figures.FIGURES[str(what)](out or Path(f"{what}.png"))
+    Figures: `operators` of SphereConv.
+    """
+    from hyperzoo import plots
+    from hyperzoo.figures import FIGURES
+
+    if str(what) in FIGURES:
+        picture = FIGURES[str(what)](out or Path(f"{what}.png"))
     elif what.suffix == ".json":
         picture = plots.curves(what, out or what.with_suffix(".png"))
     else:

@@ -4,16 +4,16 @@ import math
 
 import pytest
 
-from hyperzoo import figures
-from hyperzoo.cli import _exit_code
+from hyperzoo.cli import _exit_code, plot
+from hyperzoo.figures import FIGURES, operators
 
 
 def test_operators(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(figures.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
-    figures.operators(tmp_path / "x.png")
+    monkeypatch.setattr(operators.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
+    operators.draw(tmp_path / "x.png")
     values, slopes = ([line.get_xydata() for line in axes.lines] for axes in drawn[0].axes)
-    assert len(values) == len(slopes) == len(figures.SHOWN)
+    assert len(values) == len(slopes) == len(operators.SHOWN)
 
     def sigmoid(k):
         top = 1 / math.tanh(math.pi / (4 * k))
@@ -30,6 +30,10 @@ def test_operators(monkeypatch, tmp_path):
             t = math.radians(degrees)
             assert value == pytest.approx(g(t), abs=1e-9)
             assert slope[i][1] == pytest.approx((g(t + 1e-6) - g(t - 1e-6)) / 2e-6, abs=1e-4)
+
+
+def test_the_help_names_every_figure():
+    assert all(f"`{name}`" in plot.help for name in FIGURES)
 
 
 def test_the_command_draws_it(tmp_path, capsys):

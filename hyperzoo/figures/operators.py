@@ -1,4 +1,4 @@
-"""Figures of the papers, drawn from our own code."""
+"""The operators of SphereConv (arXiv 1711.03189)."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from hyperzoo.layers.angle import angular
 SHOWN = (("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7))
 
 
-def operators(picture: Path) -> Path:
-    """Draw g(theta) of every operator of SphereConv, and its slope (arXiv 1711.03189); returns the picture."""
+def draw(picture: Path) -> Path:
+    """Draw g(theta) of every operator, and its slope; returns the picture."""
     degrees = torch.linspace(0.5, 179.5, 359, dtype=torch.float64)
     figure, (left, right) = plots.figure(1, 2, (9.0, 3.6))
     for (operator, k), (color, style) in zip(SHOWN, plots.STYLES, strict=False):
@@ -28,6 +28,3 @@ def operators(picture: Path) -> Path:
         axes.grid(alpha=0.3)
     left.legend(frameon=False)
     return plots.save(figure, picture)
-
-
-FIGURES = {"operators": operators}
