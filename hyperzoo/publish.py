@@ -18,8 +18,8 @@ from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, 
 from hyperzoo.checkout import Checkout
 from hyperzoo.entry import Run
 from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
-from hyperzoo.export import export_model
 from hyperzoo.manifest import FILES, Manifest, Sample, ThisFile, WeightInfo
+from hyperzoo.save import save_model
 from hyperzoo.training.config import Recipe, load_recipe
 from hyperzoo.verify import TEST_SLACK, outputs
 
@@ -88,7 +88,7 @@ def _publish(
     name = recipe.name
     this_file = _this_file(model, recipe.data.name, median, place)
     info = entry.entry(recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest)
-    export_model(model, scratch, classes=classes, args=recipe.model.args, notes=entry.notes(info, median))
+    save_model(model, scratch, classes=classes, args=recipe.model.args, notes=entry.notes(info, median))
     file = scratch / "model.safetensors"
     _check_export(scratch, model)
     config = (scratch / "config.json").read_text(encoding="utf-8")

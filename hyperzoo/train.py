@@ -17,7 +17,7 @@ from torch import nn
 
 from hyperzoo import build, evaluate
 from hyperzoo.errors import BusyError, LaunchError, RunError
-from hyperzoo.export import export_model
+from hyperzoo.save import save_model
 from hyperzoo.training import checkpoint, seeding
 from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Trainer
@@ -114,7 +114,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         "environment": environment,
     }
     if engine.is_main_process:
-        export_model(published, folder, classes=train.classes, args=recipe.model.args)
+        save_model(published, folder, classes=train.classes, args=recipe.model.args)
         (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
         progress.say(
             f"{split}: {metrics.accuracy:.2f} % ({metrics.correct} of {metrics.total}), NLL {metrics.nll:.4f}, "

@@ -11,7 +11,7 @@ from torch import nn
 
 import hyperzoo
 from hyperzoo.errors import InputError
-from hyperzoo.export import export_model
+from hyperzoo.save import save_model
 
 ARCHS = hyperzoo.list_models("image-classification")
 # Narrower than they are, where that saves time and the widths do not matter.
@@ -294,10 +294,10 @@ def test_every_description_agrees_with_its_model(arch):
 @pytest.mark.parametrize("arch", AS_PUBLISHED)
 def test_an_exported_folder_loads_through_timm_with_equal_logits(arch, tmp_path):
     model = timm.create_model(arch, num_classes=4, in_chans=1).eval()
-    export_model(model, tmp_path, classes=("a", "b", "c", "d"))
+    save_model(model, tmp_path, classes=("a", "b", "c", "d"))
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert torch.equal(again(images(channels=1)), model(images(channels=1)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     first = (tmp_path / "model.safetensors").read_bytes()
-    export_model(again, tmp_path, classes=("a", "b", "c", "d"))
+    save_model(again, tmp_path, classes=("a", "b", "c", "d"))
     assert (tmp_path / "model.safetensors").read_bytes() == first

@@ -33,18 +33,18 @@ ALLOWED = {
     "training": set(),
     "zoo": {"models", "weights", "manifest"},
     "checkout": set(),
-    "export": set(),
+    "save": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
     "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
-    "train": BRANCHES | {"build", "evaluate", "export", "weights", "manifest", "zoo", "cli"},  # run as a module
+    "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
 PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
-    "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "entry", "export", "__init__"},
+    "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "entry", "save", "__init__"},
     "huggingface_hub": {"hub", "data"},
-    "safetensors": {"weights", "data", "training", "publish", "verify", "export"},
+    "safetensors": {"weights", "data", "training", "publish", "verify", "save"},
     "accelerate": {"training", "build", "train", "evaluate"},
     "datasets": {"data"},
     "pydantic": {"training"},

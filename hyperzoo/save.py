@@ -15,7 +15,7 @@ from torch import nn
 from hyperzoo.errors import WeightFileError
 
 
-def export_model(
+def save_model(
     model: nn.Module,
     folder: Path,
     *,
@@ -37,10 +37,10 @@ def export_model(
     state = model.state_dict()
     bad = [name for name, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
-        raise WeightFileError(f"cannot export {type(model).__name__}: NaN or infinity in {', '.join(bad)}")
+        raise WeightFileError(f"cannot save {type(model).__name__}: NaN or infinity in {', '.join(bad)}")
     places = [value.data_ptr() for value in state.values() if value.numel()]
     if len(set(places)) < len(places):
-        raise WeightFileError(f"cannot export {type(model).__name__}: two tensor names share one storage")
+        raise WeightFileError(f"cannot save {type(model).__name__}: two tensor names share one storage")
     plain = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # not channels-last
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
