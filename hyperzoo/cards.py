@@ -22,6 +22,7 @@ DEVIATIONS = {  # fingerprint of the training images -> how they differ from the
         "91 of the 60,000 CIFAR-10 images (71 train, 20 test; ships and horses) are JPEG re-encodings in the mirror "
         "that was read, all others are exact: at most 0.2 points of test accuracy can depend on them."
     ),
+    "de06531b13b920e7538674898b3596a0cde88ddd398c8606b445cd9b1f2f048e": "None: every CIFAR-100 image is the official one.",
 }
 
 
@@ -96,11 +97,17 @@ def table(published: Mapping[str, WeightInfo]) -> str:
     """The README's table: one line a weight."""
     head = "| weight | test accuracy | runs | data | parameters | file |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
-        f"| [`{name}`](model_cards/{name}.md) | {_accuracy(info)} | {info.metrics.accuracy.n} | {info.dataset.id} "
+        f"| [`{name}`](model_cards/{name}.md) | {accuracy(info)} | {info.metrics.accuracy.n} | {info.dataset.id} "
         f"| {info.parameters / 1e6:.2f} M | {info.bytes / 1e6:.2f} MB, {'in the package' if info.bundled else 'Hub'} |"
         for name, info in sorted(published.items())
     ]
     return "\n".join([head, *lines])
+
+
+def accuracy(info: WeightInfo) -> str:
+    """The test accuracy as text, with its standard deviation where there are several runs."""
+    spread = info.metrics.accuracy
+    return f"{spread.mean:.2f} %" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f} %"
 
 
 def texts(manifest: Manifest, place: Checkout) -> dict[Path, str]:
@@ -156,15 +163,10 @@ def _summary(name: str) -> str:
     return f"`{parsed.arch}`, {names.METHODS[parsed.method].partition(':')[0]}."
 
 
-def _accuracy(info: WeightInfo) -> str:
-    spread = info.metrics.accuracy
-    return f"{spread.mean:.2f} %" if spread.sd is None else f"{spread.mean:.2f} ± {spread.sd:.2f} %"
-
-
 def _row(info: WeightInfo) -> str:
     this = info.metrics.this_file
     return (
-        f"| `{info.name}` | {_accuracy(info)} | n = {info.metrics.accuracy.n} | {this.correct:,} of {this.total:,} "
+        f"| `{info.name}` | {accuracy(info)} | n = {info.metrics.accuracy.n} | {this.correct:,} of {this.total:,} "
         f"| {this.nll:.4f} | {this.ece:.4f} |"
     )
 
