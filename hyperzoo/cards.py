@@ -22,7 +22,9 @@ DEVIATIONS = {  # fingerprint of the training images -> how they differ from the
         "91 of the 60,000 CIFAR-10 images (71 train, 20 test; ships and horses) are JPEG re-encodings in the mirror "
         "that was read, all others are exact: at most 0.2 points of test accuracy can depend on them."
     ),
-    "de06531b13b920e7538674898b3596a0cde88ddd398c8606b445cd9b1f2f048e": "None: every CIFAR-100 image is the official one.",
+    "de06531b13b920e7538674898b3596a0cde88ddd398c8606b445cd9b1f2f048e": (
+        "All images of CIFAR-100 are the official ones."
+    ),
 }
 
 
