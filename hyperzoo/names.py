@@ -25,6 +25,7 @@ DATASETS = {
     "ptb": "ptb-text-only/ptb_text_only",
     "wt2": "Salesforce/wikitext",
 }
+TEXTS = ("ptb", "wt2")  # those of the data sets that a language model reads; all others are of images
 MAX_LENGTH = 80
 _NAME = re.compile(r"([a-z0-9_]+)\.([a-z0-9]+)_([a-z0-9]+)", re.ASCII)
 _ARCH = re.compile(r"[a-z0-9_]+", re.ASCII)
@@ -68,6 +69,11 @@ def parse(name: str) -> Name:
         if word not in table:
             raise InvalidNameError(f"{name!r}: unknown {part} {word!r}. {closest_text(word, table)}")
     return found
+
+
+def is_language(arch: str) -> bool:
+    """Whether an architecture is a language model; the names of those begin with 'lstm', and no others do."""
+    return arch.startswith("lstm")
 
 
 def check_arch(arch: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from hyperzoo import names, weights
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, WeightUnavailableError
 from hyperzoo.manifest import TASKS
 from hyperzoo.manifest import WeightInfo as WeightInfo
 
@@ -58,12 +58,15 @@ def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
         name: as for `load`, or for `timm.create_model`: an architecture, 'local-dir:<folder>', 'hf-hub:<repository>'.
         pretrained: fetch timm's weight for an architecture of timm; without it that one is untrained.
     Raises:
-        UnknownNameError: neither we nor timm know the name; and what `load` raises.
+        UnknownNameError: neither we nor timm know the name. WeightUnavailableError: no such folder; and what `load`
+            raises.
     """
-    scheme, colon, _ = name.partition(":")
+    scheme, colon, place = name.partition(":")
     if colon:
         if scheme not in ("local-dir", "hf-hub"):
             raise names.unknown("model", name, list_models())
+        if scheme == "local-dir" and not Path(place, "config.json").is_file():
+            raise WeightUnavailableError(f"{place} is no folder of a model: it holds no config.json")
         return timm.create_model(name, pretrained=True).eval()
     if _is_ours(name.partition(".")[0]):
         return load(name).model if "." in name or list_weights(name) else timm.create_model(name).eval()
@@ -77,7 +80,7 @@ def list_models(task: str | None = None) -> list[str]:
     if task is not None and task not in TASKS:
         raise InputError(f"no task {task!r}. {names.closest_text(task, TASKS)}")
     ours = [name for name in timm.list_models() if _is_ours(name)]
-    return [name for name in ours if task is None or (task == TASKS[1]) == name.startswith("lstm")]
+    return [name for name in ours if task is None or (task == TASKS[1]) == names.is_language(name)]
 
 
 def list_weights(arch: str | None = None) -> list[str]:

@@ -1,6 +1,7 @@
 """Layers of their own kind, and what puts them into any model."""
 
 from hyperzoo.layers.decorrelated_bn import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+from hyperzoo.layers.recurrent_bn import BatchNormLSTM as BatchNormLSTM
 from hyperzoo.layers.sphere import SphereConv2d as SphereConv2d
 from hyperzoo.layers.sphere import SphereLinear as SphereLinear
 from hyperzoo.layers.sphere_norm import SphereNorm as SphereNorm

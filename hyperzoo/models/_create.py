@@ -98,7 +98,7 @@ def create(
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
         overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source must not lose against the registered one
-    cfg = _resolve(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
+    cfg = resolved_cfg(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
     if pretrained:
         overlay |= _verified(arch, cfg, cache_dir)
     return build_model_with_cfg(
@@ -113,7 +113,8 @@ def create(
     )
 
 
-def _resolve(arch: str, pretrained_cfg: Any, overlay: dict[str, Any]) -> PretrainedCfg:
+def resolved_cfg(arch: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> PretrainedCfg:
+    """The description that timm will take, or UnknownTagError."""
     try:
         return resolve_pretrained_cfg(arch, pretrained_cfg, overlay)
     except RuntimeError as error:

@@ -1,0 +1,112 @@
+"""An LSTM layer with batch normalization in its recurrence: a rival of PER, which needs no statistics."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperzoo.errors import InputError
+
+State = tuple[Tensor, Tensor]
+
+
+class StepNorm(nn.Module):
+    """Batch norm with statistics of its own for each of the first steps of a sequence, and one scale for all steps.
+
+    Shapes:
+        x: (B, N) of step t, from 0.   return: (B, N).
+    Args:
+        steps: those that have statistics; later ones use the last.
+        scale: initial gamma. The paper's 0.1 keeps tanh out of its flat parts.
+        shift: learn beta too.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(
+        self,
+        features: int,
+        steps: int,
+        *,
+        scale: float = 0.1,
+        shift: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.full((features,), scale, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(features, device=device, dtype=dtype)) if shift else None
+        self.register_buffer("mean", torch.zeros(steps, features, device=device, dtype=dtype))
+        self.register_buffer("variance", torch.ones(steps, features, device=device, dtype=dtype))
+
+    def forward(self, x: Tensor, t: int) -> Tensor:
+        mean, variance = (statistic[min(t, len(statistic) - 1)] for statistic in (self.mean, self.variance))
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+
+
+class BatchNormLSTM(nn.Module):
+    """LSTM layer in which batch norm acts on both products and on the cell (recurrent batch normalization).
+
+        (i, f, g, o) = BN(W_h h_{t-1}) + BN(W_x x_t) + b,    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)
+        h_t = sigmoid(o) tanh(BN(c_t))
+
+    (Cooijmans et al., arXiv 1603.09025, eq. 6 to 8). A step of training takes the statistics of the batch at that step;
+    the running ones, kept for each step, serve in evaluation. Only the cell's norm learns a shift: b does for the rest.
+
+    Shapes:
+        x: (B, T, input_size).   state: a pair of (1, B, D), as of `nn.LSTM`; None starts with zeros.
+        return: (B, T, D), and the state behind the last step.
+    Args:
+        hidden_size: units, D.
+        steps: those with statistics of their own, 1 or more; later ones use the last.
+    Raises:
+        InputError: steps below 1; a training batch of one sequence, which has no variance.
+    Differs:
+        The gates stand in torch's order (i, f, g, o). Initial matrices are torch's, uniform, not orthogonal: the norms
+        take out their scale.
+    Example:
+        >>> y, (hidden, cell) = BatchNormLSTM(3, 5)(torch.zeros(2, 4, 3))
+        >>> y.shape, cell.shape
+        (torch.Size([2, 4, 5]), torch.Size([1, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        steps: int = 35,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if steps < 1:
+            raise InputError(f"steps must be 1 or more; got {steps}")
+        self.hidden_size = hidden_size
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        bound, gates = hidden_size**-0.5, 4 * hidden_size
+        self.weight_ih = nn.Parameter(torch.empty(gates, input_size, **dd).uniform_(-bound, bound))
+        self.weight_hh = nn.Parameter(torch.empty(gates, hidden_size, **dd).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(gates, **dd))
+        self.norm_ih = StepNorm(gates, steps, **dd)
+        self.norm_hh = StepNorm(gates, steps, **dd)
+        self.norm_cell = StepNorm(hidden_size, steps, shift=True, **dd)
+
+    def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        if self.training and len(x) == 1:
+            raise InputError("recurrent batch norm needs two sequences or more to train on; got 1")
+        zeros = x.new_zeros(len(x), self.hidden_size)
+        hidden, cell = (zeros, zeros) if state is None else (part[0] for part in state)
+        products, outputs = F.linear(x, self.weight_ih), []
+        for t in range(x.shape[1]):
+            recurrent = self.norm_hh(F.linear(hidden, self.weight_hh), t)
+            i, f, g, o = (recurrent + self.norm_ih(products[:, t], t) + self.bias).chunk(4, 1)
+            cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+            hidden = o.sigmoid() * self.norm_cell(cell, t).tanh()
+            outputs.append(hidden)
+        return torch.stack(outputs, 1), (hidden[None], cell[None])
