@@ -19,7 +19,8 @@ ECE_BINS = 15
 class Metrics:
     """What a model does on a set of images.
 
-    accuracy, ece in %; nll in nats per image; correct of total images; fingerprint of the images.
+    accuracy, ece in %; nll in nats per image; correct of total images; fingerprint of the images; class_accuracy in %,
+    of each class that occurs.
     """
 
     accuracy: float
@@ -28,8 +29,9 @@ class Metrics:
     correct: int
     total: int
     fingerprint: str
+    class_accuracy: dict[str, float]
 
-    def as_dict(self) -> dict[str, float | int | str]:
+    def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -107,13 +109,16 @@ def measure(
         everywhere = torch.zeros(total, outputs.shape[1], device=engine.device)
         everywhere[total * rank // processes : total * (rank + 1) // processes] = outputs.to(engine.device)
         outputs = engine.reduce(everywhere, "sum").cpu()
-    correct = int((outputs.argmax(1) == images.labels).sum())
+    right = outputs.argmax(1) == images.labels
+    sizes = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    hits = torch.bincount(images.labels[right], minlength=len(images.classes)).tolist()
     ece = multiclass_calibration_error(outputs.softmax(1), images.labels, num_classes=outputs.shape[1], n_bins=ECE_BINS)
     return Metrics(
-        accuracy=100 * correct / len(images),
+        accuracy=100 * sum(hits) / len(images),
         nll=float(nn.functional.cross_entropy(outputs, images.labels)),
         ece=100 * float(ece),
-        correct=correct,
+        correct=sum(hits),
         total=len(images),
         fingerprint=images.fingerprint,
+        class_accuracy={c: 100 * hit / n for c, hit, n in zip(images.classes, hits, sizes, strict=True) if n},
     )

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hyperzoo import names
 from hyperzoo.data import sources
 from hyperzoo.data.streamed import StreamedSet, load_imagenet
 from hyperzoo.errors import DataError, InputError
@@ -91,11 +93,35 @@ class ImageSet:
         sizes = torch.bincount(self.labels, minlength=len(self.classes))
         quota, remainder = count * sizes // len(self), count * sizes % len(self)
         quota[remainder.argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
-        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        held = torch.zeros(len(self), dtype=torch.bool)
-        for label, wanted in enumerate(quota.tolist()):
-            held[shuffled[self.labels[shuffled] == label][:wanted]] = True
+        held = self._draw(quota, seed)
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
+
+    def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "ImageSet":
+        """Make classes rare: of each class named, this fraction of its samples is kept, all of the others.
+
+        The samples are drawn as by `hold_out`; a class keeps its size times the fraction, rounded, but at least one.
+
+        Raises:
+            UnknownNameError: no class of that name.
+            InputError: a fraction that is not above 0 and at most 1.
+        """
+        quota = torch.bincount(self.labels, minlength=len(self.classes))
+        for name, fraction in fractions.items():
+            if name not in self.classes:
+                raise names.unknown(f"class of {self.name}", name, self.classes)
+            if not 0 < fraction <= 1:
+                raise InputError(f"the fraction of {name!r} to keep must be above 0 and at most 1; got {fraction!r}")
+            label = self.classes.index(name)
+            quota[label] = max(1, round(fraction * int(quota[label])))
+        return self.take(self._draw(quota, seed).nonzero().flatten())
+
+    def _draw(self, quota: Tensor, seed: int) -> Tensor:
+        """(N,) bool: true for so many samples of each class, the first ones of a permutation."""
+        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        drawn = torch.zeros(len(self), dtype=torch.bool)
+        for label, wanted in enumerate(quota.tolist()):
+            drawn[shuffled[self.labels[shuffled] == label][:wanted]] = True
+        return drawn
 
 
 def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet | StreamedSet:

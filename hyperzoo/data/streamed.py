@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,9 @@ class StreamedSet:
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["StreamedSet", "StreamedSet"]:
         raise InputError(f"hold_out is for data sets in memory, and {self.name} is read from {self.origin}")
+
+    def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "StreamedSet":
+        raise InputError(f"thinned classes are for data sets in memory, and {self.name} is read from {self.origin}")
 
 
 def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:

@@ -43,6 +43,8 @@ class Data(Block):
     name: str
     batch_size: AtLeastOne = 128  # of one optimizer step, over all processes
     hold_out: Count = 0  # training images kept aside for choices; with any, the test split is not read
+    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # part of the training images of a class, to make it rare
+    keep_seed: Count = 0  # which ones; of its own, so that the seeds of a recipe share their images
     crop_px: Count = 4  # border, out of which a crop of the image's size is cut
     border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # what that border holds
     flip: bool = True
