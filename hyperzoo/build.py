@@ -61,15 +61,17 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
     """Model, loss, terms and mixing of a recipe. `method.angular` gives the model another classifier first."""
     method, classes = recipe.method, int(network.num_classes)  # type: ignore[arg-type]
     smoothing = method.label_smoothing
+    angular: losses.AngularSoftmax | None = None
+    if method.angular:
+        values = method.angular.model_dump()
+        angular = losses.AngularSoftmax(**values, label_smoothing=smoothing, accumulate=recipe.train.accumulate)
+        losses.replace_classifier(network, angular)  # before the terms, which look for the classifier
     terms: dict[str, Term] = {
         name: term(network, **block.model_dump())
         for name, term in TERMS.items()
         if (block := getattr(method, name)) is not None
     }
-    if method.angular:
-        values = method.angular.model_dump()
-        angular = losses.AngularSoftmax(**values, label_smoothing=smoothing, accumulate=recipe.train.accumulate)
-        losses.replace_classifier(network, angular)
+    if angular:
         return TrainStep(network, angular, terms, angular=True)
     mixing: Mixing | None = None
     if method.mixup:
@@ -85,9 +87,11 @@ Images = data.ImageSet | data.StreamedSet
 
 
 def images(recipe: Recipe) -> tuple[Images, Images | None]:
-    """The training images, and those held out for choices."""
-    train = data.load_images(recipe.data.name, "train")
-    return train.hold_out(recipe.data.hold_out) if recipe.data.hold_out else (train, None)
+    """The training images, and those held out for choices, of which no class is made rare."""
+    train, held = data.load_images(recipe.data.name, "train"), None
+    if recipe.data.hold_out:
+        train, held = train.hold_out(recipe.data.hold_out)
+    return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held
 
 
 def batches(recipe: Recipe, train: Images, network: nn.Module, engine: Accelerator) -> Batches:

@@ -91,6 +91,12 @@ def test_an_angular_loss_brings_its_classifier(operator):
     assert step.model.fc.weight.grad.abs().sum() > 0 and step.model.conv1.weight.grad.abs().sum() > 0
 
 
+def test_a_term_is_made_of_the_classifier_that_an_angular_loss_brings():
+    step = step_of(angular=dict(margin=4), mhe=dict(hidden=0, output=10.0))
+    ((_, _, (layer,)),) = step.terms["mhe"]._groups
+    assert layer.module is step.model.get_classifier() and layer.name == "fc"
+
+
 def test_without_a_method_there_is_cross_entropy_alone():
     step = step_of(label_smoothing=0.1)
     assert step.terms == {} and step.mixing is None and step.criterion.label_smoothing == 0.1

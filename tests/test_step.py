@@ -133,6 +133,48 @@ def test_an_angular_criterion_gets_the_features_and_the_class_rows(compiled):
     assert len({value.data_ptr() for value in step.state_dict().values()}) == len(step.state_dict())
 
 
+class Weights:
+    """A term that reads weights only, and counts how often it is asked."""
+
+    once_per_update, calls = True, 0
+
+    def __init__(self, model):
+        self.model = model
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, *_):
+        pass
+
+    def __call__(self):
+        self.calls += 1
+        return 0.3 * self.model[0].weight.square().sum()
+
+    def parameters(self):
+        return []
+
+
+def test_a_term_of_the_weights_is_evaluated_once_whatever_the_parts_of_a_batch(tmp_path):
+    tensors, logs = [], []
+    for accumulate in (1, 4):
+        plan = tiny.recipe(2, accumulate=accumulate)
+        torch.manual_seed(1)
+        run = tiny.trainer(tmp_path / str(accumulate), plan, model=tiny.network(dropout=0.0))
+        term = Weights(run.step.model)
+        run.step = TrainStep(run.step.model, nn.CrossEntropyLoss(), {"weights": term})
+        run.optimizer = make_optimizer(run.step, plan.optim)
+        tensors.append({name: value.clone() for name, value in run.run().state_dict().items()})
+        logs.append(run.rows)
+        assert term.calls == 2 * 64 // 16  # updates
+    for name, value in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], value, msg=name)  # sums in another order
+    for one, four in zip(*logs, strict=True):
+        for key in ("loss", "loss_task", "loss_weights"):
+            assert four[key] == pytest.approx(one[key], rel=1e-5)
+    assert logs[0][0]["loss_weights"] > 0.1
+
+
 def trainer(folder, plan) -> tuple[Trainer, Noisy]:
     torch.manual_seed(1)
     run = tiny.trainer(folder, plan, model=tiny.network(dropout=0.0))

@@ -142,7 +142,7 @@ class Trainer:
         for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
             quiet = self.accelerator.no_sync(self._wrapped) if i + 1 < parts else nullcontext()
             with quiet:
-                result = self._wrapped(x, y, size)
+                result = self._wrapped(x, y, size, len(images) / len(x) if i == 0 else 0.0)
                 self.accelerator.backward(result.loss * (len(x) / len(images)))
             per_image = torch.stack([result.loss.detach(), result.correct / len(x), *result.terms.values()])
             sums += per_image * len(x)

@@ -23,7 +23,8 @@ class Open(Protocol):
 class Term(Open, Protocol):
     """What is added to the loss: inside `with term`, the model runs forward, and `term()` is () float32.
 
-    `parameters()` are trainable tensors that it owns; they are trained and checkpointed, and never published.
+    `parameters()` are trainable tensors that it owns; they are trained and checkpointed, and never published. A term
+    whose value does not depend on the batch says so by a true attribute `once_per_update`.
     """
 
     def __call__(self) -> Tensor: ...
@@ -60,6 +61,8 @@ class TrainStep(nn.Module):
         angular: the criterion is an `AngularSoftmax`, called with what goes into the classifier of the model, (B, D),
             its rows (K, D), labels, and its steepness where it has a learnable one.
         size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
+        once (of the call): factor of the terms that are `once_per_update`; with 0 they are not evaluated, and count as
+            0. For a batch that is worked through in parts: 1 / the share of one of them, and 0 with the others.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class TrainStep(nn.Module):
             if seed is not None:
                 seed((number + 7919 * (i + 1)) % 2**63)
 
-    def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None) -> StepResult:
+    def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None, once: float = 1.0) -> StepResult:
         if size_px is not None and size_px != images.shape[-1]:
             images = F.interpolate(images, size=size_px, mode="bilinear", antialias=True)
         with ExitStack() as stack:
@@ -100,11 +103,17 @@ class TrainStep(nn.Module):
                 stack.enter_context(self._classifier().register_forward_pre_hook(self._keep_features))
             logits = self.model(images).float()
             task = self._task(logits, targets)
-            values = {"task": task} | {name: term() for name, term in self.terms.items()}
+            values = {"task": task} | {name: self._term(term, once, task) for name, term in self.terms.items()}
         answers = logits.detach().argmax(1)
         right = answers == targets if targets.ndim == 1 else targets.gather(1, answers[:, None])
         loss = torch.stack(list(values.values())).sum()
         return StepResult(loss, {name: value.detach() for name, value in values.items()}, right.sum())
+
+    @staticmethod
+    def _term(term: Term, once: float, task: Tensor) -> Tensor:
+        if not getattr(term, "once_per_update", False):
+            return term()
+        return once * term() if once else task.new_zeros(())
 
     def _task(self, logits: Tensor, targets: Tensor) -> Tensor:
         if not self.angular:
