@@ -20,29 +20,43 @@ BRANCHES = {"training", "data", "models", "losses", "regularizers", "mixup"}
 ALLOWED = {
     "names": {"errors"},
     "errors": set(),
-    "layers": set(),
+    "gradients": set(),
+    "layers": {"gradients"},
     "taps": set(),
     "manifest": set(),
     "hub": set(),
     "weights": {"manifest", "hub"},
     "models": {"layers", "weights"},
     "losses": {"layers"},
-    "regularizers": {"taps"},
+    "regularizers": {"taps", "gradients"},
     "mixup": {"taps"},
     "data": set(),
     "training": set(),
     "zoo": {"models", "weights", "manifest"},
     "checkout": set(),
+    "attacks": set(),
     "save": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
     "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
     "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
-PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy")
+PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy", "robustness")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
-    "timm": {"models", "zoo", "training", "build", "train", "evaluate", "publish", "entry", "save", "__init__"},
+    "timm": {
+        "models",
+        "zoo",
+        "training",
+        "build",
+        "train",
+        "evaluate",
+        "robustness",
+        "publish",
+        "entry",
+        "save",
+        "__init__",
+    },
     "huggingface_hub": {"hub", "data"},
     "safetensors": {"weights", "data", "training", "publish", "verify", "save"},
     "accelerate": {"training", "build", "train", "evaluate"},

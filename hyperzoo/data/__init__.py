@@ -5,6 +5,8 @@ from hyperzoo.data.augment import ImageBatches as ImageBatches
 from hyperzoo.data.augment import augment as augment
 from hyperzoo.data.augment import eval_batches as eval_batches
 from hyperzoo.data.augment import plan_epoch as plan_epoch
+from hyperzoo.data.deform import DEFORMATIONS as DEFORMATIONS
+from hyperzoo.data.deform import deform as deform
 from hyperzoo.data.images import ImageSet as ImageSet
 from hyperzoo.data.images import load_images as load_images
 from hyperzoo.data.streamed import StreamedBatches as StreamedBatches

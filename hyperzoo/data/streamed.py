@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,17 @@ class StreamedSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def take(self, indices: Tensor) -> "StreamedSet":
+        """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
+        numbers = ",".join(map(str, indices.tolist()))
+        return replace(
+            self,
+            labels=self.labels[indices],
+            origin=f"{self.origin}, {len(indices)} of {len(self)} images",
+            fingerprint=hashlib.sha256(f"{self.fingerprint} {numbers}".encode()).hexdigest(),
+            read=_Part(self.read, indices.tolist()),
+        )
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["StreamedSet", "StreamedSet"]:
         raise InputError(f"hold_out is for data sets in memory, and {self.name} is read from {self.origin}")
@@ -121,6 +132,16 @@ class _RowReader:
 
     def __call__(self, index: int) -> PIL.Image.Image:
         return self._rows[index]["image"].convert("RGB")
+
+
+class _Part:
+    """Reads the n-th of some samples of a reader."""
+
+    def __init__(self, read: Callable[[int], PIL.Image.Image], indices: list[int]) -> None:
+        self._read, self._indices = read, indices
+
+    def __call__(self, index: int) -> PIL.Image.Image:
+        return self._read(self._indices[index])
 
 
 class StreamedBatches:

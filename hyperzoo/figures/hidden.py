@@ -1,0 +1,27 @@
+"""Digits in a hidden layer of two numbers, without mixing and with it (arXiv 1806.05236, Figure 3)."""
+
+from pathlib import Path
+
+import torch
+
+from hyperzoo import plots
+from hyperzoo.figures import perceptrons, spectrum
+
+EPOCHS, SHOWN = 8, 3000
+
+
+def draw(picture: Path) -> Path:
+    """Draw the two hidden states of held-out digits, a color a class; returns the picture."""
+    x, y, held, labels = spectrum.digits()
+    settings = dict(batch_size=spectrum.BATCH, lr=spectrum.LR, alpha=spectrum.ALPHA)
+    networks = perceptrons.trained(lambda: spectrum.network(2), x, y, epochs=EPOCHS, **settings)
+    figure, places = plots.figure(1, len(networks), (10.5, 3.8))
+    for axes, (method, network) in zip(places, networks.items(), strict=True):
+        states = perceptrons.bottleneck(network, held)
+        with torch.no_grad():
+            wrong = 100 * float((network(held).argmax(1) != labels).double().mean())
+        axes.scatter(*states[:SHOWN].T, c=labels[:SHOWN], cmap="tab10", s=2)
+        axes.set_title(f"{perceptrons.TITLES[method]}: error {wrong:.2f} %", fontsize=10)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    return plots.save(figure, picture)

@@ -1,0 +1,66 @@
+"""Two spirals in the plane: what mixing does to the boundary, and to the hidden states (arXiv 1806.05236, Figure 1)."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hyperzoo import plots
+from hyperzoo.figures import perceptrons
+from hyperzoo.models.mlp import BottleneckMLP, mlp_spiral
+
+POINTS, NOISE = 600, 0.02
+EPOCHS, BATCH, LR, ALPHA = 200, 100, 2e-3, 1.0
+SIDE = 200  # of a picture, in pixels
+
+
+def spirals(count: int = POINTS, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Points (N, 2) on two arms that wind around each other, in about [-1, 1], and their arms (N,)."""
+    generator = torch.Generator().manual_seed(seed)
+    arms = torch.arange(count) % 2
+    radius = 0.1 + 0.9 * torch.rand(count, generator=generator).sqrt()
+    angle = 3 * math.pi * radius + math.pi * arms
+    points = torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    return points + NOISE * torch.randn(count, 2, generator=generator), arms
+
+
+def draw(picture: Path) -> Path:
+    """Draw the probability of a class over the plane, and over the two hidden states; returns the picture."""
+    x, y = spirals()
+    networks = perceptrons.trained(mlp_spiral, x, y, epochs=EPOCHS, batch_size=BATCH, lr=LR, alpha=ALPHA)
+    figure, axes = plots.figure(2, len(networks), (10.5, 7.0))
+    for (upper, lower), (method, network) in zip(axes.T, networks.items(), strict=True):
+        hidden = perceptrons.bottleneck(network, x)
+        low, high = hidden.aminmax(dim=0)
+        margin = 0.1 * (high - low)
+        plane, limit = torch.tensor([-1.2, -1.2]), torch.tensor([1.2, 1.2])
+        _surface(upper, _probability(network, _grid(plane, limit), hidden=False), plane, limit, x, y)
+        states = _grid(low - margin, high + margin)
+        _surface(lower, _probability(network, states, hidden=True), low - margin, high + margin, hidden, y)
+        upper.set_title(perceptrons.TITLES[method])
+    axes[0, 0].set_ylabel("the plane")
+    axes[1, 0].set_ylabel("the two hidden states")
+    return plots.save(figure, picture)
+
+
+def _grid(low: Tensor, high: Tensor) -> Tensor:
+    """(SIDE * SIDE, 2), row by row from below."""
+    across, up = (torch.linspace(float(a), float(b), SIDE) for a, b in zip(low, high, strict=True))
+    return torch.stack([across.repeat(SIDE), up.repeat_interleave(SIDE)], 1)
+
+
+@torch.no_grad()
+def _probability(network: BottleneckMLP, points: Tensor, *, hidden: bool) -> Tensor:
+    """Of the second class, (SIDE, SIDE), at points of the plane or at hidden states."""
+    logits = network.fc(network.after(network.act(points))) if hidden else network(points)
+    return logits.softmax(1)[:, 1].view(SIDE, SIDE)
+
+
+def _surface(axes, probability: Tensor, low: Tensor, high: Tensor, points: Tensor, labels: Tensor) -> None:
+    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
+    axes.imshow(probability, origin="lower", extent=extent, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
+    for label, color in ((0, plots.ORANGE), (1, plots.BLUE)):
+        axes.scatter(*points[labels == label].T, s=3, color=color)
+    axes.set_xticks([])
+    axes.set_yticks([])

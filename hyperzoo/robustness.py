@@ -1,0 +1,191 @@
+"""How a model does away from clean test images: calibration, deformed images, attacks.
+
+The study of Manifold Mixup (arXiv 1806.05236, Tables 1, 4, 7 and 9), for any image model.
+"""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperzoo import evaluate, plots
+from hyperzoo.attacks import fgsm, pgd
+from hyperzoo.data import DEFORMATIONS, Batch, deform
+
+COLUMNS = ("condition", "accuracy (%)", "NLL (nats)")
+FGSM = (4, 8)  # epsilon, in 255ths
+PGD, PGD_STEP, PGD_STEPS = 8, 2, 20  # epsilon and step in 255ths: the attack of arXiv 1706.06083 on CIFAR-10
+_SIGNS = {"rotation": "±{:g}°", "shear": "±{:g}°", "zoom": "to {:.0%}"}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a model does under one condition: accuracy in %, nll in nats per image."""
+
+    name: str
+    accuracy: float
+    nll: float
+
+    def shown(self) -> tuple[str, ...]:
+        """The condition as text, in the order of `COLUMNS`."""
+        return self.name, f"{self.accuracy:.2f}", f"{self.nll:.4f}"
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images by the probability of the predicted class: how many, their mean probability, the part that is right."""
+
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """conditions: the clean images first.   ece in %.   bins: of equal width from 0 to 1.   origin: of the images."""
+
+    conditions: tuple[Condition, ...]
+    ece: float
+    bins: tuple[Bin, ...]
+    origin: str
+
+
+def measure(
+    model: nn.Module, images: evaluate.Images, *, seed: int = 0, batch_size: int = 250, workers: int = 0
+) -> Robustness:
+    """Accuracy and NLL on images as they are, deformed (`data.deform`) and attacked (`attacks`), and calibration.
+
+    Attacks work on pixels in [0, 1] and know the labels: FGSM with epsilon 4/255 and 8/255; PGD with epsilon 8/255, 20
+    steps of 2/255 and a random start. In float32 and evaluation mode. The model comes back as it was, gradients too.
+
+    Args:
+        seed: of the angles, one an image for each kind of deformation, and of the random starts. The batch size changes
+            nothing but rounding.
+    Raises:
+        InputError: see `attacks.pgd`.
+    Differs:
+        The paper names neither the epsilon of FGSM nor the settings of PGD.
+    """
+    config, where = timm.data.resolve_model_data_config(model), next(model.parameters()).device
+    mean, std = (torch.tensor(config[key], device=where).view(1, -1, 1, 1) for key in ("mean", "std"))
+
+    def network(pixels: Tensor) -> Tensor:
+        return model.forward((pixels - mean) / std).float()
+
+    conditions = _conditions(network, len(images), seed)
+    right = dict.fromkeys(conditions, 0)
+    nll = dict.fromkeys(conditions, 0.0)
+    probabilities, hits = [], []
+    batches = evaluate.batches(model, images, batch_size=batch_size, workers=workers, normalized=False)
+    with evaluate.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
+        for batch in _shown(batches, -(-len(images) // batch_size)):
+            for name, changed in conditions.items():
+                logits = network(changed(batch))
+                hit = logits.argmax(1) == batch.labels
+                right[name] += int(hit.sum())
+                nll[name] += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
+                if name == "clean":
+                    probabilities.append(logits.softmax(1).amax(1))
+                    hits.append(hit)
+    bins = reliability(torch.cat(probabilities), torch.cat(hits))
+    return Robustness(
+        tuple(Condition(name, 100 * right[name] / len(images), nll[name] / len(images)) for name in conditions),
+        100 * calibration_error(bins),
+        bins,
+        images.origin,
+    )
+
+
+def _conditions(network: Callable[[Tensor], Tensor], count: int, seed: int) -> dict[str, Callable[[Batch], Tensor]]:
+    """What is done to the pixels of a batch, by the name of the condition."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = {kind: 2 * torch.rand(count, generator=generator) - 1 for kind in DEFORMATIONS}
+
+    def deformed(kind: str, amount: float) -> Callable[[Batch], Tensor]:
+        return lambda batch: deform(batch.images, kind, amount, draws[kind][batch.indices.cpu()])
+
+    def stepped(epsilon: int) -> Callable[[Batch], Tensor]:
+        return lambda batch: fgsm(network, batch.images, batch.labels, epsilon=epsilon / 255)
+
+    def climbed(batch: Batch) -> Tensor:
+        size = dict(epsilon=PGD / 255, step=PGD_STEP / 255, steps=PGD_STEPS)
+        return pgd(network, batch.images, batch.labels, **size, generator=generator)
+
+    return {
+        "clean": lambda batch: batch.images,
+        **{
+            f"{kind} {_SIGNS[kind].format(amount)}": deformed(kind, amount)
+            for kind, amounts in DEFORMATIONS.items()
+            for amount in amounts
+        },
+        **{f"FGSM {epsilon}/255": stepped(epsilon) for epsilon in FGSM},
+        f"PGD-{PGD_STEPS} {PGD}/255": climbed,
+    }
+
+
+def _shown(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
+    """The batches, with a progress bar in a terminal: attacks take minutes."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(batches, "robustness", total=count, console=Console(stderr=True), disable=not sys.stderr.isatty())
+
+
+def reliability(probability: Tensor, right: Tensor, *, bins: int = evaluate.ECE_BINS) -> tuple[Bin, ...]:
+    """Bins (i / bins, (i + 1) / bins] of the probability of the predicted class (arXiv 1706.04599, section 2).
+
+    Shapes:
+        probability: (N,) in [0, 1].   right: (N,) bool.
+    """
+    place = ((probability * bins).ceil().long() - 1).clamp(min=0)
+    count = torch.bincount(place, minlength=bins)
+    confidence, accuracy = (
+        torch.bincount(place, values.double(), minlength=bins) / count.clamp(min=1) for values in (probability, right)
+    )
+    return tuple(Bin(*row) for row in zip(count.tolist(), confidence.tolist(), accuracy.tolist(), strict=True))
+
+
+def calibration_error(bins: tuple[Bin, ...]) -> float:
+    """ECE = sum_b n_b / N |accuracy_b - confidence_b| (arXiv 1706.04599, eq. 5)."""
+    return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / sum(one.count for one in bins)
+
+
+def draw(found: Robustness, picture: Path, *, title: str) -> Path:
+    """Draw the reliability of a model, and its accuracy under each condition; returns the PNG.
+
+    Args:
+        picture: a PNG file to write; its folder exists.
+    """
+    drawn, (left, right) = plots.figure(1, 2, (10.5, 5.0))
+    width = 1 / len(found.bins)
+    total = sum(one.count for one in found.bins)
+    filled = [(i, one) for i, one in enumerate(found.bins) if one.count]
+    middles = [(i + 0.5) * width for i, _ in filled]
+    left.bar(middles, [one.accuracy for _, one in filled], 0.9 * width, color="#56b4e9", label="part that is right")
+    left.plot([one.confidence for _, one in filled], [one.accuracy for _, one in filled], "o", color=plots.BLUE)
+    left.bar(middles, [one.count / total for _, one in filled], 0.3 * width, color="#999999", label="share of images")
+    left.plot([0, 1], [0, 1], "--", color=plots.ORANGE, label="calibrated")
+    left.set_xlabel("probability of the predicted class")
+    left.set_xlim(0, 1)
+    left.set_ylim(0, 1)
+    left.set_title(f"calibration error {found.ece:.2f} %", fontsize=10)
+    left.legend(frameon=False, fontsize=8, loc="upper left")
+    left.grid(alpha=0.3)
+    places = range(len(found.conditions))
+    kinds = [one.name.partition(" ")[0].partition("-")[0] for one in found.conditions]
+    colors = {kind: color for kind, (color, _) in zip(dict.fromkeys(kinds), plots.STYLES, strict=False)}
+    right.barh(places, [one.accuracy for one in found.conditions], color=[colors[kind] for kind in kinds])
+    for place, one in zip(places, found.conditions, strict=True):
+        right.text(one.accuracy + 1, place, f"{one.accuracy:.1f}", va="center", fontsize=7)
+    right.set_yticks(places, [one.name for one in found.conditions], fontsize=8)
+    right.set_ylim(len(found.conditions) - 0.5, -0.5)
+    right.set_xlim(0, 105)
+    right.set_xlabel("accuracy (%)")
+    right.grid(alpha=0.3, axis="x")
+    drawn.suptitle(title)
+    return plots.save(drawn, picture)

@@ -1,0 +1,75 @@
+"""Deformed images are what scipy's affine transform makes of them, and what the picture says for right angles."""
+
+import doctest
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import affine_transform
+
+from hyperzoo.data import DEFORMATIONS, deform
+from hyperzoo.errors import InputError
+
+
+def made(rows=3, height=9, width=7):
+    return torch.rand(rows, 2, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def matrix(kind, t, amount):
+    """In (row, column), as the paper's terms say it: the other order of the docstring's (x, y)."""
+    return {
+        "rotation": [[math.cos(t), math.sin(t)], [-math.sin(t), math.cos(t)]],
+        "shear": [[1, -math.sin(t)], [0, math.cos(t)]],
+        "zoom": [[amount, 0], [0, amount]],
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", DEFORMATIONS)
+def test_every_deformation_of_the_paper_is_that_of_scipy(kind):
+    images, draws = made(), torch.tensor([-0.9, 0.3, 1.0], dtype=torch.float64)
+    center = np.array([(images.shape[2] - 1) / 2, (images.shape[3] - 1) / 2])
+    for amount in DEFORMATIONS[kind]:
+        got = deform(images, kind, amount, draws)
+        for i, draw in enumerate(draws.tolist()):
+            a = np.array(matrix(kind, math.radians(draw * amount), amount))
+            for channel in range(2):
+                expected = affine_transform(images[i, channel].numpy(), a, center - a @ center, order=1, mode="nearest")
+                torch.testing.assert_close(got[i, channel], torch.from_numpy(expected), rtol=0, atol=1e-9)
+
+
+def test_quarter_turns_and_what_changes_nothing():
+    square, rows = made(height=8, width=8), torch.ones(3)
+    for turns in (1, 2, 3):
+        torch.testing.assert_close(deform(square, "rotation", 90.0 * turns, rows), square.rot90(turns, (2, 3)))
+    torch.testing.assert_close(deform(square, "zoom", 1.0, rows), square)
+    for kind in ("rotation", "shear"):
+        torch.testing.assert_close(deform(square, kind, 80.0, 0 * rows), square)
+
+
+def test_layout_and_type_are_kept():
+    images = made().float().contiguous(memory_format=torch.channels_last)
+    got = deform(images, "rotation", 20.0, torch.ones(3))
+    assert got.dtype == torch.float32 and got.shape == images.shape
+    assert got.min() >= 0 and got.max() <= 1  # bilinear: no pixel leaves [0, 1], where attacks and networks expect them
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "amount", "draws", "message"),
+    [
+        (made().byte(), "zoom", 0.5, torch.ones(3), r"uint8 \(3, 2, 9, 7\)"),
+        (made()[0], "zoom", 0.5, torch.ones(2), r"\(2, 9, 7\)"),
+        (made(), "zoom", 0.5, torch.ones(2), r"and \(2,\)"),
+        (made(), "twist", 0.5, torch.ones(3), "one of rotation, shear, zoom .* got 'twist' by 0.5"),
+        (made(), "zoom", 0.0, torch.ones(3), "'zoom' by 0.0"),
+        (made(), "rotation", math.nan, torch.ones(3), "by nan"),
+    ],
+)
+def test_bad_input(images, kind, amount, draws, message):
+    with pytest.raises(InputError, match=message):
+        deform(images, kind, amount, draws)
+
+
+def test_the_example_runs():
+    assert doctest.testmod(sys.modules[deform.__module__]) == (0, 2)

@@ -1,0 +1,168 @@
+"""`hyperzoo eval --robustness` measures what it says, once an image, and leaves the model as it was."""
+
+import copy
+import re
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from hyperzoo import evaluate, robustness
+from hyperzoo.cli import _exit_code
+from hyperzoo.data import DEFORMATIONS, ImageSet, deform
+from hyperzoo.errors import InputError, UnknownNameError
+from hyperzoo.save import save_model
+
+NAME = "resnet20_cifar.plain_c10"
+
+
+def made(count=12):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    images[0], images[1] = 0, 255
+    return ImageSet("c10", "test", images, torch.arange(count) % 10, tuple("abcdefghij"), "made")
+
+
+def small():
+    torch.manual_seed(0)
+    return timm.create_model("resnet20_cifar", widths=(4, 4, 8)).eval()
+
+
+def test_bins_are_those_of_a_loop():
+    torch.manual_seed(0)
+    probability, right = torch.rand(500), torch.rand(500) < 0.6
+    probability[:4] = torch.tensor([0.0, 1.0, 0.2, 0.4])  # at the borders: (low, high], and 0 in the first
+    bins = robustness.reliability(probability, right, bins=5)
+    error = 0.0
+    for i, one in enumerate(bins):
+        inside = [n for n, p in enumerate(probability.tolist()) if i / 5 < p <= (i + 1) / 5 or (p == 0 and i == 0)]
+        assert one.count == len(inside)
+        assert one.confidence == pytest.approx(sum(probability[inside].tolist()) / len(inside), rel=1e-6)
+        assert one.accuracy == pytest.approx(sum(right[inside].tolist()) / len(inside))
+        error += len(inside) / 500 * abs(one.accuracy - one.confidence)
+    assert robustness.calibration_error(bins) == pytest.approx(error)
+
+
+def test_the_calibration_error_is_that_of_torchmetrics():
+    torch.manual_seed(1)
+    logits, labels = 2 * torch.randn(400, 7), torch.randint(0, 7, (400,))
+    bins = robustness.reliability(logits.softmax(1).amax(1), logits.argmax(1) == labels)
+    assert len(bins) == 15 and min(one.count for one in bins) == 0 and sum(one.count for one in bins) == 400
+    expected = multiclass_calibration_error(logits.softmax(1), labels, num_classes=7, n_bins=15)
+    assert robustness.calibration_error(bins) == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_every_condition_beside_a_slow_form():
+    model, images = small(), made()
+    found = robustness.measure(model, images, seed=4)
+    assert [one.name for one in found.conditions] == [
+        "clean",
+        "rotation ±20°",
+        "rotation ±40°",
+        "rotation ±60°",
+        "rotation ±80°",
+        "shear ±28.6°",
+        "shear ±57.3°",
+        "shear ±114.6°",
+        "shear ±143.2°",
+        "shear ±171.9°",
+        *[f"zoom to {part} %" for part in (20, 40, 60, 80, 120, 140, 160, 180)],
+        "FGSM 4/255",
+        "FGSM 8/255",
+        "PGD-20 8/255",
+    ]
+    got = {one.name: one for one in found.conditions}
+    clean = evaluate.measure(model, images)
+    assert (got["clean"].accuracy, found.origin) == (clean.accuracy, "made")
+    assert got["clean"].nll == pytest.approx(clean.nll, rel=1e-5) and found.ece == pytest.approx(clean.ece, rel=1e-4)
+
+    config = timm.data.resolve_model_data_config(model)
+    mean, std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    pixels, labels = images.images / 255, images.labels
+    generator = torch.Generator().manual_seed(4)
+    draws = {kind: 2 * torch.rand(12, generator=generator) - 1 for kind in DEFORMATIONS}
+    expected = {
+        "rotation ±40°": deform(pixels, "rotation", 40.0, draws["rotation"]),
+        "shear ±171.9°": deform(pixels, "shear", 171.9, draws["shear"]),
+        "zoom to 60 %": deform(pixels, "zoom", 0.6, draws["zoom"]),
+    }
+    at = pixels.clone().requires_grad_()
+    F.cross_entropy(model((at - mean) / std), labels).backward()
+    expected["FGSM 8/255"] = (pixels + 8 / 255 * at.grad.sign()).clamp(0, 1)
+    for name, changed in expected.items():
+        with torch.no_grad():
+            logits = model((changed - mean) / std)
+        assert got[name].nll == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4), name
+        assert got[name].accuracy == pytest.approx(100 * float((logits.argmax(1) == labels).float().mean())), name
+    assert got["PGD-20 8/255"].nll > got["FGSM 8/255"].nll > got["FGSM 4/255"].nll > got["clean"].nll
+
+
+def test_the_batch_size_changes_nothing_and_the_seed_does():
+    model, images = small(), made()
+    whole, parts, other = (
+        robustness.measure(model, images, batch_size=size, seed=seed) for size, seed in ((12, 0), (5, 0), (12, 1))
+    )
+    for one, two in zip(whole.conditions, parts.conditions, strict=True):
+        assert one.nll == pytest.approx(two.nll, rel=1e-4), one.name
+    assert whole == robustness.measure(model, images, batch_size=12, seed=0)
+    changed = {a.name for a, b in zip(whole.conditions, other.conditions, strict=True) if a.nll != b.nll}
+    assert {name.split()[0] for name in changed} == {"rotation", "shear", "PGD-20"}
+
+
+def test_the_model_comes_back_as_it_was():
+    model, images = small().train(), made(4)
+    model.bn1.eval()  # a part of it is frozen
+    model.conv1.weight.requires_grad_(False)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 2.0)
+    state = copy.deepcopy(model.state_dict())
+    before = [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    robustness.measure(model, images)
+    assert before == [(module.training, len(module._forward_hooks)) for module in model.modules()]
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert all(bool((p.grad == 2).all()) for p in model.parameters())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    model.fc.weight.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        robustness.measure(model, images)
+    assert model.training and not model.bn1.training
+
+
+def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
+    picture = tmp_path / "robust.png"
+    assert _exit_code(["eval", NAME, "--robustness", "--limit", "10", "--out", str(picture)]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    accuracy = {row[0]: float(row[1]) for row in rows if len(row) == 3}
+    assert len(accuracy) == 21 and accuracy["clean"] >= 70
+    assert accuracy["PGD-20 8/255"] == 0 <= accuracy["FGSM 8/255"] < accuracy["clean"]  # no defense at all
+    last = dict(row for row in rows if len(row) == 2)
+    assert re.search(r", 10 of 500 images$", last["images"]) and last["seed"] == "0"
+    assert rows[-1] == [str(picture)] and picture.read_bytes().startswith(b"\x89PNG")
+    model, images = evaluate.subject(NAME, limit=10)
+    assert images.fingerprint == evaluate.subject(NAME, limit=10)[1].fingerprint and len(images) == 10
+    assert last["calibration error"] == f"{evaluate.measure(model, images).ece:.2f} %"
+
+
+def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, capsys):
+    save_model(small(), tmp_path / "run", classes=tuple("abcdefghij"), args=dict(widths=(4, 4, 8)))
+    name = f"local-dir:{tmp_path / 'run'}"
+    assert _exit_code(["eval", name, "--data", "c10", "--limit", "20"]) == 0
+    found = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert found["total"] == "20" and found["images"].endswith(", 20 of 500 images")
+    assert evaluate.run(name, dataset="c10", limit=20).accuracy == float(found["accuracy"])
+    assert evaluate.run(name, dataset="c10", limit=10**6).total == 500
+    for words, message in (
+        ([name], "no weight of ours: say on which data set .* c10, c100, mnist"),
+        (["resnet18"], "no weight of ours"),
+        (["resnet18", "--data", "c10"], "for 3 channels and 1000 classes; c10 has 3 and 10"),
+        ([NAME, "--data", "c11"], "no image data set 'c11'"),
+    ):
+        assert _exit_code(["eval", *words]) == 1
+        assert re.search(message, capsys.readouterr().err)
+    with pytest.raises(InputError, match="limit must be at least 1; got 0"):
+        evaluate.subject(NAME, limit=0)
+    with pytest.raises(UnknownNameError, match="resnet20_cifar.mhe_c10"):
+        evaluate.subject("resnet20_cifar.mhe_c10")
