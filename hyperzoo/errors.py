@@ -68,6 +68,10 @@ class PublishError(HyperzooError, RuntimeError):
     """A weight that cannot be published; no file was changed."""
 
 
+class ExportError(HyperzooError, RuntimeError):
+    """A network that cannot be written in a format, or gives other outputs in it; no file was written."""
+
+
 class LaunchError(RunError):
     """Another number of processes than the launcher or the recipe asked for."""
 
@@ -78,3 +82,7 @@ class MissingExtraError(HyperzooError, ImportError):
 
 class PackagePairError(HyperzooError, ImportError):
     """A torch and a torchvision that do not belong together, or one of them missing."""
+
+
+class SiteError(HyperzooError, RuntimeError):
+    """A page of weights that cannot be written, or the runtime of its demo that cannot be had; no file was changed."""
