@@ -69,7 +69,7 @@ def test_shapes_of_cnn_9_are_those_of_the_table():
     assert [tuple(m.shape[1:]) for m in maps] == [(128, 32, 32), (192, 16, 16), (256, 8, 8)]
     assert model.forward_features(torch.empty(1, 3, 32, 32, device="meta")).shape == (1, 256, 1, 1)
     assert model.fc6.conv.kernel_size == (4, 4) and model.fc6.conv.padding == (0, 0)
-    assert model.score.bias is None
+    assert model.fc.bias is None
     activations = [m for m in model.modules() if isinstance(m, nn.ReLU)]
     assert len(activations) == 9  # none behind fc6
 
@@ -82,7 +82,7 @@ def test_cnn_equals_its_formula():
     for stage in (model.stage1, model.stage2, model.stage3):
         expected = torch.relu(stage[0].bn(stage[0].conv(expected)))
         expected = expected.unflatten(2, (-1, 2)).unflatten(4, (-1, 2)).amax((3, 5))
-    expected = model.fc6.bn(model.fc6.conv(expected)).flatten(1) @ model.score.weight.T
+    expected = model.fc6.bn(model.fc6.conv(expected)).flatten(1) @ model.fc.weight.T
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_other_sizes_are_averaged_to_the_size_of_fc6():
 def test_initial_filters_have_the_deviation_of_the_paper():
     torch.manual_seed(0)
     model = timm.create_model("sphere_cnn3")
-    for module in (model.stage3[0].conv, model.fc6.conv, model.score):
+    for module in (model.stage3[0].conv, model.fc6.conv, model.fc):
         fan_in = module.weight[0].numel()
         assert module.weight.std().item() == pytest.approx((2 / fan_in) ** 0.5, rel=0.06)  # 2,560 numbers or more
 

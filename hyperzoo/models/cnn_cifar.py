@@ -16,20 +16,17 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.scalar import ScalarBias
 from hyperzoo.models._create import create, register, weight_cfgs
-from hyperzoo.models._input import check_images
-from hyperzoo.models._units import BN_EPS, Headed, make_head
+from hyperzoo.models._staged import Staged
+from hyperzoo.models._units import BN_EPS
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["CNN11"]
 
-torch.fx.wrap("check_images")
 # (channels, kernel size) of the convolutions of each stage; all stages but the last end in max pooling and dropout
 STAGES = (
     ((192, 5),),
@@ -48,7 +45,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 SECOND_MOMENT = {"relu": 0.5, "leaky_relu": 0.50005, "elu": 0.644944}  # E[act(z)^2] for z ~ N(0, 1)
 
 
-class CNN11(Headed):
+class CNN11(Staged):
     """A plain network of six stages of convolutions, of which five end in max pooling.
 
     Shapes:
@@ -81,10 +78,8 @@ class CNN11(Headed):
         if len(stage_drop_rates) != 5:
             raise InputError(f"stage_drop_rates must be five numbers; got {stage_drop_rates!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.head_bias = True
         self.grad_checkpointing = False
         self.activation = activation
 
@@ -107,8 +102,7 @@ class CNN11(Headed):
         self.stage5, self.pool5 = stages[4], pools[4]
         self.stage6 = stages[5]
         self.num_features = in_chs
-        self.global_pool, self.fc = make_head(in_chs, num_classes, global_pool, bias=True, **dd)
-        self.head_hidden_size = in_chs * self.global_pool.feat_mult()
+        self._add_head(num_classes, global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
@@ -125,67 +119,16 @@ class CNN11(Headed):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^stage1\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = check_images(x, self.in_chans)
-        for i, (stage, pool) in enumerate(self._stages()):
-            if stop_early and i > last:
-                break
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take:
-                intermediates.append(x)
-            x = pool(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    @torch.jit.ignore
-    def _stages(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [
-            (self.stage1, self.pool1),
-            (self.stage2, self.pool2),
-            (self.stage3, self.pool3),
-            (self.stage4, self.pool4),
-            (self.stage5, self.pool5),
-            (self.stage6, nn.Identity()),
-        ]
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        for i in range(last + 1, len(self.feature_info)):
-            setattr(self, f"stage{i + 1}", nn.Sequential())
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
     def forward_features(self, x: Tensor) -> Tensor:
-        x = check_images(x, self.in_chans)
+        x = self._before(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            for stage, pool in self._stages():
-                x = pool(checkpoint_seq(stage, x))
-            return x
+            return self._checkpointed(x)
         x = self.pool1(self.stage1(x))
         x = self.pool2(self.stage2(x))
         x = self.pool3(self.stage3(x))
         x = self.pool4(self.stage4(x))
         x = self.pool5(self.stage5(x))
         return self.stage6(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _unit(in_chs: int, out_chs: int, size: int, activation: str, batch_norm: bool, **dd: Any) -> nn.Sequential:

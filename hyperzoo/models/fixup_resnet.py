@@ -14,15 +14,13 @@ import torch
 import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.scalar import ScalarBias, ScalarScale
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import make_head
+from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import WIDTHS, cfg_cifar
 
 __all__ = ["FixupResNet"]
@@ -87,7 +85,7 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], [0, 0, 0, 0, 0, self.channels])
 
 
-class FixupResNet(nn.Module):
+class FixupResNet(Staged):
     """A residual network with a 3 x 3 stem, without normalization or with batch norm.
 
     Shapes:
@@ -101,6 +99,8 @@ class FixupResNet(nn.Module):
     Raises:
         InputError: a depth that is not 6n + 2, falling widths, or an input of another rank, channel count or dtype.
     """
+
+    behind = ("bias2",)
 
     def __init__(
         self,
@@ -120,7 +120,6 @@ class FixupResNet(nn.Module):
         if len(widths) != 3 or list(widths) != sorted(widths):
             raise InputError(f"widths must be three numbers of channels, none below the one before; got {widths!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -142,9 +141,8 @@ class FixupResNet(nn.Module):
             for i, (width, reduction) in enumerate(zip(widths, (1, 2, 4), strict=True))
         ]
         self.num_features = widths[2]
-        self.global_pool, self.fc = make_head(self.num_features, num_classes, global_pool, bias=True, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.bias2 = nn.Identity() if batch_norm else ScalarBias(**dd)
+        self.bias2 = nn.Identity() if batch_norm else ScalarBias(**dd)  # pooling may come before it or after
+        self._add_head(num_classes, global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
@@ -166,78 +164,19 @@ class FixupResNet(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^conv1|norm1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head: num_classes = 0 leaves the pooled features, global_pool = '' the map."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = self.conv1.weight
-        self.global_pool, self.fc = make_head(
-            self.num_features, num_classes, pool, bias=True, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = self._stem(x)
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
-            if stop_early and i > last:
-                break
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        for i in range(last + 1, len(self.feature_info)):
-            setattr(self, f"layer{i + 1}", nn.Sequential())
-        if prune_head:
-            self.bias2 = nn.Identity()
-            self.reset_classifier(0, "")
-        return take
-
-    def _stem(self, x: Tensor) -> Tensor:
+    def _before(self, x: Tensor) -> Tensor:
         return self.act1(self.norm1(self.conv1(check_images(x, self.in_chans))))
 
+    def _behind(self, x: Tensor) -> Tensor:
+        return self.bias2(x)
+
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
+        x = self._before(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
-        return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.bias2(self.global_pool(x))
-        if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+            x = self._checkpointed(x)
+        else:
+            x = self.layer3(self.layer2(self.layer1(x)))
+        return self._behind(x)
 
 
 _DEPTHS = (20, 56, 110)

@@ -49,7 +49,7 @@ class PlainCNN(SphereCNN):
 _SIZES = ((6, 64), (9, 16), (9, 32), (9, 64), (9, 128), (9, 256), (15, 64))
 default_cfgs = weight_cfgs(
     {
-        f"cnn{depth}_w{width}": cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv", classifier="score")
+        f"cnn{depth}_w{width}": cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
         for depth, width in _SIZES
     }
 )

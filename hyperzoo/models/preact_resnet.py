@@ -13,14 +13,12 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import Headed, make_head
+from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["PreActResNet"]
@@ -99,7 +97,7 @@ def _projection(in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -
 BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "wide": Wide}
 
 
-class PreActResNet(Headed):
+class PreActResNet(Staged):
     """A residual network of pre-activation blocks behind a 3 x 3 stem.
 
     Shapes:
@@ -117,6 +115,8 @@ class PreActResNet(Headed):
     Raises:
         InputError: an unknown block, not three or four stages; an input of another rank, channel count or dtype.
     """
+
+    behind = ("norm", "act")
 
     def __init__(
         self,
@@ -140,10 +140,8 @@ class PreActResNet(Headed):
         if len(depths) not in (3, 4) or len(widths) != len(depths) or min(depths) < 1:
             raise InputError(f"depths and widths must be of the same three or four stages; got {depths} and {widths}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
-        self.head_bias = True
         self.grad_checkpointing = False
 
         self.conv1 = nn.Conv2d(in_chans, stem_width, 3, stride=stem_stride, padding=1, bias=conv_bias, **dd)
@@ -162,62 +160,25 @@ class PreActResNet(Headed):
         self.norm = nn.BatchNorm2d(in_chs, **dd) if final_norm else nn.Identity()
         self.act = nn.ReLU(inplace=True) if final_norm else nn.Identity()
         self.num_features = in_chs
-        self.global_pool, self.fc = make_head(self.num_features, num_classes, global_pool, True, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._add_head(num_classes, global_pool, **dd)
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^conv1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = self._stem(x)
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
-            if stop_early and i > last:
-                break
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing and len(stage) else stage(x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (self.act(self.norm(x)), intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        for i in range(last + 1, len(self.feature_info)):
-            setattr(self, f"layer{i + 1}", nn.Sequential())
-        if prune_norm or last + 1 < len(self.feature_info):
-            self.norm, self.act = nn.Identity(), nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def _stem(self, x: Tensor) -> Tensor:
+    def _before(self, x: Tensor) -> Tensor:
         return self.conv1(check_images(x, self.in_chans))
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq([self.layer1, self.layer2, self.layer3, self.layer4], x, flatten=True)
-        else:
-            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+    def _behind(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self._before(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = self._checkpointed(x)
+        else:
+            x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self._behind(x)
 
 
 def _create(arch: str, pretrained: bool, stages: int, **kwargs: Any) -> PreActResNet:

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 import torch.fx
 import torch.nn as nn
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models._units import Headed, check_norm, make_conv, make_head, make_norm
+from hyperzoo.models._staged import Staged
+from hyperzoo.models._units import check_norm, make_conv, make_norm
 
 __all__ = ["ResNetCifar"]
 
@@ -50,7 +49,7 @@ class BasicBlock(nn.Module):
         return self.act2(out + self.shortcut(x))
 
 
-class ResNetCifar(Headed):
+class ResNetCifar(Staged):
     """A residual network with a 3 x 3 stem.
 
     Shapes:
@@ -89,7 +88,6 @@ class ResNetCifar(Headed):
         check_norm(norm, operator)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         kind: dict[str, Any] = {"operator": operator, "k": k, "norm": norm, **dd}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -109,10 +107,9 @@ class ResNetCifar(Headed):
             dict(num_chs=width, reduction=reduction, module=f"layer{i + 1}")
             for i, (width, reduction) in enumerate(zip(widths, (1, 2, 4), strict=True))
         ]
-        self.num_features = self.head_hidden_size = widths[2]
+        self.num_features = widths[2]
         self.head_bias = head_bias
-        self.global_pool, self.fc = make_head(self.num_features, num_classes, global_pool, head_bias, **dd)
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self._add_head(num_classes, global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
@@ -126,51 +123,14 @@ class ResNetCifar(Headed):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^conv1|bn1", blocks=r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)")
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = self._stem(x)
-        for i, stage in enumerate((self.layer1, self.layer2, self.layer3)):
-            if stop_early and i > last:
-                break
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for, and the head; returns the indices that stay."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        for i in range(last + 1, len(self.feature_info)):
-            setattr(self, f"layer{i + 1}", nn.Sequential())
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def _stem(self, x: Tensor) -> Tensor:
+    def _before(self, x: Tensor) -> Tensor:
         return self.act1(self.bn1(self.conv1(check_images(x, self.in_chans))))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = self._stem(x)
+        x = self._before(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x, flatten=True)
+            return self._checkpointed(x)
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def create_resnet_cifar(arch: str, pretrained: bool = False, **kwargs: Any) -> ResNetCifar:

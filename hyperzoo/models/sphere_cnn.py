@@ -17,19 +17,16 @@ import torch
 import torch.fx
 import torch.nn as nn
 import torch.nn.functional as F
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import create, register, weight_cfgs
-from hyperzoo.models._input import check_images
-from hyperzoo.models._units import check_norm, make_conv, make_head, make_norm
+from hyperzoo.models._staged import Staged
+from hyperzoo.models._units import check_norm, make_conv, make_norm
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["SphereCNN"]
 
-torch.fx.wrap("check_images")
 torch.fx.wrap("average_to_4x4")
 WIDTHS = (128, 192, 256)
 
@@ -41,7 +38,7 @@ def average_to_4x4(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, (4, 4))
 
 
-class SphereCNN(nn.Module):
+class SphereCNN(Staged):
     """A plain network: three stages of convolutions and max pooling, a hidden layer, a classifier.
 
     Shapes:
@@ -59,6 +56,9 @@ class SphereCNN(nn.Module):
         InputError: a depth that is not a multiple of 3, not three widths, an unknown operator or norm, SphereNorm
             without an operator; an input of another rank, channel count or dtype.
     """
+
+    head_bias = False
+    behind = ("fc6",)
 
     def __init__(
         self,
@@ -84,7 +84,6 @@ class SphereCNN(nn.Module):
         check_norm(norm, operator)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         kind: dict[str, Any] = {"operator": operator, "k": k, **dd}
-        self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -104,8 +103,7 @@ class SphereCNN(nn.Module):
             dict(num_chs=width, reduction=2**i, module=f"stage{i + 1}") for i, width in enumerate(widths)
         ]
         self.num_features = in_chs
-        self.global_pool, self.score = make_head(in_chs, num_classes, global_pool, bias=False, **dd)
-        self.head_hidden_size = in_chs * self.global_pool.feat_mult()
+        self._add_head(num_classes, global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
@@ -119,85 +117,18 @@ class SphereCNN(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^stage1\.0\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self) -> nn.Module:
-        return self.score
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head: num_classes = 0 leaves the pooled output of `fc6`, global_pool = '' the 1 x 1 map."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        like = next(self.stage1.parameters())
-        self.global_pool, self.score = make_head(
-            self.num_features, num_classes, pool, bias=False, device=like.device, dtype=like.dtype
-        )
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        self.global_pool.train(self.training)
-        self.score.train(self.training)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
-        if output_fmt != "NCHW":
-            raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        intermediates = []
-        x = check_images(x, self.in_chans)
-        for i, (stage, pool) in enumerate(self._stages()):
-            if stop_early and i > last:
-                break
-            x = checkpoint_seq(stage, x) if self.grad_checkpointing else stage(x)
-            if i in take:
-                intermediates.append(x)
-            x = pool(x)
-        return intermediates if intermediates_only else (self.fc6(average_to_4x4(x)), intermediates)
-
-    @torch.jit.ignore
-    def _stages(self) -> list[tuple[nn.Sequential, nn.Module]]:
-        return [(self.stage1, self.pool1), (self.stage2, self.pool2), (self.stage3, self.pool3)]
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages behind the last one asked for, and what stands behind the stages; returns the indices."""
-        take, last = feature_take_indices(len(self.feature_info), indices)
-        for i in range(last + 1, len(self.feature_info)):
-            setattr(self, f"stage{i + 1}", nn.Sequential())
-        if prune_head:
-            self.fc6 = nn.Identity()
-            self.reset_classifier(0, "")
-        return take
+    def _behind(self, x: Tensor) -> Tensor:
+        return self.fc6(average_to_4x4(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        x = check_images(x, self.in_chans)
+        x = self._before(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            for stage, pool in self._stages():
-                x = pool(checkpoint_seq(stage, x))
+            x = self._checkpointed(x)
         else:
             x = self.pool1(self.stage1(x))
             x = self.pool2(self.stage2(x))
             x = self.pool3(self.stage3(x))
-        return self.fc6(average_to_4x4(x))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = self.global_pool(x)
-        if self.drop_rate > 0.0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.score(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
+        return self._behind(x)
 
 
 def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: int = 0, **kind: Any) -> nn.Sequential:
@@ -213,7 +144,7 @@ _DEPTHS = (3, 9, 18, 45, 60, 69)
 _OPERATORS = {"": "cosine", "_linear": "linear", "_sigmoid": "sigmoid", "_learnable": "learnable"}
 default_cfgs = weight_cfgs(
     {
-        arch: cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv", classifier="score")
+        arch: cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
         for depth in _DEPTHS
         for arch in (f"plain_cnn{depth}", *(f"sphere_cnn{depth}{suffix}" for suffix in _OPERATORS))
     }
