@@ -20,7 +20,6 @@ from hyperzoo.data import DEFORMATIONS, Batch, deform
 COLUMNS = ("condition", "accuracy (%)", "NLL (nats)")
 FGSM = (4, 8)  # epsilon, in 255ths
 PGD, PGD_STEP, PGD_STEPS = 8, 2, 20  # epsilon and step in 255ths: the attack of arXiv 1706.06083 on CIFAR-10
-_SIGNS = {"rotation": "±{:g}°", "shear": "±{:g}°", "zoom": "to {:.0%}"}
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,20 @@ def _conditions(network: Callable[[Tensor], Tensor], count: int, seed: int) -> d
         return lambda batch: fgsm(network, batch.images, batch.labels, epsilon=epsilon / 255)
 
     def climbed(batch: Batch) -> Tensor:
-        size = dict(epsilon=PGD / 255, step=PGD_STEP / 255, steps=PGD_STEPS)
-        return pgd(network, batch.images, batch.labels, **size, generator=generator)
+        return pgd(
+            network,
+            batch.images,
+            batch.labels,
+            epsilon=PGD / 255,
+            step=PGD_STEP / 255,
+            steps=PGD_STEPS,
+            generator=generator,
+        )
 
     return {
         "clean": lambda batch: batch.images,
         **{
-            f"{kind} {_SIGNS[kind].format(amount)}": deformed(kind, amount)
+            f"zoom to {100 * amount:g} %" if kind == "zoom" else f"{kind} ±{amount:g}°": deformed(kind, amount)
             for kind, amounts in DEFORMATIONS.items()
             for amount in amounts
         },
@@ -167,14 +173,15 @@ def draw(found: Robustness, picture: Path, *, title: str) -> Path:
     filled = [(i, one) for i, one in enumerate(found.bins) if one.count]
     middles = [(i + 0.5) * width for i, _ in filled]
     left.bar(middles, [one.accuracy for _, one in filled], 0.9 * width, color="#56b4e9", label="part that is right")
-    left.plot([one.confidence for _, one in filled], [one.accuracy for _, one in filled], "o", color=plots.BLUE)
+    mean = [one.confidence for _, one in filled], [one.accuracy for _, one in filled]
+    left.plot(*mean, "o", color=plots.BLUE, label="at their mean probability")
     left.bar(middles, [one.count / total for _, one in filled], 0.3 * width, color="#999999", label="share of images")
     left.plot([0, 1], [0, 1], "--", color=plots.ORANGE, label="calibrated")
     left.set_xlabel("probability of the predicted class")
     left.set_xlim(0, 1)
     left.set_ylim(0, 1)
     left.set_title(f"calibration error {found.ece:.2f} %", fontsize=10)
-    left.legend(frameon=False, fontsize=8, loc="upper left")
+    left.legend(fontsize=8, loc="upper left")
     left.grid(alpha=0.3)
     places = range(len(found.conditions))
     kinds = [one.name.partition(" ")[0].partition("-")[0] for one in found.conditions]

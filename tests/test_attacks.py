@@ -1,9 +1,8 @@
 """Attacks are those of foolbox step by step, stay within epsilon, and leave the model alone."""
 
 import doctest
+import warnings
 
-import eagerpy
-import foolbox
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,11 @@ from torch import nn
 from hyperzoo import attacks
 from hyperzoo.attacks import fgsm, pgd
 from hyperzoo.errors import InputError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it imports a part of scipy by an old name
+    import eagerpy
+    import foolbox
 
 MEAN, STD = (0.4, 0.5), (0.2, 0.3)
 

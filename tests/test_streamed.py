@@ -44,6 +44,13 @@ def test_a_folder_is_a_set(images):
     assert images.read(5).getpixel((3, 3)) == pytest.approx((60, 50, 120), abs=4)  # JPEG of one color
 
 
+def test_a_part_of_a_set_reads_its_own_images(images):
+    part = images.take(torch.tensor([7, 2]))
+    assert len(part) == 2 and part.labels.tolist() == [1, 0] and part.origin.endswith(", 2 of 12 images")
+    assert [list(part.read(i).getdata()) for i in (0, 1)] == [list(images.read(i).getdata()) for i in (7, 2)]
+    assert len({images.fingerprint, part.fingerprint, images.take(torch.tensor([2, 7])).fingerprint}) == 3
+
+
 def test_every_image_once_an_epoch_with_its_label_and_color(images):
     one = batches(images)
     assert len(one) == 3

@@ -5,18 +5,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperzoo import data, plots
-from hyperzoo.figures import perceptrons
+from hyperzoo import plots
+from hyperzoo.figures import perceptrons, planar
 from hyperzoo.models.mlp import BottleneckMLP
 
 WIDTH, BOTTLENECK = 256, 12  # the paper has layers of 1024
 EPOCHS, BATCH, LR, ALPHA = 5, 100, 1e-3, 2.0
-HELD = 10_000  # training images that only the picture sees
+TRAINED, HELD = 45_000, 10_000  # images of the training set; the latter only the picture sees
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training images (N, 784) in [0, 1] with labels (N,), and those held out."""
-    train, held = data.load_images("mnist", "train").hold_out(HELD)
+    train, held = planar.mnist(TRAINED, HELD)
     return train.images.flatten(1) / 255, train.labels, held.images.flatten(1) / 255, held.labels
 
 

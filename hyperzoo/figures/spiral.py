@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def draw(picture: Path) -> Path:
     """Draw the probability of a class over the plane, and over the two hidden states; returns the picture."""
     x, y = spirals()
     networks = perceptrons.trained(mlp_spiral, x, y, epochs=EPOCHS, batch_size=BATCH, lr=LR, alpha=ALPHA)
-    figure, axes = plots.figure(2, len(networks), (10.5, 7.0))
+    figure, axes = plots.figure(2, len(networks), (9.0, 6.0))
     for (upper, lower), (method, network) in zip(axes.T, networks.items(), strict=True):
         hidden = perceptrons.bottleneck(network, x)
         low, high = hidden.aminmax(dim=0)
@@ -57,10 +58,10 @@ def _probability(network: BottleneckMLP, points: Tensor, *, hidden: bool) -> Ten
     return logits.softmax(1)[:, 1].view(SIDE, SIDE)
 
 
-def _surface(axes, probability: Tensor, low: Tensor, high: Tensor, points: Tensor, labels: Tensor) -> None:
-    extent = (float(low[0]), float(high[0]), float(low[1]), float(high[1]))
-    axes.imshow(probability, origin="lower", extent=extent, cmap="PuOr", vmin=0, vmax=1, aspect="auto")
-    for label, color in ((0, plots.ORANGE), (1, plots.BLUE)):
+def _surface(axes: Any, probability: Tensor, low: Tensor, high: Tensor, points: Tensor, labels: Tensor) -> None:
+    across, up = (torch.linspace(float(a), float(b), SIDE) for a, b in zip(low, high, strict=True))
+    axes.contourf(across, up, probability, torch.linspace(0, 1, 11), cmap="PuOr", alpha=0.7)
+    for label, color in ((0, "#7f3b08"), (1, "#2d004b")):
         axes.scatter(*points[labels == label].T, s=3, color=color)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -13,8 +13,15 @@ EPOCHS, SHOWN = 8, 3000
 def draw(picture: Path) -> Path:
     """Draw the two hidden states of held-out digits, a color a class; returns the picture."""
     x, y, held, labels = spectrum.digits()
-    settings = dict(batch_size=spectrum.BATCH, lr=spectrum.LR, alpha=spectrum.ALPHA)
-    networks = perceptrons.trained(lambda: spectrum.network(2), x, y, epochs=EPOCHS, **settings)
+    networks = perceptrons.trained(
+        lambda: spectrum.network(2),
+        x,
+        y,
+        epochs=EPOCHS,
+        batch_size=spectrum.BATCH,
+        lr=spectrum.LR,
+        alpha=spectrum.ALPHA,
+    )
     figure, places = plots.figure(1, len(networks), (10.5, 3.8))
     for axes, (method, network) in zip(places, networks.items(), strict=True):
         states = perceptrons.bottleneck(network, held)
