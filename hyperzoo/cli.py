@@ -192,8 +192,8 @@ def export(name: str, out: Path, format: str) -> None:
     from hyperzoo import export as exporting
 
     done = exporting.export(name, out, format)
-    size, difference = done.file.stat().st_size, f"largest difference {done.difference:.1e}"
-    click.echo(f"{done.file}\t{size} bytes\t{difference} from {done.compared}")
+    size = done.file.stat().st_size
+    click.echo(f"{done.file}\t{size} bytes\tlargest difference of outputs {done.difference:.1e}")
 
 
 @cli.command()

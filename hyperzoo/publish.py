@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import nn
 
 from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, plots, weights
 from hyperzoo.checkout import Checkout
@@ -21,7 +21,7 @@ from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, Wei
 from hyperzoo.manifest import FILES, Manifest, Sample, ThisFile, WeightInfo
 from hyperzoo.save import save_model
 from hyperzoo.training.config import Recipe, load_recipe
-from hyperzoo.verify import TEST_SLACK, outputs
+from hyperzoo.verify import TEST_SLACK, golden_input, outputs
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
 _WRITE_AGAIN = """
@@ -134,13 +134,6 @@ def _push(repo: str, files: dict[str, bytes], info: WeightInfo, model: nn.Module
         raise PublishError(f"{start} gives other bytes than were sent for {', '.join(other)}. {end}")
     _check_loads(got["model.safetensors"].parent, model)
     return commit
-
-
-def golden_input(model: nn.Module) -> Tensor:
-    """A fixed batch (4, C, H, W) of the model's input size, float32: value i is 4 (7919 i mod 2003) / 2003 - 2."""
-    size = timm.data.resolve_model_data_config(model)["input_size"]
-    count = torch.arange(4 * size[0] * size[1] * size[2])
-    return (4 * (7919 * count % 2003).double() / 2003 - 2).float().view(4, *size)
 
 
 def _manifest(name: str, place: Checkout, namespace: str | None) -> Manifest:

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -64,6 +65,13 @@ def _checks(info: WeightInfo) -> Iterator[Check]:
     yield check("golden", *_golden(info, model))
     yield check("sample", *_sample(info, model))
     yield check("test set", *_test_set(info, model))
+
+
+def golden_input(model: nn.Module) -> Tensor:
+    """A fixed batch (4, C, H, W) of the model's input size, float32: value i is 4 (7919 i mod 2003) / 2003 - 2."""
+    size = timm.data.resolve_model_data_config(model)["input_size"]
+    count = torch.arange(4 * size[0] * size[1] * size[2])
+    return (4 * (7919 * count % 2003).double() / 2003 - 2).float().view(4, *size)
 
 
 def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ ALLOWED = {
     "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
-PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy", "robustness")
+PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy", "export", "robustness")
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
     "timm": {
@@ -55,10 +55,12 @@ OUTSIDE = {  # packages that only these units may import
         "publish",
         "entry",
         "save",
+        "export",
+        "verify",
         "__init__",
     },
     "huggingface_hub": {"hub", "data"},
-    "safetensors": {"weights", "data", "training", "publish", "verify", "save"},
+    "safetensors": {"weights", "data", "training", "publish", "verify", "save", "export"},
     "accelerate": {"training", "build", "train", "evaluate"},
     "datasets": {"data"},
     "pydantic": {"training"},

@@ -1,0 +1,196 @@
+"""A network as one file that runs without hyperzoo: a `torch.export` program, or ONNX.
+
+The bytes are opened again and compared with the network before a file is touched.
+"""
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import hyperzoo
+from hyperzoo import checkout, names, weights, zoo
+from hyperzoo.errors import ExportError, InputError, MissingExtraError
+from hyperzoo.verify import ATOL, RTOL, golden_input
+
+EXTRA_FILE = "hyperzoo.json"  # where a program holds its metadata
+
+Runs = Callable[[Tensor], Tensor]
+
+
+class Exported(NamedTuple):
+    """What was written, what the file says about itself, and the largest difference between outputs that was found."""
+
+    file: Path
+    metadata: dict[str, Any]
+    difference: float
+
+
+class Format(NamedTuple):
+    """How a network becomes the bytes of a file, and how these run again; `packages` are the optional ones for it."""
+
+    suffix: str
+    packages: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, dict[str, Any]], bytes]
+    open: Callable[[bytes], Runs]
+
+
+def export(name: str, out: Path, format: str = "torch") -> Exported:
+    """Write a network as one file for programs without hyperzoo; nothing is written unless its outputs are right.
+
+    They are compared with the golden ones of a published weight in a checkout, else with those of the loaded network,
+    for batches of several sizes. The size of a batch stays free, for language models the length of the text too. Class
+    names, normalisation and the hash of the weight travel in the file: in ONNX as `metadata_props` (JSON but for plain
+    text), in a program as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
+
+    Args:
+        name: a published weight, an architecture for its default one, a run folder, or 'local-dir:<folder>'.
+        out: ends in .pt2 for 'torch' and in .onnx for 'onnx'; a file there is replaced.
+        format: 'torch', which `torch.export.load(out).module()` runs, or 'onnx'.
+    Raises:
+        InputError: an unknown format, or another suffix. MissingExtraError: the packages of the extra are missing.
+        ExportError: the format lacks an operator of the network, its outputs differ, or `out` cannot be written.
+        UnknownNameError, WeightHashError, WeightFileError, ...: as `hyperzoo.load`.
+    """
+    out = Path(out)
+    form = _format(format, out)
+    model, metadata, golden = _network(name)
+    if golden is None:
+        x = golden_input(model)
+        with torch.inference_mode():
+            golden = {"input": x, "output": model(x)}
+    what, cases = f"{name} as {format}", _cases(golden["input"], golden["output"])
+    try:
+        content = form.write(model, torch.cat([golden["input"]] * 2), metadata)
+        run = form.open(content)
+        with torch.no_grad():
+            found = [run(x) for x, _ in cases]
+    except Exception as error:  # each exporter and each runtime has errors of its own
+        raise ExportError(f"cannot export {what}: {_first_cause(error)}") from error
+    difference = max(float((y - wanted).abs().max()) for y, (_, wanted) in zip(found, cases, strict=True))
+    if not all(torch.allclose(y, wanted, rtol=RTOL, atol=ATOL) for y, (_, wanted) in zip(found, cases, strict=True)):
+        raise ExportError(f"{what} gives other outputs than the network: largest difference {difference:.1e}")
+    _write_whole(out, content)
+    return Exported(out, metadata, difference)
+
+
+def _format(word: str, out: Path) -> Format:
+    if word not in FORMATS:
+        raise InputError(f"no format {word!r}; there are {' and '.join(FORMATS)}")
+    form = FORMATS[word]
+    if out.suffix != form.suffix:
+        raise InputError(f"{out}: a file of the format {word} ends in {form.suffix}")
+    if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
+        raise MissingExtraError(f'{word} needs {" and ".join(missing)}: pip install "hyperzoo[export]"')
+    if not out.absolute().parent.is_dir():
+        raise ExportError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+    return form
+
+
+def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | None]:
+    """The network in eval mode, what its file will say about it, and its golden tensors where there are any."""
+    folder = Path(name.removeprefix("local-dir:"))
+    ours = name in (*zoo.list_weights(), *zoo.list_models())
+    if name.startswith("local-dir:") or (not ours and (folder / "config.json").is_file()):
+        model = zoo.any_network(f"local-dir:{folder}")
+        digest = weights.sha256(folder / "model.safetensors")
+        return model, _metadata(model, zoo.vocabulary(folder), sha256=digest), None
+    loaded = zoo.load(name)
+    info, place = loaded.record, checkout.here()
+    metadata = _metadata(
+        loaded.model,
+        loaded.vocabulary,
+        name=info.name,
+        license=info.license,
+        sha256=info.files["model.safetensors"],
+    )
+    golden = place.golden(info.name) if place else None
+    return loaded.model, metadata, load_file(golden) if golden and golden.is_file() else None
+
+
+def _metadata(model: nn.Module, classes: tuple[str, ...], **stated: str) -> dict[str, Any]:
+    """JSON values: what is stated, the words of the outputs, and how images become inputs as timm would say it."""
+    cfg: Any = model.pretrained_cfg
+    arch = cfg["architecture"]
+    values: dict[str, Any] = {**stated, "architecture": arch, "hyperzoo": hyperzoo.__version__}
+    if not names.is_language(arch):
+        config = timm.data.resolve_model_data_config(model)
+        values |= {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
+    return json.loads(json.dumps({**values, "label_names": classes}))
+
+
+def _cases(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Inputs and outputs of batches of one, of several and of twice as many; of tokens also a shorter text."""
+    cases = [(x, y), (torch.cat([x, x]), torch.cat([y, y])), (x[:1], y[:1])]
+    return cases if x.is_floating_point() else [*cases, (x[:, :5], y[:, :5])]
+
+
+def _free_sizes(x: Tensor) -> tuple[dict[int, Any], ...]:
+    """Which sizes of the input stay free: the batch, and for tokens the time."""
+    words = ("batch",) if x.is_floating_point() else ("batch", "time")
+    return ({i: torch.export.Dim(word) for i, word in enumerate(words)},)
+
+
+def _write_torch(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
+    program = torch.export.export(model, (x,), dynamic_shapes=_free_sizes(x))
+    program.example_inputs = None  # torch would keep them as a pickle
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # paths of this machine
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(metadata, indent=2)})
+    return content.getvalue()
+
+
+def _open_torch(content: bytes) -> Runs:
+    return torch.export.load(io.BytesIO(content)).module()
+
+
+def _write_onnx(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
+    words = dict(input_names=["images" if x.is_floating_point() else "tokens"], output_names=["logits"])
+    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=_free_sizes(x), verbose=False, **words)
+    assert program is not None, "with dynamo=True there is one"
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces, with paths of this machine
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    program.model.metadata_props.update(texts)
+    return program.model_proto.SerializeToString()
+
+
+def _open_onnx(content: bytes) -> Runs:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (argument,) = session.get_inputs()
+    return lambda x: torch.from_numpy(session.run(None, {argument.name: x.numpy()})[0])
+
+
+FORMATS = {
+    "torch": Format(".pt2", (), _write_torch, _open_torch),
+    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
+}
+
+
+def _first_cause(error: BaseException) -> str:
+    """What began a chain of errors, in its first line."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _write_whole(out: Path, content: bytes) -> None:
+    """Beside its place first, then renamed: the file is whole, or as it was."""
+    new = out.with_name(f".{out.name}.new")
+    try:
+        new.write_bytes(content)
+        new.replace(out)
+    except OSError as error:
+        raise ExportError(f"cannot write {out}: {error}") from error
+    finally:
+        new.unlink(missing_ok=True)
