@@ -134,8 +134,8 @@ def _with_sweeps(text: str, place: Checkout) -> str:
     """A document whose lines `<!-- sweep: NAME -->` are each followed by the table of docs/evidence/NAME.json."""
 
     def filled(match: re.Match[str]) -> str:
-        rows = [sweep.COLUMNS, ["---"] * len(sweep.COLUMNS)]
-        rows += [line.shown() for line in sweep.lines(place.evidence(match[1]))]
+        head, *lines = sweep.table(sweep.lines(place.evidence(match[1])))
+        rows = [head, ["---"] * len(head), *lines]
         table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
         return f"<!-- sweep: {match[1]} -->\n{table}\n<!-- end of sweep -->"
 

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,25 @@ from hyperzoo import train
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.training.grid import Run, Sweep, load_sweep
 
-COLUMNS = ("run", "accuracy (%)", "sd", "NLL", "training loss", "n", "epochs", "measured on", "published (%)")
+COLUMNS = (
+    "run",
+    "accuracy (%)",
+    "sd",
+    "NLL",
+    "training loss",
+    "n",
+    "epochs",
+    "measured on",
+    "published (%)",
+    "rare classes (%)",
+)
 
 
 class Line(NamedTuple):
     """One line of a sweep's table.
 
     Accuracy in %, mean and sd over n seeds; nll and the training loss of the last epoch in nats, mean over the seeds.
+    rare: accuracy in % of the classes that were made rare, if any, mean over them and the seeds.
     """
 
     label: str
@@ -28,12 +41,21 @@ class Line(NamedTuple):
     train_loss: float
     epochs: int
     published: float | None
+    rare: float | None
 
     def shown(self) -> tuple[str, ...]:
         """The line as text, in the order of `COLUMNS`."""
-        sd, published = ("-" if value is None else f"{value:.2f}" for value in (self.sd, self.published))
+        optional = (self.sd, self.published, self.rare)
+        sd, published, rare = ("-" if value is None else f"{value:.2f}" for value in optional)
         losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
-        return self.label, f"{self.mean:.2f}", sd, *losses, str(self.n), str(self.epochs), self.split, published
+        counts = str(self.n), str(self.epochs)
+        return self.label, f"{self.mean:.2f}", sd, *losses, *counts, self.split, published, rare
+
+
+def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
+    """A heading and the lines as text, without the columns that no line fills."""
+    columns = zip(COLUMNS, *(line.shown() for line in lines), strict=True)
+    return list(zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True))
 
 
 def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
@@ -79,7 +101,12 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "published": sweep.stated(),
         "environments": [json.loads(text) for text in sorted(environments)],
         "runs": [
-            {"label": one.label, **{key: result.values[key] for key in keep}, "log": _log(result.folder)}
+            {
+                "label": one.label,
+                "rare": sorted(one.recipe.data.keep),
+                **{key: result.values[key] for key in keep},
+                "log": _log(result.folder),
+            }
             for one, result in done
         ],
     }
@@ -107,6 +134,7 @@ def lines(file: Path) -> list[Line]:
 
 def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Line:
     accuracies = [run["metrics"]["accuracy"] for run in runs]
+    rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
     return Line(
         label=label,
         split=runs[0]["split"],
@@ -117,4 +145,5 @@ def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Li
         train_loss=statistics.fmean(run["log"][-1]["loss"] for run in runs),
         epochs=runs[0]["epochs"],
         published=published,
+        rare=statistics.fmean(rare) if rare else None,
     )

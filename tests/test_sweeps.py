@@ -112,8 +112,8 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
     assert [(row[0], *row[5:]) for row in table] == [
-        ("plain", "2", "1", "test", "91.25"),
-        ("other", "2", "1", "test", "-"),
+        ("plain", "2", "1", "test", "91.25", "-", "-"),
+        ("other", "2", "1", "test", "-", "-", "-"),
     ]
     results = json.loads((out / "sweep.json").read_text())
     stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
@@ -169,10 +169,35 @@ def test_every_sweep_of_the_package_is_sound(path):
     assert runs and len({(label, recipe.train.seed) for label, recipe in runs}) == len(runs)
 
 
+def metrics(accuracy, **classes):
+    return {"accuracy": accuracy, "nll": 1.25, "class_accuracy": classes}
+
+
+def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
+    common = {"label": "x", "split": "test", "epochs": 1, "rare": ["a", "b"], "log": [{"loss": 1.0}]}
+    runs = [
+        {**common, "metrics": metrics(50.0, a=10.0, b=20.0, c=99.0)},
+        {**common, "metrics": metrics(52.0, a=30.0, b=40.0, c=99.0)},
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs, "published": {}}))
+    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    assert dict(zip(head, line, strict=True)) == {
+        "run": "x",
+        "accuracy (%)": "51.00",
+        "sd": "1.41",
+        "NLL": "1.250",
+        "training loss": "1.000",
+        "n": "2",
+        "epochs": "1",
+        "measured on": "test",
+        "rare classes (%)": "25.00",
+    }
+
+
 def test_documents_quote_the_results(tmp_path):
     place = finished.checkout(tmp_path)
     runs = [
-        {"label": label, "split": "test", "epochs": 2, "metrics": {"accuracy": accuracy, "nll": 1.25}, "log": log}
+        {"label": label, "split": "test", "epochs": 2, "metrics": metrics(accuracy), "log": log}
         for label, accuracy, log in (
             ("a", 50.0, [{"loss": 3.0}, {"loss": 1.0}]),
             ("a", 53.0, [{"loss": 3.0}, {"loss": 2.0}]),
