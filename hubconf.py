@@ -18,11 +18,11 @@ def _help(arch: str) -> str:
     lines = [f"{_timm.model_entrypoint(arch).__doc__ or arch}", "", "Weights (pretrained=True, tag=...):"]
     for name in _hyperzoo.list_weights(arch):
         info = _hyperzoo.weight_info(name)
-        accuracy = info.metrics.accuracy
-        spread = "" if accuracy.sd is None else f" +- {accuracy.sd:.2f}"
+        score = info.score
+        spread = "" if score.sd is None else f" +- {score.sd:.2f}"
         lines.append(
-            f"    {info.tag}{' (default)' if info.default else ''}: accuracy {accuracy.mean:.2f}{spread} % "
-            f"(n = {accuracy.n}) on {info.dataset.id}, licence {info.license}"
+            f"    {info.tag}{' (default)' if info.default else ''}: {info.metric} {score.mean:.2f}{spread}"
+            f"{' %' * (info.metric == 'accuracy')} (n = {score.n}) on {info.dataset.id}, licence {info.license}"
         )
     if not _hyperzoo.list_weights(arch):
         lines.append("    none yet")

@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hyperzoo import data, losses, regularizers
+from hyperzoo import data, losses, names, regularizers
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Batches
 from hyperzoo.training.step import Mixing, Term, TrainStep
+from hyperzoo.training.text_step import TextStep
 
 TERMS: dict[str, Any] = {
     "mhe": regularizers.MHE,
@@ -44,6 +45,8 @@ def compiles(recipe: Recipe, updates: int, device: torch.device) -> tuple[bool, 
     wish = recipe.train.compile
     if wish != "auto":
         return wish == "on", f"compile: {wish}, as the recipe says"
+    if names.is_language(recipe.model.arch):
+        return False, "running eager: torch's LSTM needs no compilation"
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return False, "running eager: no C++ compiler was found"
     if updates < COMPILE_PAYS_AFTER_UPDATES:
@@ -71,6 +74,9 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
         for name, term in TERMS.items()
         if (block := getattr(method, name)) is not None
     }
+    if names.is_language(recipe.model.arch):
+        criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
+        return TextStep(network, criterion, terms, parts=recipe.train.accumulate)
     if angular:
         return TrainStep(network, angular, terms, angular=True)
     mixing: Mixing | None = None
@@ -84,6 +90,14 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
 
 
 Images = data.ImageSet | data.StreamedSet
+Samples = Images | data.TextSet
+
+
+def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
+    """The training split, and what every epoch is judged on: a text's validation split, or images held out."""
+    if recipe.data.name in names.TEXTS:
+        return data.load_text(recipe.data.name, "train"), data.load_text(recipe.data.name, "validation")
+    return images(recipe)
 
 
 def images(recipe: Recipe) -> tuple[Images, Images | None]:
@@ -94,19 +108,18 @@ def images(recipe: Recipe) -> tuple[Images, Images | None]:
     return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held
 
 
-def batches(recipe: Recipe, train: Images, network: nn.Module, engine: Accelerator) -> Batches:
+def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelerator) -> Batches:
     """This process's share of the training batches, on its device."""
-    config = timm.data.resolve_model_data_config(network)
     common: dict[str, Any] = dict(
         batch_size=recipe.data.batch_size,
-        seed=recipe.train.seed,
-        flip=recipe.data.flip,
-        mean=config["mean"],
-        std=config["std"],
         device=engine.device,
         rank=engine.process_index,
         processes=engine.num_processes,
     )
+    if isinstance(train, data.TextSet):
+        return data.TextBatches(train, length=recipe.data.length, **common)
+    config = timm.data.resolve_model_data_config(network)
+    common |= dict(seed=recipe.train.seed, flip=recipe.data.flip, mean=config["mean"], std=config["std"])
     if isinstance(train, data.StreamedSet):
         size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
         return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)

@@ -41,6 +41,11 @@ class Checkout:
     def card_template(self) -> Path:
         return self.root / "model_cards" / "TEMPLATE.md"
 
+    @property
+    def text_card_template(self) -> Path:
+        """Of language models."""
+        return self.root / "model_cards" / "TEMPLATE_TEXT.md"
+
     def card(self, name: str, suffix: str = ".md") -> Path:
         """The card of a weight, or what lies beside it: '.png', '.metrics.jsonl'."""
         return self.root / "model_cards" / f"{names.parse(name)}{suffix}"

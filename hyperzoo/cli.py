@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
 
+from hyperzoo import cli_networks
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
+from hyperzoo.tables import flat, show
 
 TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "torchmetrics", "matplotlib")  # the optional packages of [train]
 
@@ -29,11 +30,11 @@ def list_() -> None:
     for arch in hyperzoo.list_models():
         infos = [hyperzoo.weight_info(name) for name in hyperzoo.list_weights(arch)]
         for info in infos:
-            spread = info.metrics.accuracy
-            rows.append((arch, info.tag, f"{spread.mean:.2f}", str(spread.n), str(info.parameters)))
+            told = f"{info.metric} " if info.metric != "accuracy" else ""
+            rows.append((arch, info.tag, f"{told}{info.score.mean:.2f}", str(info.score.n), str(info.parameters)))
         if not infos:
             rows.append((arch, "-", "-", "-", "-"))
-    _show(("architecture", "tag", "accuracy", "runs", "parameters"), rows)
+    show(("architecture", "tag", "accuracy", "runs", "parameters"), rows)
 
 
 @cli.command()
@@ -44,7 +45,7 @@ def info(name: str) -> None:
 
     import hyperzoo
 
-    _show(("field", "value"), _flat(dataclasses.asdict(hyperzoo.weight_info(name))))
+    show(("field", "value"), flat(dataclasses.asdict(hyperzoo.weight_info(name))))
 
 
 @cli.command()
@@ -69,7 +70,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     from hyperzoo import plots, sweep
 
     file, lines = sweep.run(recipe, out)
-    _show(sweep.COLUMNS, [line.shown() for line in lines])
+    show(sweep.COLUMNS, [line.shown() for line in lines])
     click.echo(plots.curves(file, file.with_suffix(".png")))
 
 
@@ -105,12 +106,12 @@ def eval_(
         from hyperzoo import robustness as measuring
 
         found = measuring.measure(model, images, seed=seed)
-        _show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
+        show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
         click.echo(f"calibration error\t{found.ece:.2f} %\nimages\t{found.origin}\nseed\t{seed}")
         click.echo(measuring.draw(found, out or Path("robustness.png"), title=name))
         return
     metrics = evaluate.measure(model, images)
-    _show(("metric", "value"), [*_flat(metrics.as_dict()), ("images", images.origin)])
+    show(("metric", "value"), [*flat(metrics.as_dict()), ("images", images.origin)])
     if dataset is None and limit is None:
         published = hyperzoo.weight_info(name).dataset
         if metrics.fingerprint != (published.test_fingerprint if split == "test" else published.train_fingerprint):
@@ -131,7 +132,7 @@ def verify(name: str | None, every: bool, hub: bool) -> int:
     words = {True: "ok", False: "DIFFERS", None: "skipped"}
     chosen = [name] if name is not None else hyperzoo.list_weights()
     checks = [check for one in chosen for check in verifying.verify(one, on_hub=hub)]
-    _show(("weight", "check", "result", "detail"), [(c.name, c.what, words[c.ok], c.detail) for c in checks])
+    show(("weight", "check", "result", "detail"), [(c.name, c.what, words[c.ok], c.detail) for c in checks])
     return int(any(check.ok is False for check in checks))
 
 
@@ -176,7 +177,7 @@ def publish(name: str, runs: tuple[Path, ...], push: bool, namespace: str | None
 
     info = publishing.publish(name, list(runs), push=push, namespace=namespace)
     this, check = info.metrics.this_file, f"hyperzoo verify {name}{' --hub' if push else ''}"
-    click.echo(f"{name}\t{this.accuracy:.2f} %\t{this.correct} of {this.total}\tcheck it: {check}")
+    click.echo(f"{name}\t{info.shown(info.score.mean)}\t{this.correct} of {this.total}\tcheck it: {check}")
 
 
 @cli.command()
@@ -197,34 +198,13 @@ def export(name: str, out: Path, format: str) -> None:
 
 
 @cli.command()
-@click.argument("model")
-@click.option("--power", type=click.IntRange(0, 2), default=2, show_default=True, help="s of the energy.")
-@click.option("--half-space", is_flag=True, help="Of lines rather than directions: a filter repels with its negative.")
-@click.option("--angular", is_flag=True, help="Of angles rather than chords.")
-@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
-@click.option("--out", type=click.Path(path_type=Path), help="The picture; energy.png without it.")
-def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None) -> None:
-    """How the filters of MODEL are spread: a weight, any model of timm, or local-dir:FOLDER.
-
-    For each layer its hyperspherical energy, that of random directions, the least possible where it is known, and the
-    closest pair of filters; the same and the angles of all pairs as a picture.
-    """
-    from hyperzoo import energy as measuring
-    from hyperzoo import zoo
-
-    network = zoo.any_network(model, pretrained=pretrained)
-    rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
-    _show(measuring.COLUMNS, [row.shown() for row in rows])
-    click.echo(measuring.draw(rows, out or Path("energy.png"), title=model))
-
-
-@cli.command()
 @click.argument("what", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The picture; beside its data without it.")
 def plot(what: Path, out: Path | None) -> None:
     """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or a figure by its name.
 
-    Figures: `operators` of SphereConv.
+    Figures: `operators` of SphereConv; of mixup, after training for up to some minutes, `spiral` (boundaries),
+    `spectrum` (flat classes) and `hidden_states`.
     """
     from hyperzoo import plots
     from hyperzoo.figures import FIGURES
@@ -237,6 +217,10 @@ def plot(what: Path, out: Path | None) -> None:
         title = what.resolve().parent.name if what.resolve().name.isdigit() else what.resolve().name
         picture = plots.learning_curve(what / "metrics.jsonl", out or what / "learning_curve.png", title=title)
     click.echo(picture)
+
+
+for _command in (cli_networks.energy, cli_networks.activations, cli_networks.generate):
+    cli.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -268,27 +252,3 @@ def _exit_code(arguments: list[str] | None) -> int:
 def _fail(error: HyperzooError) -> int:
     click.echo(f"{type(error).__name__}: {error}", err=True)
     return getattr(error, "exit_code", 2 if isinstance(error, LaunchError) else 1)
-
-
-def _show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table in a terminal; elsewhere one record a line, fields separated by tabs, without a heading."""
-    if not sys.stdout.isatty():
-        for row in rows:
-            click.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table, markup=False)
-
-
-def _flat(value: object, key: str = "") -> list[tuple[str, str]]:
-    """Nested values as rows ('block.key', text)."""
-    if isinstance(value, dict):
-        return [row for name, item in value.items() for row in _flat(item, f"{key}.{name}" if key else str(name))]
-    if isinstance(value, (tuple, list)):
-        return [(key, ", ".join(map(str, value)))]
-    return [(key, "-" if value is None else str(value))]

@@ -11,11 +11,29 @@ import timm
 from torch import nn
 
 from hyperzoo import names
-from hyperzoo.data.sources import IMAGES
-from hyperzoo.manifest import DatasetInfo, InputInfo, Manifest, Metrics, Spread, ThisFile, Training, WeightInfo
+from hyperzoo.data.sources import IMAGES, TEXTS, Repository
+from hyperzoo.manifest import (
+    DatasetInfo,
+    InputInfo,
+    Manifest,
+    Metrics,
+    Spread,
+    TextMetrics,
+    ThisFile,
+    ThisText,
+    Training,
+    WeightInfo,
+)
 from hyperzoo.training.config import Recipe
 
-TERMS = {code: "research use; its authors state no license" for code in ("c10", "c100")}
+REPOSITORIES: dict[str, Repository] = {**IMAGES, **TEXTS}
+TERMS = {code: "research use; its authors state no license" for code in ("c10", "c100")} | {
+    "ptb": (
+        "Penn Treebank of the Linguistic Data Consortium, as Mikolov prepared it; its terms were not verified. The "
+        "weight comes with the list of its 10,000 words, and with no sentence of it"
+    ),
+    "wt2": "CC-BY-SA-3.0 and GFDL (Wikipedia)",
+}
 
 
 class Run(NamedTuple):
@@ -25,9 +43,10 @@ class Run(NamedTuple):
     result: dict[str, Any]
 
     @property
-    def accuracy(self) -> float:
-        """In percent, on the test split."""
-        return self.result["metrics"]["accuracy"]
+    def score(self) -> float:
+        """On the test split: accuracy in percent, or perplexity."""
+        metrics = self.result["metrics"]
+        return metrics["perplexity" if "perplexity" in metrics else "accuracy"]
 
 
 def entry(
@@ -36,7 +55,7 @@ def entry(
     runs: list[Run],
     median: Run,
     model: nn.Module,
-    this_file: ThisFile,
+    this_file: ThisFile | ThisText,
     manifest: Manifest,
 ) -> WeightInfo:
     """The manifest entry of a weight, with `bytes` and `files` still to be filled in.
@@ -47,17 +66,24 @@ def entry(
         manifest: as it is so far; the first weight of an architecture is its default.
     """
     name = recipe.name
-    parsed, result, repository = names.parse(name), median.result, IMAGES[recipe.data.name]
+    parsed, result, repository = names.parse(name), median.result, REPOSITORIES[recipe.data.name]
     config, env = timm.data.resolve_model_data_config(model), median.result["environment"]
-    by_seed = sorted((run.result["seed"], round(run.accuracy, 4)) for run in runs)
+    by_seed = sorted((run.result["seed"], round(run.score, 4)) for run in runs)
     values = [value for _, value in by_seed]
+    spread = Spread(
+        mean=round(statistics.fmean(values), 4),
+        sd=round(statistics.stdev(values), 4) if len(values) > 1 else None,
+        n=len(values),
+        seeds=tuple(seed for seed, _ in by_seed),
+        values=tuple(values),
+    )
     before = manifest.weights.get(name)
     not_versions = ("threads", "device", "cpu_capability", "commit", "dirty")
     threads = f"{env['threads']} thread{'s' if env['threads'] != 1 else ''}"
     return WeightInfo(
         name=name,
         default=before.default if before else not manifest.names(parsed.arch),
-        task="image-classification",
+        task="text-generation" if isinstance(this_file, ThisText) else "image-classification",
         bundled=True,
         bytes=0,
         parameters=sum(p.numel() for p in model.parameters()),
@@ -70,16 +96,7 @@ def entry(
         dataset=DatasetInfo(
             repository.hub_id, repository.config, result["train_fingerprint"], result["metrics"]["fingerprint"]
         ),
-        metrics=Metrics(
-            Spread(
-                mean=round(statistics.fmean(values), 4),
-                sd=round(statistics.stdev(values), 4) if len(values) > 1 else None,
-                n=len(values),
-                seeds=tuple(seed for seed, _ in by_seed),
-                values=tuple(values),
-            ),
-            this_file,
-        ),
+        metrics=TextMetrics(spread, this_file) if isinstance(this_file, ThisText) else Metrics(spread, this_file),
         training=Training(
             epochs=result["epochs"],
             minutes=float(result["minutes"]),
@@ -115,5 +132,5 @@ def notes(info: WeightInfo, run: Run) -> dict[str, Any]:
         "code_changed_since_commit": bool(run.result["environment"].get("dirty")),
         "versions": info.versions,
         "dataset": dataclasses.asdict(info.dataset),
-        "metric": dataclasses.asdict(info.metrics.accuracy),
+        "metric": dataclasses.asdict(info.score),
     }

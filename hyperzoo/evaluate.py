@@ -40,6 +40,11 @@ class Metrics:
     fingerprint: str
     class_accuracy: dict[str, float]
 
+    @property
+    def score(self) -> float:
+        """What is compared between runs."""
+        return self.accuracy
+
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -61,6 +66,11 @@ class TextMetrics:
     correct: int
     total: int
     fingerprint: str
+
+    @property
+    def score(self) -> float:
+        """What is compared between runs."""
+        return self.perplexity
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +119,7 @@ def subject(
             raise InputError(f"{name} is no weight of ours: say on which data set (--data) to evaluate it: {known}")
         hub_id = zoo.weight_info(name).dataset.id
         dataset = next(code for code, known in DATASETS.items() if known == hub_id)
-    model, images = zoo.any_network(name, pretrained=pretrained), _load(dataset, split)
+    model, images = zoo.any_network(name, pretrained=pretrained), load_split(dataset, split)
     channels = timm.data.resolve_model_data_config(model)["input_size"][0]
     if (model.num_classes, channels) != (len(images.classes), images.channels):
         raise InputError(
@@ -130,10 +140,11 @@ def test_split(
     model: nn.Module, name: str, engine: Accelerator | None = None, *, mirror: Path | None = None, workers: int = 0
 ) -> Metrics | TextMetrics:
     """Evaluate a trained model on the test split of a data set, given by its code; of a given mirror, if any."""
-    return measure(model, _load(name, "test", mirror), engine=engine, workers=workers)
+    return measure(model, load_split(name, "test", mirror), engine=engine, workers=workers)
 
 
-def _load(name: str, split: str, mirror: Path | None = None) -> Samples:
+def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
+    """A split of a data set by its code: images, or a text."""
     return data.load_text(name, split, mirror) if name in TEXTS else data.load_images(name, split, mirror)
 
 

@@ -12,7 +12,9 @@ from hyperzoo import names
 from hyperzoo.errors import UnknownNameError, WeightFileError
 
 FILES = ("model.safetensors", "config.json")
-TASKS = ("image-classification", "text-generation")
+VOCABULARY = "vocab.txt"
+TASKS = {"image-classification": FILES, "text-generation": (*FILES, VOCABULARY)}
+"""The files of a weight, by what it is for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,27 @@ class Metrics:
 
 
 @dataclasses.dataclass(frozen=True)
+class ThisText:
+    """What the published language model makes of the test text: nll in nats a token; correct tokens were the likeliest.
+
+    No part of the text is embedded in the repository.
+    """
+
+    perplexity: float
+    nll: float
+    correct: int
+    total: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TextMetrics:
+    """Perplexity over all runs, and the metrics of the published file."""
+
+    perplexity: Spread
+    this_file: ThisText
+
+
+@dataclasses.dataclass(frozen=True)
 class Training:
     """How long the published run took, and on what."""
 
@@ -101,7 +124,7 @@ class WeightInfo:
     num_classes: int
     input: InputInfo
     dataset: DatasetInfo
-    metrics: Metrics
+    metrics: Metrics | TextMetrics
     training: Training
     recipe: str
     recipe_sha256: str
@@ -118,6 +141,25 @@ class WeightInfo:
     @property
     def tag(self) -> str:
         return names.parse(self.name).tag
+
+    @property
+    def metric(self) -> str:
+        """What is compared between runs: 'accuracy', in percent, or 'perplexity'."""
+        return "perplexity" if isinstance(self.metrics, TextMetrics) else "accuracy"
+
+    @property
+    def score(self) -> Spread:
+        """That metric over all runs."""
+        return self.metrics.perplexity if isinstance(self.metrics, TextMetrics) else self.metrics.accuracy
+
+    def shown(self, value: float) -> str:
+        """A value of that metric as text, with its unit."""
+        return as_text(self.metric, value)
+
+
+def as_text(metric: str, value: float) -> str:
+    """A value of 'accuracy' or 'perplexity' with its unit."""
+    return f"{value:.2f}" if metric == "perplexity" else f"{value:.2f} %"
 
 
 class Manifest:
@@ -179,17 +221,18 @@ def _entry(name: str, raw: Any) -> WeightInfo:
     names.parse(name)
     where = f"weights.json: {name}"
     info = typing.cast(WeightInfo, _read(WeightInfo, {"name": name, **raw} if isinstance(raw, dict) else raw, where))
-    accuracy = info.metrics.accuracy
+    score, files = info.score, TASKS.get(info.task, FILES)
     faults = {
         f"task must be one of {', '.join(TASKS)}; got {info.task!r}": info.task in TASKS,
-        f"files must hold {' and '.join(FILES)}; got {', '.join(info.files)}": set(FILES) == set(info.files),
+        f"metrics of {info.task} cannot be {info.metric}": (info.metric == "perplexity") == (VOCABULARY in files),
+        f"files must hold {' and '.join(files)}; got {', '.join(info.files)}": set(files) == set(info.files),
         "a sha256 must be 64 hexadecimal digits": all(
             _is_hex(h, 64) for h in [*info.files.values(), info.recipe_sha256]
         ),
         "commit must be 40 hexadecimal digits or null": info.commit is None or _is_hex(info.commit, 40),
         "neither bundled nor on the Hub (commit is null)": info.bundled or info.commit is not None,
-        "n, seeds and values must agree": accuracy.n == len(accuracy.seeds) == len(accuracy.values) > 0,
-        "sd must be a number for n > 1 and null for n = 1": (accuracy.sd is None) == (accuracy.n == 1),
+        "n, seeds and values must agree": score.n == len(score.seeds) == len(score.values) > 0,
+        "sd must be a number for n > 1 and null for n = 1": (score.sd is None) == (score.n == 1),
     }
     for fault, fine in faults.items():
         if not fine:
@@ -210,7 +253,11 @@ def _read(kind: Any, value: Any, where: str) -> Any:
             **{key: _read(hints[key], item, f"{where}: {key}") for key, item in value.items()}
         )
     if origin is types.UnionType:
-        return None if value is None else _read(args[0], value, where)
+        if value is None and types.NoneType in args:
+            return None
+        keys = value.keys() if isinstance(value, dict) else ()
+        fitting = [kind for kind in args if dataclasses.is_dataclass(kind) and set(typing.get_type_hints(kind)) == keys]
+        return _read((fitting or args)[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(_read(args[0], item, where) for item in value)
     if origin is dict and isinstance(value, dict):

@@ -1,6 +1,7 @@
 """Figures: the learning curve of a run, and test images with what a network says about them."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ COLUMNS = 6
 
 
 def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
-    """Draw loss and accuracy against the epoch, also on held-out images where they were measured; returns the picture.
+    """Draw loss and accuracy (or perplexity) against the epoch, also on held-out data where measured; returns the PNG.
 
     Args:
         metrics: the `metrics.jsonl` of a run, one object a line.
@@ -23,15 +24,19 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     Raises:
         RunError: no such file, or no finished epoch in it.
     """
-    rows = _rows(metrics)
+    log = rows(metrics)
+    second = ("train_accuracy", "accuracy", "accuracy (%)")
+    if "perplexity" in log[-1]:
+        second = ("train_perplexity", "perplexity", "perplexity")
+        log = [row | {"train_perplexity": math.exp(row.get("loss_task", row["loss"]))} for row in log]
     drawn, (left, right) = figure(1, 2, (8.0, 3.2))
-    marker = "o" if len(rows) < 3 else None
+    marker = "o" if len(log) < 3 else None
     for axes, key, held, unit in (
         (left, "loss", "nll", "loss (nats)"),
-        (right, "train_accuracy", "accuracy", "accuracy (%)"),
+        (right, *second),
     ):
         for name, label, color, style in ((key, "training", BLUE, "-"), (held, "held out", ORANGE, "--")):
-            points = [(row["epoch"], row[name]) for row in rows if name in row]
+            points = [(row["epoch"], row[name]) for row in log if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker=marker)
         axes.set_xlabel("epoch")
@@ -59,7 +64,10 @@ def curves(results: Path, picture: Path) -> Path:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
     drawn, (left, right) = figure(1, 2, (9.0, 3.8))
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
-    for axes, key, unit in ((left, "loss", "training loss (nats)"), (right, "train_accuracy", "training accuracy (%)")):
+    second = ("train_accuracy", "training accuracy (%)")
+    if runs and "perplexity" in runs[0][1][-1]:
+        second = ("perplexity", "validation perplexity")
+    for axes, key, unit in ((left, "loss", "training loss (nats)"), (right, *second)):
         named = set()
         for label, log in runs:
             color, style = styles[label]
@@ -107,14 +115,15 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
     return save(drawn, picture)
 
 
-def _rows(metrics: Path) -> list[dict[str, Any]]:
+def rows(metrics: Path) -> list[dict[str, Any]]:
+    """The epochs of a run, from its metrics.jsonl."""
     try:
-        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        found = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
-    if not rows:
+    if not found:
         raise RunError(f"{metrics} has no finished epoch to draw yet")
-    return rows
+    return found
 
 
 def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Any, Any]:

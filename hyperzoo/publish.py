@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, plots, weights
+from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, plots, weights, zoo
 from hyperzoo.checkout import Checkout
 from hyperzoo.entry import Run
 from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
-from hyperzoo.manifest import FILES, Manifest, Sample, ThisFile, WeightInfo
+from hyperzoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
 from hyperzoo.save import save_model
 from hyperzoo.training.config import Recipe, load_recipe
 from hyperzoo.verify import TEST_SLACK, golden_input, outputs
@@ -63,7 +63,7 @@ def publish(
         raise PublishError("publishing needs a checkout of the repository, this is an installed package")
     manifest = _manifest(name, place, namespace)
     recipe, recipe_file = _recipe(name, place)
-    runs = sorted((_read(folder) for folder in folders), key=lambda run: (run.accuracy, run.result["seed"]))
+    runs = sorted((_read(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
     if not runs:
         raise PublishError(f"{name}: no run folder was given")
     _check_runs(recipe, runs, place)
@@ -94,7 +94,7 @@ def _publish(
     config = (scratch / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
         raise PublishError(f"{name}: config.json would hold a path of this machine: {path[0]}")
-    digests, size = {part: weights.sha256(scratch / part) for part in FILES}, file.stat().st_size
+    digests, size = {part: weights.sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
     before = manifest.weights.get(name)
     commit = before.commit if before and before.files == digests else None
     info = dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
@@ -104,7 +104,7 @@ def _publish(
     _manifest_text(manifest, scratch)
     log = median.folder / "metrics.jsonl"
     picture = plots.learning_curve(log, scratch / "curve.png", title=name)
-    published = {part: (scratch / part).read_bytes() for part in FILES}
+    published = {part: (scratch / part).read_bytes() for part in info.files}
     golden = save(outputs(model, golden_input(model)), metadata={"format": "pt"})
     beside = {place.card(name, ".metrics.jsonl"): log.read_bytes(), place.card(name, ".png"): picture.read_bytes()}
     texts = {path: text.encode() for path, text in cards.texts(manifest, place).items()}
@@ -123,8 +123,8 @@ def _publish(
 
 def _push(repo: str, files: dict[str, bytes], info: WeightInfo, model: nn.Module, cache: Path) -> str:
     """One commit; then every file of it again, into an empty cache: equal bytes, and a model with equal outputs."""
-    accuracy = info.metrics.accuracy
-    commit = hub.push(repo, files, f"{info.name}: accuracy {accuracy.mean:.2f} %, n = {accuracy.n}")
+    told = f"{info.name}: {info.metric} {info.shown(info.score.mean)}, n = {info.score.n}"
+    commit = hub.push(repo, files, told)
     start, end = f"{repo}@{commit}", "Nothing was changed here, and nothing refers to that commit."
     try:
         got = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
@@ -179,7 +179,9 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
     """Every run is one of this recipe, on the same whole data set, with a seed of its own."""
     first = runs[0].result
-    sample = {data.load_images(recipe.data.name, split, place.mirror).fingerprint for split in ("train", "test")}
+    sample: set[str] = set()  # no text is embedded
+    if recipe.data.name not in names.TEXTS:
+        sample = {data.load_images(recipe.data.name, split, place.mirror).fingerprint for split in ("train", "test")}
     for folder, result in runs:
         got = {"train": result["train_fingerprint"], "test": result["metrics"]["fingerprint"]}
         differing = [
@@ -194,7 +196,7 @@ def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
             "it was made with the embedded sample, which serves tests and the demo only": bool(
                 sample & set(got.values())
             ),
-            f"its {' and '.join(differing)} images are not those of {runs[0].folder}": bool(differing),
+            f"its {' and '.join(differing)} data are not those of {runs[0].folder}": bool(differing),
             "its code commit is unknown": not result["environment"].get("commit"),
         }
         if bad := [text for text, is_so in faults.items() if is_so]:
@@ -209,25 +211,26 @@ def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
     file = run.folder / "model.safetensors"
     weights.check_file(file)
     state = load_file(file)
-    classes = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["label_names"]
+    classes = zoo.vocabulary(run.folder)
     model = build.model(recipe, len(classes), 3)
     tag = names.parse(recipe.name).tag
     cfg: Any = model.pretrained_cfg
     cfg["tag"] = tag  # so that config.json is the same before and after the first publication
     model.load_state_dict(weights.same_keys(state, model))
-    return model.eval(), tuple(classes)
+    return model.eval(), classes
 
 
-def _this_file(model: nn.Module, code: str, run: Run, place: Checkout) -> ThisFile:
-    """Measure the file that is published, on the full test split and on the embedded sample of it."""
-    full, sample = evaluate.test_split(model, code), evaluate.test_split(model, code, mirror=place.mirror)
+def _this_file(model: nn.Module, code: str, run: Run, place: Checkout) -> ThisFile | ThisText:
+    """Measure the file that is published, on the full test split and on the embedded sample of it, if there is one."""
+    full = evaluate.test_split(model, code)
     stated = run.result["metrics"]
     if full.fingerprint != stated["fingerprint"]:
-        raise PublishError(
-            f"the test images at hand are not those of {run.folder}; set HYPERZOO_DATA to the same mirror"
-        )
+        raise PublishError(f"the test data at hand are not those of {run.folder}; set HYPERZOO_DATA to the same mirror")
     if abs(full.correct - stated["correct"]) > TEST_SLACK:
         raise PublishError(f"{run.folder} says {stated['correct']} correct answers, its file gives {full.correct}")
+    if isinstance(full, evaluate.TextMetrics):
+        return ThisText(round(full.perplexity, 4), round(full.nll, 4), full.correct, full.total)
+    sample = evaluate.test_split(model, code, mirror=place.mirror)
     return ThisFile(
         accuracy=round(full.accuracy, 4),
         nll=round(full.nll, 4),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
+from hyperzoo import names
 from hyperzoo.errors import WeightFileError
 
 
@@ -28,7 +29,7 @@ def save_model(
     Tensors are dense float32 under one metadata key: with more, safetensors 0.8 writes other bytes in each process.
 
     Args:
-        classes: the word for each output, kept as `label_names`.
+        classes: the word for each output, kept as `label_names`; of a language model in vocab.txt, one a line.
         args: what the constructor was given beyond the architecture's own values: `widths`, `norm`, ...
         notes: kept in config.json under `hyperzoo`.
     Raises:
@@ -45,11 +46,16 @@ def save_model(
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
+    config: dict[str, Any] = {"hyperzoo": notes or {}}
+    if names.is_language(model.pretrained_cfg["architecture"]):  # type: ignore[index]
+        (folder / "vocab.txt").write_bytes("".join(f"{word}\n" for word in classes).encode())
+    else:
+        config = {"label_names": list(classes), **config}
     with tempfile.TemporaryDirectory() as scratch:
         save_for_hf(
             plain,
             scratch,
-            model_config={"label_names": list(classes), "hyperzoo": notes or {}},
+            model_config=config,
             model_args=dict(args) if args else None,
             safe_serialization=True,
         )

@@ -20,15 +20,20 @@ COLUMNS = (
     "n",
     "epochs",
     "measured on",
-    "published (%)",
+    "published",
     "rare classes (%)",
+    "perplexity",
 )
+
+
+SIZES = ("train_images", "train_tokens")  # a run has one of them
 
 
 class Line(NamedTuple):
     """One line of a sweep's table.
 
-    Accuracy in %, mean and sd over n seeds; nll and the training loss of the last epoch in nats, mean over the seeds.
+    Accuracy in %, of texts the perplexity, mean and sd over n seeds; nll and the training loss of the last epoch in
+    nats, mean over the seeds.
     rare: accuracy in % of the classes that were made rare, if any, mean over them and the seeds.
     """
 
@@ -42,6 +47,7 @@ class Line(NamedTuple):
     epochs: int
     published: float | None
     rare: float | None
+    metric: str
 
     def shown(self) -> tuple[str, ...]:
         """The line as text, in the order of `COLUMNS`."""
@@ -49,7 +55,9 @@ class Line(NamedTuple):
         sd, published, rare = ("-" if value is None else f"{value:.2f}" for value in optional)
         losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
         counts = str(self.n), str(self.epochs)
-        return self.label, f"{self.mean:.2f}", sd, *losses, *counts, self.split, published, rare
+        score = {self.metric: f"{self.mean:.2f}"}
+        accuracy, perplexity = score.get("accuracy", "-"), score.get("perplexity", "-")
+        return self.label, accuracy, sd, *losses, *counts, self.split, published, rare, perplexity
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -91,7 +99,7 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
 
 def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) -> dict[str, Any]:
     """What `sweep.json` holds: enough to draw every figure and table of it without the run folders."""
-    keep = ("seed", "split", "metrics", "train_images", "recipe_sha256", "precision", "epochs", "minutes", "finished")
+    keep = ("seed", "split", "metrics", "recipe_sha256", "precision", "epochs", "minutes", "finished")
     environments = {json.dumps(result.values["environment"], sort_keys=True) for _, result in done}
     return {
         "sweep": name,
@@ -104,7 +112,7 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
             {
                 "label": one.label,
                 "rare": sorted(one.recipe.data.keep),
-                **{key: result.values[key] for key in keep},
+                **{key: result.values[key] for key in (*keep, *SIZES) if key in result.values},
                 "log": _log(result.folder),
             }
             for one, result in done
@@ -133,17 +141,19 @@ def lines(file: Path) -> list[Line]:
 
 
 def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Line:
-    accuracies = [run["metrics"]["accuracy"] for run in runs]
+    metric = "perplexity" if "perplexity" in runs[0]["metrics"] else "accuracy"
+    scores = [run["metrics"][metric] for run in runs]
     rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
     return Line(
         label=label,
         split=runs[0]["split"],
         n=len(runs),
-        mean=statistics.fmean(accuracies),
-        sd=statistics.stdev(accuracies) if len(runs) > 1 else None,
+        mean=statistics.fmean(scores),
+        sd=statistics.stdev(scores) if len(runs) > 1 else None,
         nll=statistics.fmean(run["metrics"]["nll"] for run in runs),
         train_loss=statistics.fmean(run["log"][-1]["loss"] for run in runs),
         epochs=runs[0]["epochs"],
         published=published,
         rare=statistics.fmean(rare) if rare else None,
+        metric=metric,
     )

@@ -64,14 +64,16 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
     started, environment = time.time(), seeding.environment()  # before the code can change under a long run
-    train, held = build.images(recipe)
+    train, held = build.samples(recipe)
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
-    progress = Progress(recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process)
+    progress = Progress(
+        recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process, unit=step.unit
+    )
     compiled, reason = build.compiles(recipe, recipe.train.epochs * len(batches), engine.device)
     progress.say(
-        f"{recipe.name}: {len(train)} images, {len(batches)} updates an epoch, {build.precision(recipe)}, "
+        f"{recipe.name}: {len(train)} {step.unit}, {len(batches)} updates an epoch, {build.precision(recipe)}, "
         f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"
     )
     if saved:
@@ -80,7 +82,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     def on_held_out(published: nn.Module) -> dict[str, Any]:
         assert held is not None
         values = evaluate.measure(published, held, engine=engine).as_dict()
-        del values["class_accuracy"]  # the log stays short; result.json has that of the last epoch
+        values.pop("class_accuracy", None)  # the log stays short; result.json has that of the last epoch
         return values
 
     trainer = Trainer(
@@ -95,8 +97,9 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         compile_model=compiled,
     )
     published = trainer.run(saved)
-    if held is not None:
-        metrics, split = evaluate.measure(published, held, engine=engine), "held-out part of train"
+    if held is not None and (recipe.data.hold_out or recipe.data.choice):
+        split = "held-out part of train" if recipe.data.hold_out else "validation"
+        metrics = evaluate.measure(published, held, engine=engine)
     else:
         metrics, split = evaluate.test_split(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
     values = {
@@ -105,7 +108,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         "split": split,
         "metrics": metrics.as_dict(),
         "train_fingerprint": train.fingerprint,
-        "train_images": len(train),
+        f"train_{step.unit}": len(train),
         "recipe_sha256": recipe.digest(),
         "recipe": recipe.model_dump(mode="json"),
         "precision": build.precision(recipe),
@@ -118,10 +121,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     if engine.is_main_process:
         save_model(published, folder, classes=train.classes, args=recipe.model.args)
         (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
-        progress.say(
-            f"{split}: {metrics.accuracy:.2f} % ({metrics.correct} of {metrics.total}), NLL {metrics.nll:.4f}, "
-            f"ECE {metrics.ece:.2f} %; {time.time() - started:.0f} s in this call -> {folder}"
-        )
+        progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)
 
 

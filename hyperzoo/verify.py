@@ -19,7 +19,7 @@ from hyperzoo.errors import (
     WeightHashError,
     WeightUnavailableError,
 )
-from hyperzoo.manifest import FILES, WeightInfo
+from hyperzoo.manifest import ThisText, WeightInfo
 
 RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on another CPU; the measured differences are below 1e-6
 SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers: ties flip between CPUs
@@ -52,8 +52,8 @@ def _checks(info: WeightInfo) -> Iterator[Check]:
         return Check(info.name, what, ok, detail)
 
     try:
-        files = {part: weights.path(info.name, part) for part in FILES}
-        yield check("hash", True, f"sha256 of {' and '.join(FILES)}")
+        files = {part: weights.path(info.name, part) for part in info.files}
+        yield check("hash", True, f"sha256 of {' and '.join(info.files)}")
         model = zoo.load(info.name).model
     except (WeightHashError, WeightFileError, WeightUnavailableError) as error:
         yield check("tensors" if isinstance(error, WeightFileError) else "hash", False, str(error))
@@ -68,14 +68,25 @@ def _checks(info: WeightInfo) -> Iterator[Check]:
 
 
 def golden_input(model: nn.Module) -> Tensor:
-    """A fixed batch (4, C, H, W) of the model's input size, float32: value i is 4 (7919 i mod 2003) / 2003 - 2."""
+    """A fixed batch (4, C, H, W) of the model's input size, float32: value i is 4 (7919 i mod 2003) / 2003 - 2.
+
+    Of a language model (1, 8) int64: token i is 7919 i mod V.
+    """
+    if names.is_language(model.pretrained_cfg["architecture"]):  # type: ignore[index]
+        return (7919 * torch.arange(8) % int(model.num_classes))[None]  # type: ignore[arg-type]
     size = timm.data.resolve_model_data_config(model)["input_size"]
     count = torch.arange(4 * size[0] * size[1] * size[2])
     return (4 * (7919 * count % 2003).double() / 2003 - 2).float().view(4, *size)
 
 
 def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What a golden file holds for an input (B, C, H, W): input, features, pre_logits, output; float32, eval mode."""
+    """What a golden file holds for an input (B, C, H, W): input, features, pre_logits, output; float32, eval mode.
+
+    For tokens (B, T): input and output.
+    """
+    if not x.is_floating_point():
+        with torch.inference_mode():
+            return {"input": x, "output": model.eval()(x)}
     with torch.inference_mode(), torch.autocast(x.device.type, enabled=False):
         features = model.eval().forward_features(x)  # type: ignore[operator]
         values = {
@@ -102,9 +113,12 @@ def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
 
 
 def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
-    place, stated = checkout.here(), info.metrics.this_file.sample
+    place, this = checkout.here(), info.metrics.this_file
+    if isinstance(this, ThisText):
+        return None, "no part of the text is embedded"
     if place is None:
         return None, "the embedded sample is in a checkout only"
+    stated = this.sample
     try:
         metrics = evaluate.test_split(model, _code(info), mirror=place.mirror)
     except (DataError, MissingExtraError) as error:
@@ -123,14 +137,14 @@ def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
         metrics = evaluate.test_split(model, _code(info))
     except (DataError, MissingExtraError) as error:
         return None, str(error)
-    if metrics.fingerprint == stated.sample.fingerprint:
+    if not isinstance(stated, ThisText) and metrics.fingerprint == stated.sample.fingerprint:
         return None, f"{VARIABLE} holds the embedded sample only"
     if metrics.fingerprint == info.dataset.test_fingerprint:
         near = abs(metrics.correct - stated.correct) <= TEST_SLACK
         return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
-    mean, sd = info.metrics.accuracy.mean, info.metrics.accuracy.sd
-    seen = f"other pixels than the published ones: {metrics.accuracy:.2f} %, published {mean:.2f} %"
-    return None if sd is None else abs(metrics.accuracy - mean) <= 3 * sd, seen
+    mean, sd = info.score.mean, info.score.sd
+    seen = f"other data than the published: {info.shown(metrics.score)}, published {info.shown(mean)}"
+    return None if sd is None else abs(metrics.score - mean) <= 3 * sd, seen
 
 
 def _hub(info: WeightInfo) -> tuple[bool | None, str]:
@@ -139,11 +153,11 @@ def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     repo = f"{weights.MANIFEST.namespace}/{info.name}"
     try:
         with tempfile.TemporaryDirectory() as cache:
-            found = {part: weights.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in FILES}
+            found = {part: weights.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files}
     except WeightUnavailableError as error:
         return False, str(error)
     differing = [
-        f"{part} has sha256 {found[part]}, not {info.files[part]}" for part in FILES if found[part] != info.files[part]
+        f"{part} has sha256 {found[part]}, not {info.files[part]}" for part in found if found[part] != info.files[part]
     ]
     return not differing, f"{repo}@{info.commit}: {'; '.join(differing) or 'the same files'}"
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from hyperzoo import names, weights
-from hyperzoo.errors import InputError, WeightUnavailableError
-from hyperzoo.manifest import TASKS
+from hyperzoo.errors import InputError, WeightFileError, WeightUnavailableError
+from hyperzoo.manifest import TASKS, VOCABULARY
 from hyperzoo.manifest import WeightInfo as WeightInfo
 
 
@@ -46,9 +46,25 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     ):
         raise InputError(f"load gives published weights only: {', '.join(other)} is for timm.create_model")
     record = weight_info(name)
-    config = json.loads(weights.path(record.name, "config.json", cache_dir=cache_dir).read_text(encoding="utf-8"))
+    folder = weights.path(record.name, "config.json", cache_dir=cache_dir).parent
+    if VOCABULARY in record.files:
+        weights.path(record.name, VOCABULARY, cache_dir=cache_dir)
     model = timm.create_model(record.name, pretrained=True, cache_dir=cache_dir, **model_args)
-    return Loaded(model.eval(), tuple(config["label_names"]), record)
+    return Loaded(model.eval(), vocabulary(folder), record)
+
+
+def vocabulary(folder: Path) -> tuple[str, ...]:
+    """The word for each output of the network in a folder: of vocab.txt, or of config.json's `label_names`.
+
+    Raises:
+        WeightFileError: the folder has neither.
+    """
+    try:
+        if (folder / VOCABULARY).is_file():
+            return tuple((folder / VOCABULARY).read_text(encoding="utf-8").splitlines())
+        return tuple(json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"])
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightFileError(f"{folder} does not say what its outputs are called: {error!r}") from error
 
 
 def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
@@ -80,7 +96,7 @@ def list_models(task: str | None = None) -> list[str]:
     if task is not None and task not in TASKS:
         raise InputError(f"no task {task!r}. {names.closest_text(task, TASKS)}")
     ours = [name for name in timm.list_models() if _is_ours(name)]
-    return [name for name in ours if task is None or (task == TASKS[1]) == names.is_language(name)]
+    return [name for name in ours if task is None or (VOCABULARY in TASKS[task]) == names.is_language(name)]
 
 
 def list_weights(arch: str | None = None) -> list[str]:
@@ -112,9 +128,11 @@ def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
     Args:
         name: a weight, or an architecture for its default weight (without one, for its own description).
     Raises:
-        InputError: from the returned function, for anything else; the message has the type, dtype and shape.
+        InputError: a language model. From the returned function: anything else; the message has type, dtype and shape.
     """
     known = weight_info(name).name if isinstance(name, str) and "." in name else _known_arch(name)
+    if names.is_language(known):
+        raise InputError(f"{known} reads token ids, not images: the position of each word in load(name).vocabulary")
     cfg = timm.get_pretrained_cfg(known) or PretrainedCfg()  # every architecture of ours has one
     return _Preprocess(resolve_data_config(pretrained_cfg=cfg.to_dict()))
 

@@ -74,9 +74,9 @@ def test_a_mixing_is_built_with_its_values(method, kind):
     assert step.mixing.alpha == next(iter(method.values())).get("alpha", 2.0 if kind is mixup.ManifoldMixup else 1.0)
     assert isinstance(step.criterion, losses.SoftTarget) and step.criterion.kind == "bce"
     x, y = batch()
-    step.seed(3)
+    step.begin_epoch(3)
     one = step(x, y).loss
-    step.seed(3)
+    step.begin_epoch(3)
     again, other = step(x, y).loss, step(x, y).loss
     assert one == again != other
     one.backward()

@@ -197,7 +197,7 @@ def test_runs_that_do_not_belong_together_are_refused(work):
     place, run = work
     with pytest.raises(errors.PublishError, match="same seed: 0, 0"):
         publish.publish(NAME, [run, run], place=place)
-    with pytest.raises(errors.PublishError, match="train images are not those of"):
+    with pytest.raises(errors.PublishError, match="train data are not those of"):
         publish.publish(NAME, [run, another_seed(run, 1, train_fingerprint="0" * 64)], place=place)
     with pytest.raises(errors.PublishError, match="no run folder"):
         publish.publish(NAME, [], place=place)

@@ -68,7 +68,7 @@ def test_the_loss_is_the_sum_of_its_terms():
     model = tiny.network(dropout=0.0)
     term = Noisy(model)
     step = TrainStep(model, nn.CrossEntropyLoss(), {"noisy": term})
-    step.seed(5)
+    step.begin_epoch(5)
     result = step(x, y)
     logits = model(x)
     task = -torch.stack([torch.log_softmax(row, 0)[label] for row, label in zip(logits, y, strict=True)]).mean()

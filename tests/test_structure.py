@@ -34,6 +34,7 @@ ALLOWED = {
     "training": set(),
     "zoo": {"models", "weights", "manifest"},
     "checkout": set(),
+    "tables": set(),
     "attacks": set(),
     "save": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
@@ -41,7 +42,20 @@ ALLOWED = {
     "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
-PRODUCTS = ("publish", "entry", "verify", "cards", "plots", "figures", "reproduce", "energy", "export", "robustness")
+PRODUCTS = (
+    "publish",
+    "entry",
+    "verify",
+    "cards",
+    "plots",
+    "figures",
+    "reproduce",
+    "energy",
+    "export",
+    "robustness",
+    "generate",
+    "activations",
+)
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
     "timm": {
@@ -57,6 +71,7 @@ OUTSIDE = {  # packages that only these units may import
         "save",
         "export",
         "verify",
+        "activations",
         "__init__",
     },
     "huggingface_hub": {"hub", "data"},
@@ -65,10 +80,10 @@ OUTSIDE = {  # packages that only these units may import
     "datasets": {"data"},
     "pydantic": {"training"},
     "ruamel": {"training"},
-    "click": {"cli", "__main__"},
+    "click": {"cli", "cli_networks", "tables", "__main__"},
     "matplotlib": {"plots"},
 }
-TOP = {"cli", "__main__", "__init__"}
+TOP = {"cli", "cli_networks", "__main__", "__init__"}
 
 
 def unit(file: Path) -> str:

@@ -78,7 +78,9 @@ def test_columns_go_on_and_nothing_is_lost(count, batch_size, length):
         column = [row * (count // batch_size) + i for i in range(count // batch_size)]
         assert [token for piece in pieces for token in piece.tokens[row].tolist()] == column[:-1]
         assert [token for piece in pieces for token in piece.targets[row].tolist()] == column[1:]
-    assert [int(piece.first) for piece in pieces] == list(range(0, count // batch_size - 1, length))
+    firsts = list(range(0, count // batch_size - 1, length))
+    for piece, first in zip(pieces, firsts, strict=True):
+        assert piece.indices.tolist() == [row * (count // batch_size) + first for row in range(batch_size)]
     assert all(piece.tokens.shape[1] == length for piece in pieces[:-1])
 
 
@@ -87,6 +89,7 @@ def test_processes_share_the_columns():
     parts = [list(TextBatches(made(41), batch_size=4, length=3, rank=r, processes=2).epoch(1)) for r in (0, 1)]
     for one, first, second in zip(whole, *parts, strict=True):
         assert torch.equal(one.tokens, torch.cat([first.tokens, second.tokens]))
+        assert torch.equal(one.indices, torch.cat([first.indices, second.indices]))
     for wrong in (dict(batch_size=3, processes=2), dict(batch_size=40), dict(batch_size=4, length=0)):
         with pytest.raises(InputError, match="41 tokens cannot be read as"):
             TextBatches(made(41), **{"length": 3, **wrong})

@@ -47,6 +47,15 @@ class TextSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What a network chooses from: the vocabulary."""
+        return self.vocabulary
+
+    @property
+    def channels(self) -> int:
+        return 1
+
 
 def load_text(name: str, split: str, mirror: Path | None = None) -> TextSet:
     """Load a split of a text, from the mirror named by HYPERZOO_DATA or else from the Hub.
@@ -90,11 +99,14 @@ def words(lines: Iterable[str]) -> Iterator[str]:
 
 
 class TextBatch(NamedTuple):
-    """On one device: tokens (B, T) int64; targets (B, T) int64, each the token behind; first (), row 0's position."""
+    """On one device: tokens (B, T) int64; targets (B, T) int64, each the token behind; indices (B,), where rows begin.
+
+    An index is the position of the first token of a row in the text.
+    """
 
     tokens: Tensor
     targets: Tensor
-    first: Tensor
+    indices: Tensor
 
 
 class TextBatches:
@@ -133,6 +145,7 @@ class TextBatches:
         share = batch_size // processes
         columns = text.tokens[: len(text) // batch_size * batch_size].view(batch_size, -1)
         self._columns = columns[rank * share : (rank + 1) * share].to(device)
+        self._starts = (rank * share + torch.arange(share, device=device)) * columns.shape[1]
         self._length = length
 
     def __len__(self) -> int:
@@ -144,4 +157,4 @@ class TextBatches:
         for first in range(0, last, self._length):
             end = min(first + self._length, last)
             targets = self._columns[:, first + 1 : end + 1]
-            yield TextBatch(self._columns[:, first:end], targets, torch.tensor(first))
+            yield TextBatch(self._columns[:, first:end], targets, self._starts + first)

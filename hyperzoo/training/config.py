@@ -22,6 +22,8 @@ from hyperzoo.training.settings import (
     validated,
 )
 
+_TEXTS = ", ".join(names.TEXTS)
+
 
 class Model(Block):
     """What is trained."""
@@ -50,6 +52,8 @@ class Data(Block):
     flip: bool = True
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # of images that are streamed: least part in a random crop
     workers: Count = 0  # of images that are streamed: processes that decode
+    length: AtLeastOne = 35  # of texts: tokens in a piece, through which the gradient flows
+    choice: bool = False  # of texts: a run for a choice, judged on the validation split; the test split is not read
     resize_px: dict[AtLeastOne, AtLeastOne] = {}  # from this epoch on, train at this size; the last is the full size
 
 
@@ -95,10 +99,17 @@ class Train(Block):
 class Expect(Block):
     """What a rerun should find."""
 
-    accuracy: Annotated[float, Field(ge=0, le=100)]  # % on the test split, mean
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None  # % on the test split, mean
+    perplexity: Positive | None = None  # of texts: on the test split, mean
     sd: NonNegative | None = None  # over n seeds; null for n = 1
     n: AtLeastOne = 1
     minutes: Positive | None = None  # on the machine that the header names
+
+    @model_validator(mode="after")
+    def _one(self) -> "Expect":
+        if (self.accuracy is None) == (self.perplexity is None):
+            raise ValueError("expect states an accuracy, or for a text a perplexity")
+        return self
 
 
 class Recipe(Block):
@@ -130,9 +141,18 @@ class Recipe(Block):
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]
         if late:
             faults.append(f"data.resize_px names epoch {late[0]}, but there are {self.train.epochs}")
+        faults += self._faults_of_texts() if self.data.name in names.TEXTS else []
+        if names.is_language(self.model.arch) != (self.data.name in names.TEXTS):
+            faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _faults_of_texts(self) -> list[str]:
+        """What a recipe for a text says that only images have."""
+        said = {"data." + key: getattr(self.data, key) for key in ("hold_out", "keep", "resize_px")}
+        said |= {"method." + key: getattr(self.method, key) for key in ("angular", "mixup", "manifold_mixup")}
+        return [f"{key} is for images, not for {self.data.name}" for key, value in said.items() if value]
 
     def digest(self) -> str:
         """sha256 of all that influences the result: what the recipe says beyond the defaults, and not `name`, `expect`.

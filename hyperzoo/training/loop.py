@@ -33,7 +33,7 @@ class Stopped(RunError):
 
 
 class Batches(Protocol):
-    """What the loop needs of a training set: batches per epoch, and an iterator of (images, labels, indices)."""
+    """What the loop needs of a training set: batches per epoch, and an iterator of (inputs, labels, indices)."""
 
     def __len__(self) -> int: ...
 
@@ -81,7 +81,7 @@ class Trainer:
         with self._signals(), self.progress:
             for epoch in range(first + 1, train.epochs + 1):
                 seed_epoch(train.seed, epoch)
-                self.step.seed(torch.initial_seed())
+                self.step.begin_epoch(torch.initial_seed())
                 row = self._epoch(epoch)
                 if self.evaluate is not None:
                     row |= self.evaluate(self.published)
@@ -109,7 +109,7 @@ class Trainer:
             rate = self._schedule.apply((epoch - 1) * len(self.batches) + number)
             sums, norm = self._update(batch, size, epoch, number)
             totals = sums if totals is None else totals + sums
-            seen += len(batch[1])
+            seen += batch[1].numel()
             if self._pending is not None:
                 raise Stopped(self._pending, epoch - 1)
             if self.progress.wants_update():
@@ -124,10 +124,16 @@ class Trainer:
             "train_accuracy": 100 * correct / count,
             "lr": rate,
             "grad_norm": float(norm),
-            "size_px": size or batch[0].shape[-1],
+            **({"size_px": size or batch[0].shape[-1]} if batch[0].ndim == 4 else {}),
             "seconds": round(time.perf_counter() - started, 3),
-            "images_per_s": round(self._rate(seen, started), 1),
+            f"{self.step.unit}_per_s": round(self._rate(seen, started), 1),
+            **({"reports": reports} if (reports := self._reports()) else {}),
         }
+
+    def _reports(self) -> dict[str, dict[str, float]]:
+        """What each term that reports says of the layers in the last update."""
+        found = {name: getattr(term, "report", dict)() for name, term in self.step.terms.items()}
+        return {name: report for name, report in found.items() if report}
 
     def _update(
         self, batch: tuple[Tensor, Tensor, Tensor], size: int | None, epoch: int, number: int
@@ -136,7 +142,7 @@ class Trainer:
         the gradient norm."""
         images, labels, _ = batch
         parts = self.recipe.train.accumulate
-        sums = images.new_zeros(3 + len(self.step.terms))
+        sums = torch.zeros(3 + len(self.step.terms), device=images.device)
         terms: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
@@ -144,8 +150,8 @@ class Trainer:
             with quiet:
                 result = self._wrapped(x, y, size, len(images) / len(x) if i == 0 else 0.0)
                 self.accelerator.backward(result.loss * (len(x) / len(images)))
-            per_image = torch.stack([result.loss.detach(), result.correct / len(x), *result.terms.values()])
-            sums += per_image * len(x)
+            per_label = torch.stack([result.loss.detach(), result.correct / y.numel(), *result.terms.values()])
+            sums += per_label * y.numel()
             terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}
         norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.recipe.optim.clip_norm or math.inf)
         finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
@@ -161,13 +167,17 @@ class Trainer:
     def _non_finite(
         self, batch: Any, terms: dict[str, Tensor], norm: Tensor, epoch: int, number: int
     ) -> NonFiniteError:
-        images, _, indices = batch
-        bad = indices[~torch.isfinite(images).flatten(1).all(1)]
-        samples = f"images with NaN or infinity: {bad.tolist()}" if len(bad) else f"samples: {indices[:16].tolist()}"
-        values = ", ".join(f"{name} {float(value):.6g}" for name, value in terms.items())
+        inputs, _, indices = batch
+        bad = indices[~torch.isfinite(inputs).flatten(1).all(1)]
+        dots = " ..." if len(indices) > 16 else ""
+        found = [
+            ", ".join(f"{name} {float(value):.6g}" for name, value in terms.items()),
+            f"gradient norm {float(norm):.6g}",
+            f"images with NaN or infinity: {bad.tolist()}" if len(bad) else f"samples: {indices[:16].tolist()}{dots}",
+            *(f"in {name}: {layers}" for name, report in self._reports().items() if (layers := _not_finite(report))),
+        ]
         return NonFiniteError(
-            f"epoch {epoch}, step {number + 1}: loss terms: {values}; gradient norm {float(norm):.6g}; {samples}"
-            f"{' ...' if not len(bad) and len(indices) > 16 else ''}. No step was taken"
+            f"epoch {epoch}, step {number + 1}: loss terms: {'; '.join(found)}. No step was taken"
             f"{' (another process found it)' if self._finite(terms, norm) else ''}. "
             f"Last good checkpoint: epoch {epoch - 1}. Lower optim.lr, or set optim.clip_norm"
         )
@@ -225,3 +235,7 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _not_finite(report: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in report.items() if not math.isfinite(value))

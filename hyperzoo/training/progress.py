@@ -16,10 +16,11 @@ class Progress:
 
     Args:
         active: show anything at all.
+        unit: what the rate counts; a row of the log has it as `<unit>_per_s`.
     """
 
-    def __init__(self, name: str, epochs: int, first_epoch: int = 0, active: bool = True) -> None:
-        self._name, self._epochs, self._first, self._active = name, epochs, first_epoch, active
+    def __init__(self, name: str, epochs: int, first_epoch: int = 0, active: bool = True, unit: str = "images") -> None:
+        self._name, self._epochs, self._first, self._active, self._unit = name, epochs, first_epoch, active, unit
         self._console = Console(stderr=False)
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -56,21 +57,22 @@ class Progress:
         self._next = time.monotonic() + _INTERVAL_S
         return True
 
-    def update(self, epoch: int, step: int, steps: int, means: Tensor, images_per_s: float) -> None:
-        """Mean loss and accuracy of the epoch so far, images per second, in the bar."""
+    def update(self, epoch: int, step: int, steps: int, means: Tensor, per_s: float) -> None:
+        """Mean loss and accuracy of the epoch so far, and the rate, in the bar."""
         if self._bar is not None and self._task is not None:
             loss, correct = means.tolist()
             numbers = (
-                f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  acc {100 * correct:.2f} %  {images_per_s:.0f} img/s"
+                f"epoch {epoch}/{self._epochs}  loss {loss:.4f}  acc {100 * correct:.2f} %  {per_s:.0f} {self._unit}/s"
             )
             self._bar.update(self._task, completed=epoch - 1 + step / steps, numbers=numbers)
 
     def epoch_done(self, row: dict[str, Any]) -> None:
         """One line with the numbers of an epoch."""
         held = f"  held-out {row['accuracy']:.2f} %" if "accuracy" in row else ""
+        held += f"  validation perplexity {row['perplexity']:.2f}" if "perplexity" in row else ""
         self.say(
             f"epoch {row['epoch']}/{self._epochs}  loss {row['loss']:.4f}  train {row['train_accuracy']:.2f} %{held}"
-            f"  {row['images_per_s']:.0f} img/s  {row['seconds']:.0f} s  {_left(row, self._epochs)}"
+            f"  {row[f'{self._unit}_per_s']:.0f} {self._unit}/s  {row['seconds']:.0f} s  {_left(row, self._epochs)}"
         )
 
 

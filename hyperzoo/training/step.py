@@ -52,6 +52,9 @@ class StepResult(NamedTuple):
 class TrainStep(nn.Module):
     """One forward pass of training.
 
+    Attributes:
+        unit: what a label belongs to, in the plural.
+
     Shapes:
         images: (B, C, H, W).   labels: (B,) int64.   return: a `StepResult`.
     Args:
@@ -64,6 +67,8 @@ class TrainStep(nn.Module):
         once (of the call): factor of the terms that are `once_per_update`; with 0 they are not evaluated, and count as
             0. For a batch that is worked through in parts: 1 / the share of one of them, and 0 with the others.
     """
+
+    unit = "images"
 
     def __init__(
         self,
@@ -82,7 +87,7 @@ class TrainStep(nn.Module):
         self.mixing = mixing
         self.owned = nn.ModuleDict({name: nn.ParameterList(term.parameters()) for name, term in self.terms.items()})
 
-    def seed(self, number: int) -> None:
+    def begin_epoch(self, number: int) -> None:
         """Seed the generator of every term and of the mixing, where they draw: `seed(n)` is theirs."""
         for i, part in enumerate((self.mixing, *self.terms.values())):
             seed: Callable[[int], None] | None = getattr(part, "seed", None)
@@ -96,12 +101,12 @@ class TrainStep(nn.Module):
             for part in (self.mixing, *self.terms.values()):
                 if part is not None:
                     stack.enter_context(part)
-            targets = labels
+            targets = labels.flatten()
             if self.mixing is not None:
                 images, targets = self.mixing(images, labels)
             if self.angular:
                 stack.enter_context(self._classifier().register_forward_pre_hook(self._keep_features))
-            logits = self.model(images).float()
+            logits = self._logits(images).float()
             task = self._task(logits, targets)
             values = {"task": task} | {name: self._term(term, once, task) for name, term in self.terms.items()}
         answers = logits.detach().argmax(1)
@@ -114,6 +119,10 @@ class TrainStep(nn.Module):
         if not getattr(term, "once_per_update", False):
             return term()
         return once * term() if once else task.new_zeros(())
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """(N, K): a row for each label."""
+        return self.model(images)
 
     def _task(self, logits: Tensor, targets: Tensor) -> Tensor:
         if not self.angular:

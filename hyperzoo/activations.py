@@ -1,0 +1,204 @@
+"""How the activations of a network are distributed, layer by layer, beside the Gaussian that PER pulls them to."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from hyperzoo import data, evaluate, names, plots, taps, zoo
+from hyperzoo.errors import InputError, RunError, UnknownNameError
+from hyperzoo.regularizers import sliced_wasserstein
+
+LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
+COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
+NONLINEARITIES = "ReLU LeakyReLU PReLU ELU GELU GELUTanh SiLU Hardswish ReLU6 SReLU LSTM BatchNormLSTM".split()
+VECTORS, ENTRIES = 4096, 1_000_000  # at most so many of a layer, evenly spaced, for the distance and for the quantiles
+COLUMNS_OF_TEXT, LENGTH = 20, 35
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """The outputs of one layer over a batch.
+
+    shape: of the output. mean, variance, quantiles (at `LEVELS`): of all entries, whatever the unit. distance: sliced
+    W1 of the vectors (every position of a map, every step of a text) to N(0, I), about 0.8 for a layer of zeros.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mean: float
+    variance: float
+    quantiles: tuple[float, ...]
+    distance: float
+
+    def shown(self) -> tuple[str, ...]:
+        """A line of the table, in the order of `COLUMNS`."""
+        numbers = (self.mean, self.variance, *self.quantiles, self.distance)
+        return self.name, " x ".join(map(str, self.shape)), *(f"{number:.3f}" for number in numbers)
+
+
+def layer_activations(
+    model: nn.Module, inputs: Tensor, layers: str | Sequence[str] | None = None
+) -> list[LayerActivations]:
+    """Run a batch through a network, in evaluation mode, and describe what its layers put out.
+
+    Args:
+        inputs: what the model takes, (B, C, H, W) or tokens (B, T).
+        layers: words of `taps.select`; None takes all nonlinearities and LSTM layers, or else the stages.
+    Raises:
+        InputError, UnknownNameError: no such layer, or none was called. And what the model raises.
+    """
+    found: list[LayerActivations] = []
+
+    def measure(name: str, output: Any) -> None:
+        found.append(_described(name, output[0] if isinstance(output, tuple) else output))
+
+    with evaluate.evaluating(model), torch.inference_mode(), taps.attached(_selected(model, layers), measure):
+        model(inputs)
+    if not found:
+        raise InputError("none of the chosen layers was called in the forward pass")
+    return found
+
+
+def _selected(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn.Module]:
+    if layers is not None:
+        return taps.select(model, layers)
+    chosen: dict[str, nn.Module] = {}
+    for kind in NONLINEARITIES:
+        with suppress(UnknownNameError):
+            chosen |= taps.select(model, f"type:{kind}")
+    return chosen or taps.select(model, "stages")
+
+
+def _described(name: str, output: Tensor) -> LayerActivations:
+    """At once, as later code may overwrite the output."""
+    axis = 1 if output.ndim == 4 else -1
+    vectors = output.movedim(axis, -1).reshape(-1, output.shape[axis]).float()
+    entries = vectors.flatten()
+    quantiles = torch.quantile(_some(entries, ENTRIES), torch.tensor(LEVELS, device=entries.device))
+    return LayerActivations(
+        name=name,
+        shape=tuple(output.shape),
+        mean=float(entries.mean(dtype=torch.float64)),
+        variance=float(entries.double().var(correction=0)),
+        quantiles=tuple(quantiles.tolist()),
+        distance=float(sliced_wasserstein(_some(vectors, VECTORS), generator=torch.Generator().manual_seed(0))),
+    )
+
+
+def _some(rows: Tensor, count: int) -> Tensor:
+    """Of many rows, `count` evenly spaced ones."""
+    if len(rows) <= count:
+        return rows
+    return rows[torch.arange(count, device=rows.device) * len(rows) // count]
+
+
+def subject(
+    what: str, *, dataset: str | None = None, pretrained: bool = False, batch_size: int = 128
+) -> tuple[nn.Module, Tensor, str]:
+    """A network, a batch for it, and what the batch is, in words.
+
+    The batch is the beginning of the test split of a data set (of a text: 20 columns of 35 words of the validation
+    split), or Gaussian noise of the input size where no data set is known.
+
+    Args:
+        what: a run folder, or as for `zoo.any_network`.
+        dataset: its code; None for the one that a weight or a run was trained on.
+        pretrained: fetch timm's weight for a model of timm.
+        batch_size: images, 1 or more.
+    Raises:
+        InputError, UnknownNameError, DataError, ...: as `zoo.any_network` and `data.load_images`.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size must be 1 or more; got {batch_size}")
+    folder = Path(what)
+    if (folder / "result.json").is_file():
+        recipe = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"]
+        model, dataset = zoo.any_network(f"local-dir:{folder}"), dataset or recipe["data"]["name"]
+    else:
+        model = zoo.any_network(what, pretrained=pretrained)
+        with suppress(ValueError):  # no weight of ours
+            dataset = dataset or names.parse(zoo.weight_info(what).name).dataset
+    if dataset is None:
+        size = timm.data.resolve_model_data_config(model)["input_size"]
+        noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0))
+        return model, noise, f"{batch_size} images of Gaussian noise; --data names a data set"
+    samples = evaluate.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
+    if isinstance(samples, data.TextSet):
+        piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
+        return model, piece.tokens, f"{COLUMNS_OF_TEXT} x {LENGTH} words of {samples.origin}"
+    batch = next(evaluate.batches(model, samples, batch_size=batch_size))
+    return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
+
+
+def draw(rows: Iterable[LayerActivations], picture: Path, *, title: str) -> Path:
+    """Draw quantiles, variance and distance of each layer beside those of N(0, 1); returns the PNG.
+
+    Args:
+        picture: a PNG file to write; its folder exists.
+    Raises:
+        InputError: no rows.
+    """
+    rows = list(rows)
+    if not rows:
+        raise InputError("no layers to draw: measure a model with layer_activations first")
+    places = range(len(rows))
+    figure, (left, middle, right) = plots.figure(1, 3, (12.0, 1.8 + 0.2 * len(rows)), sharey=True)
+    for low, high, width in ((0, 4, 1.5), (1, 3, 5)):
+        ends = [row.quantiles[low] for row in rows], [row.quantiles[high] for row in rows]
+        label = f"{100 * LEVELS[low]:g} to {100 * LEVELS[high]:g} %"
+        left.hlines(places, *ends, color=plots.BLUE, linewidth=width, label=label)
+        for quantile in torch.special.ndtri(torch.tensor([LEVELS[low], LEVELS[high]])).tolist():
+            left.axvline(quantile, color="#888888", linestyle=":", linewidth=1)
+    left.plot([row.mean for row in rows], places, "x", color=plots.ORANGE, label="mean")
+    left.set_xlabel("activations (dotted: quantiles of N(0, 1))")
+    left.legend(frameon=False, fontsize=8)
+    middle.plot([max(row.variance, 1e-12) for row in rows], places, "o", color=plots.BLUE)
+    middle.set_xscale("log")
+    middle.set_xlabel("variance")
+    middle.axvline(1, color="#888888", linestyle=":", linewidth=1)
+    right.barh(places, [row.distance for row in rows], color="#56b4e9")
+    right.set_xlabel("sliced W1 to N(0, I)")
+    left.set_yticks(places, [row.name for row in rows], fontsize=7)
+    left.invert_yaxis()
+    figure.suptitle(title)
+    return plots.save(figure, picture)
+
+
+def has_reports(run: Path, term: str = "per") -> bool:
+    """Whether a folder is that of a run which logged what a term reports of the activations."""
+    log = run / "metrics.jsonl"
+    return log.is_file() and all(term in row.get("reports", {}) for row in plots.rows(log))
+
+
+def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per") -> Path:
+    """Draw how mean and variance of every layer went over the training of runs, a row of panels a run; returns the PNG.
+
+    Args:
+        runs: run folders by title. A run logs what its terms report; PER with strength 0 only watches.
+        term: the one that reported 'layer/mean' and 'layer/variance'.
+    Raises:
+        RunError: no such log, or one without these reports.
+    """
+    figure, axes = plots.figure(len(runs), 2, (9.0, 2.9 * len(runs)))
+    for (title, folder), panels in zip(runs.items(), axes.reshape(len(runs), 2), strict=True):
+        if not has_reports(folder, term):
+            raise RunError(f"{folder} has no reports of {term}: train with method.{term}, of strength 0 to only watch")
+        log = plots.rows(folder / "metrics.jsonl")
+        epochs, reports = [row["epoch"] for row in log], [row["reports"][term] for row in log]
+        layers = [key.removesuffix("/mean") for key in reports[0] if key.endswith("/mean")]
+        for panel, kind in zip(panels, ("mean", "variance"), strict=True):
+            for layer, (color, style) in zip(layers, plots.STYLES, strict=False):
+                panel.plot(epochs, [report[f"{layer}/{kind}"] for report in reports], style, color=color, label=layer)
+            panel.axhline(float(kind == "variance"), color="#888888", linestyle=":", linewidth=1)
+            panel.set_title(f"{kind}, {title}", fontsize=9)
+            panel.set_xlabel("epoch")
+            panel.grid(alpha=0.3)
+        panels[0].legend(frameon=False, fontsize=7)
+    return plots.save(figure, picture)
