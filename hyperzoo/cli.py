@@ -203,8 +203,9 @@ def export(name: str, out: Path, format: str) -> None:
 def plot(what: Path, out: Path | None) -> None:
     """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or a figure by its name.
 
-    Figures: `operators` of SphereConv; of mixup, after training for up to some minutes, `spiral` (boundaries),
-    `spectrum` (flat classes) and `hidden_states`.
+    Figures: `operators` of SphereConv; of MHE `half_space`; and, each after training for up to some minutes,
+    `softmax_features` of angular losses, `rare_class` of MHE, and of mixup `spiral` (boundaries), `spectrum` (flat
+    classes) and `hidden_states`.
     """
     from hyperzoo import plots
     from hyperzoo.figures import FIGURES

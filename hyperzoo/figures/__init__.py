@@ -1,10 +1,13 @@
 """Figures of the papers, drawn from our own code: one file each, whose `draw` writes a PNG and returns it."""
 
-from hyperzoo.figures import hidden_states, operators, spectrum, spiral
+from hyperzoo.figures import half_space, hidden_states, operators, rare_class, softmax_features, spectrum, spiral
 
 FIGURES = {  # the help of `hyperzoo plot` names them too
+    "half_space": half_space.draw,
     "hidden_states": hidden_states.draw,
     "operators": operators.draw,
+    "rare_class": rare_class.draw,
+    "softmax_features": softmax_features.draw,
     "spectrum": spectrum.draw,
     "spiral": spiral.draw,
 }
