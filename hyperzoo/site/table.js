@@ -1,0 +1,100 @@
+// Sorting, filters, rows that open, copying, and the theme. Without it the page shows everything.
+"use strict";
+
+const table = document.querySelector("table");
+const heads = [...table.tHead.rows[0].cells];
+const selects = [...document.querySelectorAll("#filters select")];
+
+function value(body, column) {
+  const text = body.rows[0].cells[column].dataset.value;
+  return heads[column].classList.contains("number") ? Number(text) : text;
+}
+
+// The first press on a column of numbers puts the largest first; each further press turns the order round.
+function sort(column) {
+  const head = heads[column];
+  const opposite = { ascending: "descending", descending: "ascending" };
+  const order = opposite[head.getAttribute("aria-sort")] ?? (head.classList.contains("number") ? "descending" : "ascending");
+  for (const other of heads) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", order);
+  const sign = order === "ascending" ? 1 : -1;
+  const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+  const bodies = [...table.tBodies].sort((a, b) => sign * compare(value(a, column), value(b, column)));
+  table.append(...bodies);
+}
+
+function filter() {
+  const chosen = selects.filter((select) => select.value);
+  const fits = (body) =>
+    chosen.every((select) => body.querySelector(`[data-filter="${select.dataset.filter}"]`).dataset.value === select.value);
+  const bodies = [...table.tBodies];
+  for (const body of bodies) body.hidden = !fits(body);
+  const shown = bodies.filter((body) => !body.hidden).length;
+  document.getElementById("count").textContent = `${shown} of ${bodies.length}`;
+  document.getElementById("none").hidden = shown > 0;
+}
+
+function open(button, yes) {
+  button.setAttribute("aria-expanded", yes);
+  document.getElementById(button.getAttribute("aria-controls")).hidden = !yes;
+}
+
+async function copy(button) {
+  const code = button.closest("figure").querySelector("code");
+  try {
+    await navigator.clipboard.writeText(code.textContent);
+    button.textContent = "Copied";
+  } catch {
+    getSelection().selectAllChildren(code); // no clipboard here: the keyboard can take it
+    button.textContent = "Selected";
+  }
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const theme = document.getElementById("theme");
+
+function shownTheme() {
+  return document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
+}
+
+function nameTheme() {
+  theme.textContent = shownTheme() === "dark" ? "Light" : "Dark";
+  theme.setAttribute("aria-label", `${theme.textContent} theme`);
+}
+
+function stored(change) {
+  try {
+    return change(localStorage);
+  } catch {
+    return null; // storage is refused: the choice lasts as long as the page
+  }
+}
+
+theme.addEventListener("click", () => {
+  const chosen = shownTheme() === "dark" ? "light" : "dark";
+  document.documentElement.dataset.theme = chosen;
+  stored((storage) => storage.setItem("hyperzoo-theme", chosen));
+  nameTheme();
+});
+dark.addEventListener("change", nameTheme);
+const kept = stored((storage) => storage.getItem("hyperzoo-theme"));
+if (kept === "dark" || kept === "light") document.documentElement.dataset.theme = kept;
+nameTheme();
+theme.hidden = false;
+
+heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => sort(column)));
+for (const select of selects) select.addEventListener("change", filter);
+document.getElementById("reset").addEventListener("click", () => {
+  document.getElementById("filters").reset();
+  filter();
+  selects[0].focus();
+});
+for (const button of document.querySelectorAll("button[aria-expanded]")) {
+  button.addEventListener("click", () => open(button, button.getAttribute("aria-expanded") !== "true"));
+  open(button, location.hash === `#${button.getAttribute("aria-controls")}`);
+}
+for (const button of document.querySelectorAll("button.copy")) {
+  button.addEventListener("click", () => copy(button));
+  button.hidden = false;
+}
