@@ -198,6 +198,22 @@ def export(name: str, out: Path, format: str) -> None:
 
 
 @cli.command()
+@click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--runtime", type=click.Path(path_type=Path), help="npm's onnxruntime-web as .tgz; without it npm pack.")
+@click.option("--no-demo", is_flag=True, help="Leave the demo out: a page of some 100 kB instead of 7 MB.")
+def site(folder: Path, runtime: Path | None, no_demo: bool) -> None:
+    """Write all weights as one page, OUT/index.html, for any static host or for opening as a file.
+
+    A sortable table; each row opens to card, pictures and the lines that load the weight. The demo classifies pictures
+    in the browser. Where its runtime cannot be had, the page says so.
+    """
+    from hyperzoo import site as making
+
+    page = making.write(folder, runtime=runtime, demo=not no_demo)
+    click.echo(f"{page}\t{page.stat().st_size} bytes")
+
+
+@cli.command()
 @click.argument("what", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The picture; beside its data without it.")
 def plot(what: Path, out: Path | None) -> None:

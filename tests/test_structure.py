@@ -55,6 +55,7 @@ PRODUCTS = (
     "robustness",
     "generate",
     "activations",
+    "site",
 )
 ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
 OUTSIDE = {  # packages that only these units may import
@@ -82,6 +83,9 @@ OUTSIDE = {  # packages that only these units may import
     "ruamel": {"training"},
     "click": {"cli", "cli_networks", "tables", "__main__"},
     "matplotlib": {"plots"},
+    "jinja2": {"site"},
+    "markupsafe": {"site"},
+    "markdown_it": {"site"},
 }
 TOP = {"cli", "cli_networks", "__main__", "__init__"}
 
