@@ -1,0 +1,298 @@
+"""The page holds every weight, shows hostile values as text, allows no script but its own, and is written whole."""
+
+import base64
+import dataclasses
+import hashlib
+import io
+import json
+import re
+import resource
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import hyperzoo
+from hyperzoo import checkout, cli, data, errors, names, weights
+from hyperzoo.export import Exported
+from hyperzoo.manifest import Manifest
+from hyperzoo.site import demo, page
+
+PLACE = checkout.here()
+NAME = "spherenet20.sphere_c10"
+HOSTILE = """</td></script><script>alert(1)</script><img src=x onerror=alert(2)>"' onclick=alert(3) {{ 7 * 7 }} &amp;"""
+FACTS = {"label_names": ["cat", "dog"], "input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.25] * 3}
+VOID = {"meta", "link", "img", "input", "wbr", "hr", "br"}
+
+
+class Parsed(HTMLParser):
+    """Tags with their attributes, in order; the text of each element, its children's included."""
+
+    def __init__(self, text):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.texts, self._open = [], [], []
+        self.feed(text)
+        self.close()
+        assert self._open == [], "an element is not closed"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.texts.append("")
+        if tag not in VOID:
+            self._open.append(len(self.tags) - 1)
+
+    def handle_endtag(self, tag):
+        assert self.tags[self._open.pop()][0] == tag
+
+    def handle_data(self, text):
+        for i in self._open:
+            self.texts[i] += text
+
+    def of(self, tag, **attributes):
+        """Texts of the elements with these attributes."""
+        wanted = attributes.items()
+        return [x for (t, a), x in zip(self.tags, self.texts, strict=True) if t == tag and wanted <= a.items()]
+
+    @property
+    def shape(self):
+        """Tags and the names of their attributes: what a value must not change."""
+        return [(tag, tuple(attributes)) for tag, attributes in self.tags]
+
+
+def made_demo(**facts):
+    info = weights.MANIFEST.info(NAME)
+    sample = demo.Sample(demo.png_url(b"picture"), facts.get("label_names", FACTS["label_names"])[0])
+    return demo.Demo(info, {**FACTS, **facts}, (sample,), {"runtime": "YQ==", "wasm": "Yg==", "model": "Yw=="})
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A package of the runtime with other content, whose integrity is the expected one; the network is not exported."""
+    file = tmp_path / "onnxruntime-web-1.30.0.tgz"
+    with tarfile.open(file, "w:gz") as archive:
+        for member in demo.RUNTIME_FILES.values():
+            entry = tarfile.TarInfo(f"package/dist/{member}")
+            entry.size = len(member)
+            archive.addfile(entry, io.BytesIO(member.encode()))
+    digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
+    monkeypatch.setattr(demo, "RUNTIME_INTEGRITY", f"sha512-{digest}")
+
+    def export(name, out, format):
+        assert (name, format) == ("spherenet20", "onnx")
+        out.write_bytes(b"a network")
+        return Exported(out, FACTS, 0.0)
+
+    monkeypatch.setattr(demo, "export", export)
+    return file
+
+
+def test_every_weight_is_there_with_what_the_manifest_says():
+    parsed = Parsed(page.html(weights.MANIFEST, PLACE, None))
+    rows = parsed.of("th", scope="row")
+    assert [row.split()[0] for row in rows] == hyperzoo.list_weights() and len(rows) >= 2
+    for name in hyperzoo.list_weights():
+        info = hyperzoo.weight_info(name)
+        (opened,) = parsed.of("tr", id=name)
+        for value in (*info.files.values(), info.recipe, info.license, info.dataset_terms, *info.paper):
+            assert value in opened or value == info.files["config.json"], value
+        assert re.search(rf"{info.metrics.this_file.correct:,} of {info.metrics.this_file.total:,}", opened)  # the card
+        assert "![" not in opened and "<!--" not in opened and "library_name" not in opened
+    accuracy = hyperzoo.weight_info(NAME).metrics.accuracy.mean
+    assert f"{accuracy:.2f} %" in parsed.of("td", **{"class": "number"})
+    assert parsed.of("option").count("SphereNet") == 1 and len(parsed.of("option")) >= 3 + 2 + 2 + 1
+    curves = [attributes for tag, attributes in parsed.tags if attributes.get("alt") == f"Learning curve of {NAME}"]
+    assert [a["src"] for a in curves] == [demo.png_url(PLACE.card(NAME, ".png").read_bytes())]
+
+
+@pytest.mark.parametrize("route", page.SNIPPETS)
+def test_the_snippets_load_the_weight(route, monkeypatch):
+    monkeypatch.chdir(PLACE.root)
+    codes = Parsed(page.html(weights.MANIFEST, PLACE, None)).of("code")
+    parsed = names.parse(NAME)
+    code = page.SNIPPETS[route].format(name=NAME, arch=parsed.arch, tag=parsed.tag)
+    assert code in codes
+    space = {}
+    exec(compile(code, route, "exec"), space)
+    wanted = hyperzoo.load(NAME).model.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in space["model"].state_dict().items())
+
+
+def hostile(info):
+    """The entry of a weight with every text replaced that its reader does not check."""
+    texts = dict.fromkeys(("license", "dataset_terms"), HOSTILE)
+    return dataclasses.replace(
+        info,
+        **texts,
+        recipe=f"{HOSTILE}/x.yaml",
+        paper=(HOSTILE,),
+        dataset=dataclasses.replace(info.dataset, id=HOSTILE),
+        files={file: HOSTILE for file in info.files},
+    )
+
+
+def test_hostile_values_are_text(monkeypatch):
+    manifest = Manifest(PLACE.package)
+    harmless = Parsed(page.html(manifest, None, made_demo()))
+    manifest.weights = {NAME: hostile(manifest.info(NAME)), **{n: i for n, i in manifest.weights.items() if n != NAME}}
+    shown = dataclasses.replace(made_demo(label_names=[HOSTILE, "dog"]), info=manifest.info(NAME))
+    text = page.html(manifest, None, shown)
+    parsed = Parsed(text)
+    more = ("option", ())  # the family and the data set of the filters
+    assert [x for x in parsed.shape if x != more] == [x for x in harmless.shape if x != more]
+    assert "alert(2)>" not in re.sub(r"&[a-z#0-9]+;", "", text).replace("alert(2)&gt;", "")
+    assert HOSTILE in parsed.of("tr", id=NAME)[0] and HOSTILE in parsed.of("small")[1]
+    assert any(attributes.get("alt") == HOSTILE for _, attributes in parsed.tags)
+    assert [json.loads(x)["label_names"][0] for x in parsed.of("script", id="facts")] == [HOSTILE]
+    links = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
+    assert all(link.startswith(("https://arxiv.org/abs/", "#")) for link in links)
+
+
+def test_a_hostile_card_is_text(tmp_path):
+    place = checkout.Checkout(tmp_path)
+    place.card(NAME).parent.mkdir()
+    evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n[click](javascript:alert(4)) ![p](https://example.org/p.png)\n\n| a |\n|-|\n"
+    place.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}| <b>bold</b> |\n")
+    parsed = Parsed(page.html(weights.MANIFEST, place, None))
+    (card,) = [x for x in parsed.of("article") if "alert(1)" in x]
+    assert card.count("<script>alert(1)</script><img src=x onerror=alert(2)>") == 2 and "<b>bold</b>" in card
+    assert "license: mit" not in card and NAME not in card and "click" in card and "javascript" not in card
+    tags = [tag for tag, _ in parsed.tags]
+    assert not {"b", "iframe"} & set(tags) and tags.count("script") == 1
+    assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
+    assert {attributes["src"][:5] for tag, attributes in parsed.tags if tag == "img"} <= {"data:"}
+
+
+@pytest.mark.parametrize("shown", [None, made_demo()], ids=["bare", "demo"])
+def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
+    parsed = Parsed(page.html(weights.MANIFEST, PLACE, shown))
+    (policy,) = [a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    digests = {
+        tag: {
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+            for (t, a), text in zip(parsed.tags, parsed.texts, strict=True)
+            if t == tag and "type" not in a
+        }
+        for tag in ("script", "style")
+    }
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert set(rules["style-src"].split()) == digests["style"] and len(digests["style"]) == 1
+    assert set(rules["script-src"].split()) == digests["script"] | ({"blob:", "'wasm-unsafe-eval'"} if shown else set())
+    assert len(digests["script"]) == (2 if shown else 1) and rules["img-src"] == "data: blob:"
+    assert not [a for _, attributes in parsed.tags for a in attributes if a == "style"]
+    places = [a.get(key, "") for tag, a in parsed.tags if tag != "a" for key in ("src", "href")]
+    assert all(place.startswith("data:") for place in places if place)
+
+
+def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path, data_mirror):
+    first = page.write(tmp_path / "a", runtime=package).read_bytes()
+    assert page.write(tmp_path / "b", runtime=package).read_bytes() == first
+    assert str(PLACE.root).encode() not in first and [p.name for p in (tmp_path / "a").iterdir()] == ["index.html"]
+    parsed = Parsed(first.decode())
+    import gzip
+
+    found = {
+        attributes["id"]: gzip.decompress(base64.b64decode(text))
+        for (tag, attributes), text in zip(parsed.tags, parsed.texts, strict=True)
+        if attributes.get("type") == "application/octet-stream"
+    }
+    assert found == {**{k: v.encode() for k, v in demo.RUNTIME_FILES.items()}, "model": b"a network"}
+    images = data.load_images("c10", "test")
+    buttons = [a for tag, a in parsed.tags if tag == "img" and a.get("width") == "64"]
+    assert [a["alt"] for a in buttons] == list(images.classes)
+    for label, attributes in enumerate(buttons):
+        with Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition(",")[2]))) as picture:
+            pixels = torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
+        assert torch.equal(pixels, images.images[images.labels == label][0])
+
+
+def test_another_package_is_refused_and_nothing_is_written(package, tmp_path):
+    package.write_bytes(package.read_bytes() + b"\0")
+    with pytest.raises(errors.SiteError) as caught:
+        page.write(tmp_path / "out", runtime=package)
+    digest = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
+    assert f"sha512-{digest}" in str(caught.value) and demo.RUNTIME_INTEGRITY in str(caught.value)
+    with pytest.raises(errors.SiteError, match="cannot read the package"):
+        page.write(tmp_path / "out", runtime=tmp_path / "none.tgz")
+    assert not (tmp_path / "out").exists()
+
+
+def npm(folder, monkeypatch, script):
+    """The only npm that is found is a script; without one there is none."""
+    folder.mkdir()
+    if script:
+        (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
+        (folder / "npm").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/bin" if script else str(folder))
+
+
+@pytest.mark.parametrize("script, word", [("", "npm is not installed"), ("echo no route >&2; exit 1", "no route")])
+def test_without_the_runtime_the_page_says_so(tmp_path, monkeypatch, caplog, script, word):
+    npm(tmp_path / "bin", monkeypatch, script)
+    text = page.write(tmp_path / "out").read_text()
+    parsed = Parsed(text)
+    assert word in caplog.text and "npm pack onnxruntime-web@1.30.0" in caplog.text and "--runtime" in caplog.text
+    assert "The demo is not part of this copy of the page" in parsed.of("section", id="try")[0] and word not in text
+    assert len(parsed.of("th", scope="row")) == len(hyperzoo.list_weights())
+
+
+def test_npm_brings_the_pinned_version(package, tmp_path, monkeypatch):
+    npm(tmp_path / "bin", monkeypatch, f'echo "$@" > {tmp_path}/asked; cp {package} .')
+    found = demo.build(None, None)
+    assert set(found.parts) == {"runtime", "wasm", "model"} and found.samples == ()
+    assert (tmp_path / "asked").read_text().startswith(f"pack onnxruntime-web@{demo.RUNTIME_VERSION} ")
+
+
+def test_without_a_checkout_there_are_no_cards(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkout, "here", lambda: None)
+    text = page.write(tmp_path, demo=False).read_text()
+    assert f"model_cards/{NAME}.md" in text and "Learning curve" not in text
+    assert hyperzoo.weight_info(NAME).files["model.safetensors"] in text
+
+
+def test_pictures_beside_a_card_are_shown(tmp_path):
+    place = checkout.Checkout(tmp_path)
+    place.card(NAME).parent.mkdir()
+    for suffix in (".png", ".energy.png", ".calibration.png", "_other.png"):
+        place.card(NAME, suffix).write_bytes(suffix.encode())
+    parsed = Parsed(page.html(weights.MANIFEST, place, None))
+    shown = {a["alt"]: a["src"] for tag, a in parsed.tags if tag == "img"}
+    assert shown == {
+        f"Learning curve of {NAME}": demo.png_url(b".png"),
+        f"Energy of {NAME}": demo.png_url(b".energy.png"),
+        f"Calibration of {NAME}": demo.png_url(b".calibration.png"),
+    }
+
+
+def test_a_full_disk_leaves_the_page_as_it_was(tmp_path):
+    before = page.write(tmp_path, demo=False).read_bytes()
+    (tmp_path / "index.html").write_bytes(before[:-1])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # Python ignores the signal: an OSError
+    try:
+        with pytest.raises(errors.SiteError, match=r"cannot write .*index\.html"):
+            page.write(tmp_path, demo=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [file.name for file in tmp_path.iterdir()] == ["index.html"]
+    assert (tmp_path / "index.html").read_bytes() == before[:-1]
+    with pytest.raises(errors.SiteError, match="cannot write"):
+        page.write(tmp_path / "index.html", demo=False)
+
+
+def test_the_command(tmp_path, capsys):
+    for words, code, out, err in (
+        (["site", str(tmp_path), "--no-demo"], 0, f"{tmp_path / 'index.html'}\t", ""),
+        (["site", str(tmp_path), "--runtime", "none.tgz"], 1, "", "SiteError: cannot read the package"),
+        (["site"], 2, "", "OUT"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            cli.main(words)
+        found = capsys.readouterr()
+        assert (
+            end.value.code == code and found.out.startswith(out) and err in found.err and bool(found.out) == bool(out)
+        )
+    assert Path(tmp_path / "index.html").is_file()
