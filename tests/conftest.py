@@ -1,9 +1,12 @@
-"""Shared by all tests: no network but loopback, no Hub, two threads, the embedded data."""
+"""Shared by all tests: no network but loopback, no Hub, one thread, the embedded data."""
 
 import os
 import socket
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 
+os.environ["OMP_NUM_THREADS"] = "1"  # the networks are tiny, and threads that wait for a busy core cost a hundredfold
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -16,7 +19,6 @@ import hyperzoo  # noqa: F401  registers the models
 
 ROOT = Path(__file__).parent.parent
 MIRROR = Path(__file__).parent / "assets" / "mirror"
-torch.set_num_threads(2)
 
 _connect = socket.socket.connect
 
@@ -35,3 +37,24 @@ def data_mirror(monkeypatch) -> Path:
     """HYPERZOO_DATA points at the embedded mirror."""
     monkeypatch.setenv("HYPERZOO_DATA", str(MIRROR))
     return MIRROR
+
+
+def pytest_collection_modifyitems(items):
+    """`fault(kind, count=1)`: what a test tries goes with its report, also out of another process."""
+    for item in items:
+        item.user_properties += [("fault", (*mark.args, 1)[:2]) for mark in item.iter_markers("fault")]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The table of faults: how many of each kind were tried, and how many of those in tests that passed."""
+    tried, survived = Counter[str](), Counter[str]()
+    for report in chain(*terminalreporter.stats.values()):
+        if getattr(report, "when", None) == "call" or (getattr(report, "when", None) == "setup" and report.failed):
+            for kind, count in (value for name, value in report.user_properties if name == "fault"):
+                tried[kind] += count
+                survived[kind] += count * report.passed
+    if tried:
+        terminalreporter.section("faults tried and survived")
+        for kind, count in sorted(tried.items()):
+            terminalreporter.line(f"{count:7} {survived[kind]:7}  {kind}")
+        terminalreporter.line(f"{tried.total():7} {survived.total():7}  in all")
