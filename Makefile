@@ -4,13 +4,16 @@ PYTHON ?= python3
 TESTS ?= not full and not slow
 VENV := .venv
 BIN := $(VENV)/bin
+LOWER := .venv-lower-bounds
+LOWER_TESTS := layers models loading data recipes checkpoint training cli hubconf weight_files
 
-.PHONY: help demo test test-all lint
+.PHONY: help demo test test-all test-lower-bounds lint
 
 help:
 	@echo "make demo      set up, then load, train, plot and export on embedded data (3 minutes at most after set-up)"
 	@echo "make test      set up, then the tests (about 10 minutes after set-up)"
-	@echo "make test-all  all tests, also those that take minutes each"
+	@echo "make test-all  all tests, also those that take minutes each; then a table of the faults tried and survived"
+	@echo "make test-lower-bounds  set up the oldest packages allowed in $(LOWER), then part of the tests"
 	@echo "make lint      ruff and mypy"
 
 demo: $(VENV)/installed-train
@@ -21,6 +24,9 @@ test: $(VENV)/installed-dev
 
 test-all: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -q
+
+test-lower-bounds: $(LOWER)/installed
+	@$(LOWER)/bin/python -m pytest -q -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -37,3 +43,9 @@ $(BIN)/pip:
 	       "Name another: make PYTHON=python3.12 demo" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) could not make $(VENV); Debian and Ubuntu need the package python3-venv" >&2; exit 1; }
+
+$(LOWER)/installed: pyproject.toml
+	@$(PYTHON) -m venv $(LOWER) && $(LOWER)/bin/python -m pip install --disable-pip-version-check -q uv
+	@$(LOWER)/bin/uv pip install --python $(LOWER)/bin/python --resolution lowest-direct \
+	  -e ".[train]" "pytest>=8" "pytest-timeout>=2.3"
+	@touch $@

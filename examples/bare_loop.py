@@ -1,0 +1,49 @@
+"""A loop of your own: Manifold Mixup, MHE and PER around any model, in 30 lines.
+
+HYPERZOO_DATA=tests/assets/mirror python examples/bare_loop.py
+"""
+
+import timm
+import torch
+from timm.optim import create_optimizer_v2
+from torch.utils.data import DataLoader, TensorDataset
+
+import hyperzoo
+from hyperzoo import data
+from hyperzoo.losses import SoftTarget
+from hyperzoo.mixup import ManifoldMixup
+from hyperzoo.regularizers import MHE, PER
+
+
+def main(epochs: int = 5) -> list[float]:
+    """Train a small network; return the mean loss of each epoch."""
+    torch.manual_seed(0)
+    images = data.load_images("c10", "train")
+    pixels = hyperzoo.preprocess("resnet20_cifar")(images.images)
+    loader = DataLoader(TensorDataset(pixels, images.labels), batch_size=26, shuffle=True)
+
+    model = timm.create_model("resnet20_cifar", num_classes=len(images.classes))  # or any of timm's
+    mixup = ManifoldMixup(model, len(images.classes), alpha=2.0)  # mixes the images or the output of a stage
+    mhe = MHE(model, hidden=0.1, output=1.0)  # reads the weights
+    per = PER(model, strength=1e-3)  # reads what the stages put out
+    soft_target = SoftTarget()
+    optimizer = create_optimizer_v2(model, "sgd", lr=0.05, weight_decay=5e-4)  # only VCL has parameters
+
+    losses = []
+    for epoch in range(epochs):
+        total = 0.0
+        for x, y in loader:
+            with mixup, mhe, per:
+                x, targets = mixup(x, y)
+                loss = soft_target(model(x), targets) + mhe() + per()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(y)
+        losses.append(total / len(images))
+        print(f"epoch {epoch + 1}: loss {losses[-1]:.3f}")
+    return losses
+
+
+if __name__ == "__main__":
+    main()
