@@ -13,7 +13,6 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
-import torch
 
 import hyperzoo  # noqa: F401  registers the models
 
