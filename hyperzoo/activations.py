@@ -19,7 +19,7 @@ LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
 NONLINEARITIES = "ReLU LeakyReLU PReLU ELU GELU GELUTanh SiLU Hardswish ReLU6 SReLU LSTM BatchNormLSTM".split()
 VECTORS, ENTRIES = 4096, 1_000_000  # at most so many of a layer, evenly spaced, for the distance and for the quantiles
-COLUMNS_OF_TEXT, LENGTH = 20, 35
+COLUMNS_OF_TEXT, LENGTH = 20, 35  # words, at most
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def subject(
     samples = evaluate.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
     if isinstance(samples, data.TextSet):
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
-        return model, piece.tokens, f"{COLUMNS_OF_TEXT} x {LENGTH} words of {samples.origin}"
+        columns, length = piece.tokens.shape
+        return model, piece.tokens, f"{columns} columns of {length} words of {samples.origin}"
     batch = next(evaluate.batches(model, samples, batch_size=batch_size))
     return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
 

@@ -219,7 +219,7 @@ def site(folder: Path, runtime: Path | None, no_demo: bool) -> None:
 def plot(what: Path, out: Path | None) -> None:
     """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or a figure by its name.
 
-    Figures: `operators` of SphereConv; of MHE `half_space`; and, each after training for up to some minutes,
+    Figures: `operators` of SphereConv; `half_space` of MHE; `clouds` of PER; and, each after training for up to some minutes,
     `softmax_features` of angular losses, `rare_class` of MHE, and of mixup `spiral` (boundaries), `spectrum` (flat
     classes) and `hidden_states`.
     """

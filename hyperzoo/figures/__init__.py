@@ -1,8 +1,18 @@
 """Figures of the papers, drawn from our own code: one file each, whose `draw` writes a PNG and returns it."""
 
-from hyperzoo.figures import half_space, hidden_states, operators, rare_class, softmax_features, spectrum, spiral
+from hyperzoo.figures import (
+    clouds,
+    half_space,
+    hidden_states,
+    operators,
+    rare_class,
+    softmax_features,
+    spectrum,
+    spiral,
+)
 
 FIGURES = {  # the help of `hyperzoo plot` names them too
+    "clouds": clouds.draw,
     "half_space": half_space.draw,
     "hidden_states": hidden_states.draw,
     "operators": operators.draw,

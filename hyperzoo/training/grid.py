@@ -116,7 +116,7 @@ def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
 def _changed(base: dict[str, Any], changes: dict[str, Any], label: str, path: Path) -> Recipe:
     values, reader = copy.deepcopy(base), Reader()
     for key, value in changes.items():
-        reader.set(values, key, value)
+        reader.set(values, key, copy.deepcopy(value))  # a later key may reach inside it
     name = f"{path.stem}/{label}".replace(".", "_")
     return validated(Recipe, {**values, "name": name}, reader, f"{path.name}, {label}")
 

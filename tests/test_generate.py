@@ -1,0 +1,123 @@
+"""Text is drawn with the chances that a slow reader of the definition gives, and unknown words are said."""
+
+import math
+
+import pytest
+import texts
+import torch
+
+from hyperzoo import generate, train, zoo
+from hyperzoo.cli import _exit_code
+from hyperzoo.errors import InputError, UnknownNameError, WeightFileError
+from hyperzoo.generate import Generated, probabilities
+from hyperzoo.training.config import load_recipe
+
+
+def slow(logits, temperature, top_k, top_p):
+    """Words from the likeliest down, each kept while fewer than top_k and less than top_p are before it."""
+    weights = [math.exp((value - max(logits)) / temperature) for value in logits]
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
+    total, kept, before = sum(weights[i] for i in order), {}, 0.0
+    for i in order:
+        if before < (1.0 if top_p is None else top_p):
+            kept[i] = weights[i] / total
+        before += weights[i] / total
+    return [kept.get(i, 0.0) / sum(kept.values()) for i in range(len(logits))]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+@pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (3, None), (None, 0.6), (4, 0.5), (1, None), (99, 1e-9)])
+def test_chances_are_those_of_a_slow_reader(temperature, top_k, top_p):
+    logits = torch.randn(20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+    torch.testing.assert_close(found, torch.tensor(slow(logits.tolist(), temperature, top_k, top_p)).double())
+    assert float(found.sum()) == pytest.approx(1)
+
+
+def test_temperature_zero_is_certain_and_the_first_of_equals_stays():
+    logits = torch.tensor([0.0, 2.0, 2.0, 1.0])
+    assert probabilities(logits, temperature=0).tolist() == [0, 1, 0, 0]
+    assert probabilities(logits, top_k=1).tolist() == [0, 1, 0, 0]
+    assert probabilities(logits, temperature=1e-3)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [dict(temperature=-1), dict(temperature=math.nan), dict(temperature=math.inf), dict(top_k=0), dict(top_p=0.0),
+     dict(top_p=1.5), dict(tokens=0)],
+    ids=str,
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_before_anything_is_loaded(bad):
+    with pytest.raises(InputError, match="must be|above 0"):
+        generate.run("lstm200.no_such_weight", **bad)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("text")
+    (root / "small.yaml").write_text(texts.RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(texts.mirror(root / "mirror")))
+        return train.run(load_recipe(root / "small.yaml", ["train.epochs=4"]), root / "run").folder
+
+
+def test_a_run_folder_writes(folder):
+    name = f"local-dir:{folder}"
+    words = set(zoo.vocabulary(folder))
+    one, same, other = (generate.run(name, "a b\nquark a", tokens=30, seed=seed) for seed in (1, 1, 2))
+    assert one == same != other and len(one.words) == 30 and set(one.words) <= words
+    assert one.prompt == ("a", "b", "<eos>", "<unk>", "a") and one.unknown == ("quark",)
+    assert generate.run(name, tokens=1).prompt == ()
+
+
+def test_greedy_words_are_the_likeliest_of_the_whole_text_so_far(folder):
+    model, vocabulary = zoo.any_network(f"local-dir:{folder}"), zoo.vocabulary(folder)
+    found = generate.run(f"local-dir:{folder}", "a b", tokens=12, temperature=0)
+    said = ["a", "b"]
+    for word in found.words:
+        logits = model(torch.tensor([[vocabulary.index(one) for one in said]]))[0, -1]
+        assert word == vocabulary[int(logits.argmax())]
+        said.append(word)
+
+
+def test_draws_have_the_frequencies_of_the_model(folder):
+    model, vocabulary = zoo.any_network(f"local-dir:{folder}"), zoo.vocabulary(folder)
+    chances = model(torch.tensor([[vocabulary.index("a")]]))[0, -1].softmax(0)
+    best = int(chances.argmax())
+    first = [generate.run(f"local-dir:{folder}", "a", tokens=1, seed=seed).words[0] for seed in range(60)]
+    share, expected = first.count(vocabulary[best]) / 60, float(chances[best])
+    assert abs(share - expected) < 4 * math.sqrt(expected * (1 - expected) / 60)
+
+
+def test_ends_of_lines_are_line_breaks():
+    assert Generated(("a",), ("b", "<eos>", "c", "<eos>"), ()).text == "a b\nc"
+    assert Generated((), ("<eos>", "x"), ()).text == "x"
+
+
+def test_the_command_says_what_it_does_not_know(folder, capsys):
+    words = [
+        "generate",
+        f"local-dir:{folder}",
+        "--prompt",
+        "a quark",
+        "--tokens",
+        "3",
+        "--top-k",
+        "2",
+        "--top-p",
+        "0.9",
+    ]
+    assert _exit_code(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("a <unk>") and "not in the vocabulary, read as <unk>: quark" in err
+
+
+def test_what_is_no_language_model_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="spherenet20 is no language model; weights of those: "):
+        generate.run("spherenet20", "a")
+    with pytest.raises(UnknownNameError):
+        generate.run("lstm20", "a")
+    with pytest.raises(InputError, match="lstm200 reads token ids, not images"):
+        zoo.preprocess("lstm200")
+    with pytest.raises(WeightFileError, match="does not say what its outputs are called"):
+        zoo.vocabulary(tmp_path)
