@@ -20,10 +20,10 @@ demo: $(VENV)/installed-train
 	@$(BIN)/python demo.py
 
 test: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -q -m "$(TESTS)"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(TESTS)"
 
 test-all: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-lower-bounds: $(LOWER)/installed
 	@$(LOWER)/bin/python -m pytest -q -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
