@@ -5,16 +5,18 @@ const table = document.querySelector("table");
 const heads = [...table.tHead.rows[0].cells];
 const selects = [...document.querySelectorAll("#filters select")];
 
+const isNumber = (column) => heads[column].classList.contains("number");
+
 function value(body, column) {
   const text = body.rows[0].cells[column].dataset.value;
-  return heads[column].classList.contains("number") ? Number(text) : text;
+  return isNumber(column) ? Number(text) : text;
 }
 
 // The first press on a column of numbers puts the largest first; each further press turns the order round.
 function sort(column) {
   const head = heads[column];
   const opposite = { ascending: "descending", descending: "ascending" };
-  const order = opposite[head.getAttribute("aria-sort")] ?? (head.classList.contains("number") ? "descending" : "ascending");
+  const order = opposite[head.getAttribute("aria-sort")] ?? (isNumber(column) ? "descending" : "ascending");
   for (const other of heads) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", order);
   const sign = order === "ascending" ? 1 : -1;
@@ -25,12 +27,12 @@ function sort(column) {
 
 function filter() {
   const chosen = selects.filter((select) => select.value);
-  const fits = (body) =>
-    chosen.every((select) => body.querySelector(`[data-filter="${select.dataset.filter}"]`).dataset.value === select.value);
+  const cell = (body, column) => body.querySelector(`[data-filter="${column}"]`);
+  const fits = (body) => chosen.every((select) => cell(body, select.dataset.filter).dataset.value === select.value);
   const bodies = [...table.tBodies];
   for (const body of bodies) body.hidden = !fits(body);
   const shown = bodies.filter((body) => !body.hidden).length;
-  document.getElementById("count").textContent = `${shown} of ${bodies.length}`;
+  document.getElementById("count").textContent = `${shown} of ${bodies.length} weights`;
   document.getElementById("none").hidden = shown > 0;
 }
 

@@ -1,0 +1,280 @@
+"""The page works in a browser: sorting, filters, rows, copying, theme, and a demo that says what Python says."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from chromium import Page
+from PIL import Image
+
+import hyperzoo
+from hyperzoo import checkout, data, weights
+from hyperzoo.manifest import Manifest
+from hyperzoo.site import page
+
+pytestmark = pytest.mark.full
+NAME = "spherenet20.sphere_c10"
+MADE = {  # name -> accuracy, parameters, data set
+    "cnn11_elu.per_c10": (88.3, 1_434_000, "uoft-cs/cifar10"),
+    "preact_resnet18.mixup_c10": (94.8, 11_164_362, "uoft-cs/cifar10"),
+    "resnet20_cifar.mhe_c100": (9.5, 278_324, "uoft-cs/cifar100"),
+    "resnet20_cifar.plain_c100": (65.9, 278_324, "uoft-cs/cifar100"),
+}
+NAMES = "[...document.querySelectorAll('tbody:not([hidden]) [scope=row]')].map((head) => head.dataset.value)"
+SAID = "document.getElementById('said').textContent"
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def demo_page(tmp_path_factory):
+    """The page as the command makes it, with the runtime that npm fetches or has in its cache."""
+    written = page.write(tmp_path_factory.mktemp("demo"))
+    assert 'id="facts"' in written.read_text(), (
+        "the demo needs npm, and once the network: npm pack onnxruntime-web@1.30.0"
+    )
+    return written.as_uri()
+
+
+@pytest.fixture(scope="module")
+def made_page(tmp_path_factory):
+    """A page with more weights, one of them hostile, and no demo."""
+    folder = tmp_path_factory.mktemp("made")
+    manifest, place = Manifest(checkout.here().package), checkout.Checkout(folder)
+    entry = manifest.info(NAME)
+    for name, (mean, parameters, dataset) in MADE.items():
+        spread = dataclasses.replace(entry.metrics.accuracy, mean=mean)
+        manifest.weights[name] = dataclasses.replace(
+            entry,
+            name=name,
+            parameters=parameters,
+            recipe=f"{name.partition('.')[0]}/{name}.yaml",
+            license=EVIL,
+            metrics=dataclasses.replace(entry.metrics, accuracy=spread),
+            dataset=dataclasses.replace(entry.dataset, id=dataset),
+        )
+        place.card(name).parent.mkdir(exist_ok=True)
+        place.card(name).write_text(f"# Card\n\n{EVIL}\n")
+    (folder / "index.html").write_text(page.html(manifest, place, None), encoding="utf-8")
+    return (folder / "index.html").as_uri()
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Open pages, and find no fault in any of them."""
+    pages = []
+
+    def open_page(url, **arguments):
+        pages.append(Page(url, tmp_path / f"profile{len(pages)}", **arguments))
+        return pages[-1]
+
+    yield open_page
+    for shown in pages:
+        shown.run("0")  # the events until now
+        shown.close()
+    assert [fault for shown in pages for fault in shown.faults] == []
+
+
+def test_columns_are_sorted_by_mouse_and_keyboard(made_page, opened):
+    shown = opened(made_page)
+    names = sorted([*MADE, *hyperzoo.list_weights()])
+    assert shown.run(NAMES) == names
+    state = "[...document.querySelectorAll('thead th')].map((head) => head.getAttribute('aria-sort'))"
+    assert shown.run(state) == ["ascending", *[None] * 7]
+    shown.click("thead th:nth-child(5) button")  # accuracy: 9.5 comes last as a number, first as text
+    found = shown.run(NAMES)
+    assert found[0] == "preact_resnet18.mixup_c10" and found[-1] == "resnet20_cifar.mhe_c100"
+    assert shown.run(state) == [*[None] * 4, "descending", *[None] * 3]
+    shown.press("Enter")  # the button has the focus
+    assert shown.run(NAMES) == found[::-1] and shown.run(state)[4] == "ascending"
+    shown.run("document.querySelector('thead button').focus()")
+    shown.press("Space")
+    assert shown.run(NAMES) == names
+    shown.press("Space")
+    assert shown.run(NAMES) == names[::-1] and shown.run(state) == ["descending", *[None] * 7]
+
+
+def choose(shown, column, choice):
+    shown.run(
+        f"(() => {{ const s = document.querySelector('select[data-filter=\"{column}\"]'); s.value = '{choice}';"
+        "s.dispatchEvent(new Event('change')) })()"
+    )
+
+
+def test_filters_leave_what_has_all_of_them(made_page, opened):
+    shown = opened(made_page)
+    total = len(MADE) + len(hyperzoo.list_weights())
+    choose(shown, "Data set", "uoft-cs/cifar100")
+    assert shown.run(NAMES) == ["resnet20_cifar.mhe_c100", "resnet20_cifar.plain_c100"]
+    choose(shown, "Method", "no method")
+    assert shown.run(NAMES) == ["resnet20_cifar.plain_c100"]
+    assert shown.run("document.getElementById('count').textContent") == f"1 of {total} weights"
+    choose(shown, "Family", "cnn11_elu")
+    assert shown.run(NAMES) == [] and not shown.run("document.getElementById('none').hidden")
+    shown.click("#reset")
+    assert len(shown.run(NAMES)) == total and shown.run("document.getElementById('none').hidden")
+    assert shown.run("document.activeElement.dataset.filter") == "Family"
+
+
+def test_a_row_opens_and_closes(made_page, opened):
+    shown = opened(made_page)
+    rows = "[...document.querySelectorAll('tr.opened')].filter((row) => row.checkVisibility()).map((row) => row.id)"
+    assert shown.run(rows) == []
+    shown.click(f'[aria-controls="{min(MADE)}"]')
+    assert shown.run(rows) == [min(MADE)]
+    assert EVIL in shown.run(f"document.getElementById('{min(MADE)}').innerText")
+    assert shown.run("document.activeElement.getAttribute('aria-expanded')") == "true"
+    shown.press("Space")
+    assert shown.run(rows) == [] and shown.run("document.activeElement.getAttribute('aria-expanded')") == "false"
+    other = opened(f"{made_page}#{NAME}")
+    assert other.run(rows) == [NAME]
+
+
+def test_everything_is_reached_by_tab(made_page, opened):
+    shown = opened(made_page)
+    visible = "[...document.querySelectorAll('a, button, select, pre')].filter((e) => e.checkVisibility())"
+    shown.run(f"window.wanted = {visible}; document.querySelector('a').focus(); window.met = []")
+    for _ in range(shown.run("wanted.length")):
+        assert shown.run("getComputedStyle(document.activeElement).outlineStyle") != "none"
+        shown.run("met.push(document.activeElement)")
+        shown.press("Tab")
+    assert shown.run("wanted.length === new Set(met).size && wanted.every((e) => met.includes(e))")
+
+
+def test_a_snippet_is_copied(made_page, opened):
+    shown = opened(f"{made_page}#{NAME}")
+    shown.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
+    button = f'[id="{NAME}"] .copy'
+    code = page.SNIPPETS["timm"].format(name=NAME)
+    shown.click(button)
+    shown.wait(f"document.querySelector('{button}').textContent === 'Copied'")
+    assert shown.run("navigator.clipboard.readText()") == code
+    shown.wait(f"document.querySelector('{button}').textContent === 'Copy'")
+    shown.run("navigator.clipboard.writeText = () => Promise.reject(new Error('refused'))")
+    shown.click(button)
+    shown.wait(f"document.querySelector('{button}').textContent === 'Selected'")
+    assert shown.run("getSelection().toString()").strip() == code.strip()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_light_and_dark(made_page, opened, dark):
+    shown = opened(made_page, dark=dark)
+    bright = (
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every((value) => value > 128)"
+        "&& getComputedStyle(document.body).color.match(/\\d+/g).every((value) => value < 128)"
+    )
+    assert shown.run(bright) is not dark
+    assert shown.run("document.getElementById('theme').textContent") == ("Light" if dark else "Dark")
+    shown.click("#theme")
+    assert shown.run(bright) is dark
+    shown.open(made_page)
+    assert (
+        shown.run(bright) is dark
+        and shown.run("document.getElementById('theme').textContent") == ("Dark", "Light")[not dark]
+    )
+
+
+@pytest.mark.parametrize("width", [320, 390, 820, 1280])
+def test_nothing_is_wider_than_the_window(demo_page, made_page, opened, width):
+    for url in (f"{demo_page}#{NAME}", f"{made_page}#{NAME}"):
+        shown = opened(url, width=width)
+        assert shown.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+        assert shown.run(f"document.getElementById('{NAME}').checkVisibility()")
+
+
+def test_without_javascript_every_row_is_open(made_page, opened):
+    shown = opened(made_page)
+    shown.send("Emulation.setScriptExecutionDisabled", value=True)
+    shown.open(made_page)
+    root = shown.send("DOM.getDocument", depth=-1)["root"]["nodeId"]
+    html = shown.send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
+    assert html.count('class="opened"') == len(MADE) + len(hyperzoo.list_weights())
+    assert not re.search(r'class="opened"[^>]* hidden', html) and "Without JavaScript" in html
+
+
+def shares(shown):
+    """What the bars say: class -> percent."""
+    pairs = shown.run(
+        "[...document.querySelectorAll('#classes li')].map((line) => [...line.children].map((e) => e.textContent))"
+    )
+    return {word: float(percent.removesuffix(" %")) for word, _, percent in pairs}
+
+
+def test_the_demo_says_what_python_says(demo_page, opened, data_mirror):
+    shown = opened(demo_page)
+    loaded = hyperzoo.load("spherenet20")
+    images = data.load_images("c10", "test")
+    firsts = torch.stack([images.images[images.labels == k][0] for k in range(10)])
+    with torch.inference_mode():
+        wanted = loaded.model(hyperzoo.preprocess("spherenet20")(firsts)).softmax(1)
+    for k, row in enumerate(wanted):
+        shown.click(f".sample:nth-child({k + 1})")
+        best = loaded.vocabulary[int(row.argmax())]
+        true = " That is its label." if best == images.classes[k] else f" Its label is {images.classes[k]}."
+        shown.wait(f"{SAID} === '{best}, {100 * row.max():.1f} %.{true}'")
+        assert shares(shown) == pytest.approx(
+            {word: 100 * float(p) for word, p in zip(loaded.vocabulary, row, strict=True)},
+            abs=0.06,  # one digit is shown
+        )
+    assert shown.run("document.querySelectorAll('.sample[aria-pressed=true]').length") == 1
+
+
+def give(shown, file):
+    node = shown.send("DOM.querySelector", nodeId=shown.send("DOM.getDocument")["root"]["nodeId"], selector="#own")
+    shown.send("DOM.setFileInputFiles", files=[str(file)], nodeId=node["nodeId"])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (101, 75), (75, 101), (20, 27), (640, 480)], ids=str)
+def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, size):
+    noise = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(noise[None], size=size[::-1], mode="bicubic")[0].clamp(0, 1)
+    picture = Image.fromarray((smooth * 255).byte().permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "own.png")
+    shown = opened(demo_page)
+    give(shown, tmp_path / "own.png")
+    shown.wait("!document.getElementById('result').hidden")
+    seen = shown.run(
+        "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
+        ".filter((_, i) => i % 4 < 3)"
+    )
+    inputs = hyperzoo.preprocess("spherenet20")(picture)
+    given = weights.MANIFEST.info(NAME).input
+    std, mean = (torch.tensor(x).view(3, 1, 1) for x in (given.std, given.mean))
+    wanted = ((inputs[0] * std + mean) * 255).round().permute(1, 2, 0).flatten()
+    difference = (torch.tensor(seen) - wanted).abs()
+    assert difference.max() <= 1 and (difference > 0).float().mean() < 0.02  # Pillow rounds its coefficients to 22 bits
+    loaded = hyperzoo.load("spherenet20")
+    with torch.inference_mode():
+        best = loaded.vocabulary[int(loaded.model(inputs).argmax())]
+    assert shown.run(SAID).startswith(f"{best}, ")
+
+
+def test_what_is_no_picture_is_said(demo_page, opened, tmp_path):
+    (tmp_path / "own.png").write_text("no picture")
+    shown = opened(demo_page)
+    give(shown, tmp_path / "own.png")
+    shown.wait(f"{SAID} === 'This file is not a picture that the browser can read.'")
+    shown.click(".sample")
+    shown.wait(f"{SAID}.endsWith('%. That is its label.') || {SAID}.includes('%. Its label is')")
+
+
+@pytest.mark.parametrize("missing", ["DecompressionStream", "WebAssembly"])
+def test_a_browser_that_cannot_run_it_says_so(demo_page, opened, missing):
+    shown = opened("about:blank")
+    shown.send("Page.addScriptToEvaluateOnNewDocument", source=f"delete globalThis.{missing}")
+    shown.open(demo_page)
+    shown.click(".sample")
+    shown.wait(f"{SAID}.startsWith('The demo cannot run in this browser')")
+    shown.click("[scope=row] button")
+    assert shown.run("document.querySelector('tr.opened').checkVisibility()")
+
+
+def test_a_changed_script_does_not_run(demo_page, opened, tmp_path):
+    """The policy holds: a script that is put into the file is refused, and the refusal is a fault of the console."""
+    text = page.html(weights.MANIFEST, None, None).replace(
+        "</main>", "<script>document.title = 'changed'</script></main>"
+    )
+    (tmp_path / "changed.html").write_text(text)
+    with Page((tmp_path / "changed.html").as_uri(), tmp_path / "profile") as shown:
+        assert shown.run("document.title") == "hyperzoo: weights"
+        assert any("Content Security Policy" in fault for fault in shown.faults)
