@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyperzoo import build, data, evaluate, train
+from hyperzoo import build, data, evaluate, plots, sweep, train
 from hyperzoo.errors import InputError, NonFiniteError, RecipeError
 from hyperzoo.regularizers import projected_error
 from hyperzoo.training import checkpoint
 from hyperzoo.training.config import load_recipe
+from hyperzoo.training.grid import load_sweep
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.text_step import TextStep
 
@@ -55,7 +56,7 @@ def test_the_state_goes_on_from_piece_to_piece_and_not_from_epoch_to_epoch(mirro
             expected = F.cross_entropy(part.flatten(0, 1), batch.targets.flatten())
             torch.testing.assert_close(result.loss, expected, rtol=1e-5, atol=1e-6)
             assert int(result.correct) == int((part.argmax(2) == batch.targets).sum())
-    result.loss.backward()  # through one piece only: those before it are freed, and nothing complains
+            result.loss.backward()  # through this piece only: those before it are freed, and nothing complains
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -201,6 +202,41 @@ def test_a_recipe_says_nothing_that_a_text_has_not(tmp_path, override, expected)
     with pytest.raises(RecipeError) as caught:
         recipe(tmp_path, override)
     assert expected in str(caught.value)
+
+
+SWEEP = """\
+base: small.yaml
+set: {data.choice: true, train.epochs: 1}
+rows:
+  few: {model.args: {width: 4, drop_rate: 0.0}}
+columns:
+  deep: {model.args.depth: 3}
+  flat: {}
+published: {few: {flat: 100.5}}
+source: a made one
+"""
+
+
+def test_a_sweep_of_texts_has_perplexities_and_no_accuracies(mirror, tmp_path):
+    (tmp_path / "small.yaml").write_text(texts.RECIPE)
+    (tmp_path / "some.yaml").write_text(SWEEP)
+    runs = load_sweep(tmp_path / "some.yaml")[1]
+    assert [run.recipe.model.args.get("depth") for run in runs] == [3, None]  # no column reaches into another
+    file, lines = sweep.run(tmp_path / "some.yaml", tmp_path / "out")
+    head, deep, flat = sweep.table(lines)
+    found = json.loads((tmp_path / "out" / "few-flat" / "0" / "result.json").read_text())["metrics"]["perplexity"]
+    told = dict(zip(head, flat, strict=True))
+    assert (told["perplexity"], told["published"], told["measured on"]) == (f"{found:.2f}", "100.50", "validation")
+    assert "accuracy (%)" not in head and deep[0] == "few-deep"
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "save", lambda figure, picture: drawn.append(figure) or picture)
+        plots.curves(file, tmp_path / "x.png")
+        plots.learning_curve(tmp_path / "out" / "few-flat" / "0" / "metrics.jsonl", tmp_path / "y.png", title="y")
+    assert drawn[0].axes[1].lines[1].get_ydata()[-1] == pytest.approx(found)
+    train_line, held_line = drawn[1].axes[1].lines
+    (row,) = plots.rows(tmp_path / "out" / "few-flat" / "0" / "metrics.jsonl")
+    assert train_line.get_ydata()[0] == pytest.approx(math.exp(row["loss"])) and held_line.get_ydata()[0] == found
 
 
 def test_too_many_columns_are_refused(mirror, tmp_path):

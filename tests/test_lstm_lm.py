@@ -262,5 +262,9 @@ def test_recurrent_batch_norm_refuses_what_has_no_variance():
     layer = BatchNormLSTM(3, 4)
     with pytest.raises(InputError, match="two sequences or more"):
         layer(torch.zeros(1, 2, 3))
+    assert all(
+        set(norm.weight.tolist()) == {layer.norm_ih.weight[0].item()} for norm in (layer.norm_hh, layer.norm_cell)
+    )
+    assert layer.norm_ih.weight[0].item() == pytest.approx(0.1)  # section 4 of its paper
     with pytest.raises(InputError, match="steps must be 1 or more; got 0"):
         BatchNormLSTM(3, 4, steps=0)
