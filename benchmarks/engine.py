@@ -57,7 +57,7 @@ def main(updates: int) -> None:
     images = ImageSet("c10", "train", pixels, labels, tuple("abcdefghij"), "made")
     resident = torch.randn(pixels.shape).contiguous(memory_format=torch.channels_last).to(engine.device)
     model = timm.create_model("spherenet20").to(memory_format=torch.channels_last)
-    step = TrainStep(model, build.criterion(plan)).to(engine.device)
+    step = build.step(plan, model).to(engine.device)
     bare: list[float] = [bare_epoch(step, resident[: 3 * BATCH], labels[: 3 * BATCH].to(engine.device), engine)]
 
     def take_turns(_: torch.nn.Module) -> dict[str, float]:
