@@ -70,6 +70,8 @@ def test_commands_run(line, tmp_path, monkeypatch):
     if words[0] == "train":
         shorter = [] if "recipes/demo.yaml" in words else SHORTER
         words += [*shorter, "--out", str(tmp_path / "run")]
+    if words[0] == "export":
+        words[2] = str(tmp_path / words[2])
     result = CliRunner().invoke(cli, words, standalone_mode=False)
     assert result.exception is None and not result.return_value, result.output
     assert words[0] != "train" or (tmp_path / "run" / "result.json").is_file()
