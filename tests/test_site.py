@@ -153,12 +153,15 @@ def test_hostile_values_are_text(monkeypatch):
 def test_a_hostile_card_is_text(tmp_path):
     place = checkout.Checkout(tmp_path)
     place.card(NAME).parent.mkdir()
-    evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n[click](javascript:alert(4)) ![p](https://example.org/p.png)\n\n| a |\n|-|\n"
-    place.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}| <b>bold</b> |\n")
+    links = "[click](https://example.org) [js](javascript:alert(4)) ![p](p.png)"
+    evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n{links}\n\n| a |\n|-|\n| <b>bold</b> |\n"
+    place.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}")
     parsed = Parsed(page.html(weights.MANIFEST, place, None))
     (card,) = [x for x in parsed.of("article") if "alert(1)" in x]
     assert card.count("<script>alert(1)</script><img src=x onerror=alert(2)>") == 2 and "<b>bold</b>" in card
-    assert "license: mit" not in card and NAME not in card and "click" in card and "javascript" not in card
+    assert "license: mit" not in card and NAME not in card and "click [js](javascript:alert(4))" in card
+    followed = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
+    assert followed and all(link.startswith(("https://arxiv.org/abs/", "#")) for link in followed)
     tags = [tag for tag, _ in parsed.tags]
     assert not {"b", "iframe"} & set(tags) and tags.count("script") == 1
     assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]

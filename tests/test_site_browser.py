@@ -269,7 +269,7 @@ def test_a_browser_that_cannot_run_it_says_so(demo_page, opened, missing):
     assert shown.run("document.querySelector('tr.opened').checkVisibility()")
 
 
-def test_a_changed_script_does_not_run(demo_page, opened, tmp_path):
+def test_a_changed_script_does_not_run(tmp_path):
     """The policy holds: a script that is put into the file is refused, and the refusal is a fault of the console."""
     text = page.html(weights.MANIFEST, None, None).replace(
         "</main>", "<script>document.title = 'changed'</script></main>"

@@ -80,12 +80,13 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place
     written = page.with_name(".index.html.new")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written.write_text(text, encoding="utf-8", newline="\n")
-        written.replace(page)
+        try:
+            written.write_text(text, encoding="utf-8", newline="\n")
+            written.replace(page)
+        finally:
+            written.unlink(missing_ok=True)
     except OSError as error:
         raise SiteError(f"cannot write {page}: {error}") from error
-    finally:
-        written.unlink(missing_ok=True)
     return page
 
 
