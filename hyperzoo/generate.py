@@ -23,7 +23,8 @@ class Generated:
     @property
     def text(self) -> str:
         """Prompt and continuation, with a line break for `<eos>`."""
-        return " ".join((*self.prompt, *self.words)).replace(f" {EOS}", "\n").replace("\n ", "\n").strip()
+        text = "".join("\n" if word == EOS else f" {word}" for word in (*self.prompt, *self.words))
+        return text.replace("\n ", "\n").strip()
 
 
 def run(

@@ -83,8 +83,8 @@ def run(tmp_path, monkeypatch):
 def test_a_run_has_a_report_of_its_end_and_of_its_course(run, tmp_path, capsys, monkeypatch):
     assert _exit_code(["activations", str(run), "--out", str(tmp_path / "a.png")]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[:2]] == ["layers.0", "layers.1"] and rows[0][1] == "20 x 3 x 8"
-    assert rows[2][1].startswith("20 columns of 3 words of ")
+    assert [row[0] for row in rows[:2]] == ["layers.0", "layers.1"] and rows[0][1] == "20 x 2 x 8"
+    assert rows[2][1].startswith("20 columns of 2 words of ")
     assert [row[0] for row in rows[3:]] == [str(tmp_path / "a.png"), str(tmp_path / "a_training.png")]
     for picture in rows[3:]:
         assert (tmp_path / picture[0]).read_bytes().startswith(b"\x89PNG")

@@ -68,13 +68,13 @@ def test_the_entry_is_that_of_the_run(made):
     assert info.metrics.perplexity.values == (round(metrics["perplexity"], 4),) and info.score.sd is None
     this = info.metrics.this_file
     assert (this.correct, this.total) == (metrics["correct"], metrics["total"]) and this.total == 99
-    assert set(info.files) == {"model.safetensors", "config.json", "vocab.txt"} and info.num_classes == 10
+    assert set(info.files) == {"model.safetensors", "config.json", "vocab.txt"} and info.num_classes == 9
     assert info.files["vocab.txt"] == weights.sha256(run.folder / "vocab.txt")
     assert (info.dataset.id, info.dataset.config) == ("ptb-text-only/ptb_text_only", "penn_treebank")
     assert "Penn Treebank" in info.dataset_terms and "2002.05366" in info.paper
     golden = load_file(place.golden(NAME))
-    assert golden.keys() == {"input", "output"} and golden["output"].shape == (1, 8, 10)
-    assert golden["input"].tolist() == [[7919 * i % 10 for i in range(8)]]
+    assert golden.keys() == {"input", "output"} and golden["output"].shape == (1, 8, 9)
+    assert golden["input"].tolist() == [[7919 * i % 9 for i in range(8)]]
 
 
 def test_a_user_loads_network_and_words(published):
@@ -82,12 +82,12 @@ def test_a_user_loads_network_and_words(published):
     loaded = hyperzoo.load("lstm200")
     assert loaded.record == info and not loaded.model.training
     assert loaded.vocabulary == tuple((run.folder / "vocab.txt").read_text().splitlines())
-    assert loaded.vocabulary[:4] == ("a", "b", "c", "<eos>") and len(loaded.vocabulary) == 10
+    assert loaded.vocabulary[:4] == ("a", "b", "c", "<eos>") and len(loaded.vocabulary) == 9
     assert evaluate.run(NAME).perplexity == pytest.approx(run.values["metrics"]["perplexity"], rel=1e-6)
     direct = timm.create_model(NAME, pretrained=True).eval()
-    tokens = torch.randint(10, (2, 5))
+    tokens = torch.randint(9, (2, 5))
     assert torch.equal(direct(tokens), loaded.model(tokens))
-    with pytest.raises(InputError, match=rf"{NAME} has a fixed vocabulary of 10 words; num_classes=5 needs pretrained"):
+    with pytest.raises(InputError, match=rf"{NAME} has a fixed vocabulary of 9 words; num_classes=5 needs pretrained"):
         timm.create_model(NAME, pretrained=True, num_classes=5)
     words = copy.package / "checkpoints" / NAME / "vocab.txt"
     words.write_text(words.read_text().replace("a", "A", 1))
@@ -126,7 +126,7 @@ def test_the_card_says_it_and_its_code_runs(published, capsys):
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("the company said", "a b c")
     space = {}
     exec(compile(code, "card", "exec"), space)
-    assert space["logits"].shape == (1, 3, 10) and capsys.readouterr().out.strip() in space["words"]
+    assert space["logits"].shape == (1, 3, 9) and capsys.readouterr().out.strip() in space["words"]
 
 
 def test_commands(published, capsys):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 
 from hyperzoo.data import sources
 
-WORDS = "a b c d e f g h".split()
+WORDS = "a b c d e f g h".split()  # all but the last occur, with <eos> and <unk> nine words
 RECIPE = """\
 model: {arch: lstm200, args: {width: 8, drop_rate: 0.2}}
 data: {name: ptb, batch_size: 4, length: 5}
