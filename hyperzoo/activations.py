@@ -18,7 +18,7 @@ from hyperzoo.regularizers import sliced_wasserstein
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
 NONLINEARITIES = "ReLU LeakyReLU PReLU ELU GELU GELUTanh SiLU Hardswish ReLU6 SReLU LSTM BatchNormLSTM".split()
-VECTORS, ENTRIES = 4096, 1_000_000  # at most so many of a layer, evenly spaced, for the distance and for the quantiles
+VECTORS, ENTRIES = 4096, 1_000_000  # of a layer, drawn where it has more, for the distance and for the quantiles
 COLUMNS_OF_TEXT, LENGTH = 20, 35  # words, at most
 
 
@@ -93,10 +93,11 @@ def _described(name: str, output: Tensor) -> LayerActivations:
 
 
 def _some(rows: Tensor, count: int) -> Tensor:
-    """Of many rows, `count` evenly spaced ones."""
+    """Of more rows than `count`, so many drawn with a fixed seed: even spacing would meet one column of an image."""
     if len(rows) <= count:
         return rows
-    return rows[torch.arange(count, device=rows.device) * len(rows) // count]
+    drawn = torch.randint(len(rows), (count,), generator=torch.Generator().manual_seed(0))
+    return rows[drawn.to(rows.device)]
 
 
 def subject(

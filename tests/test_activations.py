@@ -48,6 +48,15 @@ def test_known_distributions_have_known_numbers():
     assert zeros.distance == pytest.approx(0.79788, abs=1e-4) and zeros.variance == 0
 
 
+def test_a_large_layer_is_sampled_without_regard_to_places():
+    stripes = torch.zeros(4, 1, 64, 64)  # 16,384 vectors, of which every fourth column of the image is 3
+    stripes[..., ::4] = 3.0
+    (row,) = layer_activations(nn.Sequential(nn.Identity()), stripes, "0")
+    gaussian = norm.ppf((torch.arange(20_000).double() + 0.5) / 20_000)
+    expected = wasserstein_distance([0.0] * 3 + [3.0], gaussian)
+    assert row.distance == pytest.approx(expected, abs=0.06)  # sd of the share of threes is 0.007
+
+
 def test_layers_of_a_language_model_and_of_timm():
     model = timm.create_model("lstm200", num_classes=20, width=8)
     rows = layer_activations(model, torch.randint(20, (3, 5)))
