@@ -23,14 +23,14 @@ from hyperzoo.manifest import Manifest, WeightInfo
 from hyperzoo.site import demo as demos
 from hyperzoo.site.demo import Demo, png_url
 
-COLUMNS = {  # heading -> class of its cells; the narrow page leaves the wide ones out
+COLUMNS = {  # heading -> classes of its cells; a narrow window leaves out the wide ones, a phone also the middle ones
     "Weight": "",
     "Family": "wide",
-    "Method": "wide",
-    "Data set": "wide",
+    "Method": "middle",
+    "Data set": "middle",
     "Accuracy": "number",
     "Runs": "wide number",
-    "Parameters": "wide number",
+    "Parameters": "middle number",
     "File": "wide number",
 }
 SNIPPETS = {  # the routes of the README
