@@ -2,8 +2,8 @@
 
 Two layers of 650 units are those of projected error function regularisation (PER, arXiv 2002.05366); 200 units suit a
 processor. `lstm200` and `lstm650` reuse the embedding as the matrix of the softmax (RE, arXiv 1608.05859); those called
-`_untied` have a matrix for each. `dropout="variational"` (VD, arXiv 1512.05287) is an argument and not another name: it
-has no parameters and does nothing in evaluation. `_bn` has recurrent batch norm (arXiv 1603.09025).
+`_untied` have a matrix for each, and `_bn` has recurrent batch norm. Variational dropout (VD) is an argument and not
+another name: it has no parameters and does nothing in evaluation.
 """
 
 from typing import Any
@@ -34,8 +34,9 @@ class LSTMLanguageModel(nn.Module):
         num_classes: words of the vocabulary, V.
         tied: use the embedding as the matrix of the softmax too.
         drop_rate: dropout of the embedded words, between layers and before the softmax, 0 to 1.
-        dropout: 'standard', or 'variational': one mask a sequence for all of its steps.
-        batch_norm: recurrent batch norm in every layer.
+        dropout: 'standard', or 'variational': one mask a sequence for all of its steps (Gal and Ghahramani, arXiv
+            1512.05287).
+        batch_norm: recurrent batch norm in every layer, see `layers.BatchNormLSTM`.
     Raises:
         InputError: an argument out of these ranges, or anything but token numbers.
     Differs:
