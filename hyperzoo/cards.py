@@ -101,22 +101,22 @@ def table(published: Mapping[str, WeightInfo]) -> str:
     """The README's table: one line a weight."""
     head = "| weight | on the test set | runs | data | parameters | file |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
-        f"| [`{name}`](model_cards/{name}.md) | {_score(info)} | {info.score.n} | {info.dataset.id} "
+        f"| [`{name}`](model_cards/{name}.md) | {score(info)} | {info.score.n} | {info.dataset.id} "
         f"| {info.parameters / 1e6:.2f} M | {info.bytes / 1e6:.2f} MB, {'in the package' if info.bundled else 'Hub'} |"
         for name, info in sorted(published.items())
     ]
     return "\n".join([head, *lines])
 
 
-def accuracy(info: WeightInfo) -> str:
-    """The test accuracy, or a language model's perplexity, as text; with its standard deviation over several runs."""
+def score(info: WeightInfo) -> str:
+    """What the weight reaches on the test set, as text: its accuracy, or the word perplexity and that."""
+    return _mean(info) if info.metric == "accuracy" else f"{info.metric} {_mean(info)}"
+
+
+def _mean(info: WeightInfo) -> str:
+    """The metric alone, with its standard deviation over several runs."""
     spread = info.score
     return info.shown(spread.mean) if spread.sd is None else f"{spread.mean:.2f} ± {info.shown(spread.sd)}"
-
-
-def _score(info: WeightInfo) -> str:
-    """That, with the word for what is no accuracy."""
-    return accuracy(info) if info.metric == "accuracy" else f"{info.metric} {accuracy(info)}"
 
 
 def texts(manifest: Manifest, place: Checkout) -> dict[Path, str]:
@@ -193,7 +193,7 @@ def _summary(name: str) -> str:
 
 def _row(info: WeightInfo) -> str:
     this = info.metrics.this_file
-    row = f"| `{info.name}` | {accuracy(info)} | n = {info.score.n} | "
+    row = f"| `{info.name}` | {_mean(info)} | n = {info.score.n} | "
     if isinstance(this, ThisText):
         return f"{row}{as_text(info.metric, this.perplexity)} | {this.nll:.4f} |"
     return f"{row}{this.correct:,} of {this.total:,} | {this.nll:.4f} | {this.ece:.4f} |"

@@ -28,7 +28,7 @@ COLUMNS = {  # heading -> classes of its cells; a narrow window leaves out the w
     "Family": "wide",
     "Method": "middle",
     "Data set": "middle",
-    "Accuracy": "number",
+    "Result": "number",
     "Runs": "wide number",
     "Parameters": "middle number",
     "File": "wide number",
@@ -125,7 +125,8 @@ def _weight(info: WeightInfo, place: Checkout | None) -> dict[str, Any]:
         "info": info,
         "family": info.recipe.partition("/")[0],
         "method": re.split(r": | \(", names.METHODS[parsed.method])[0],
-        "accuracy": cards.accuracy(info),
+        "score": cards.score(info),
+        "rank": info.score.mean if info.metric == "accuracy" else -info.score.mean,  # more is better
         "snippets": {
             route: code.format(name=info.name, arch=info.arch, tag=info.tag) for route, code in SNIPPETS.items()
         },
