@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def test_nothing_there(tmp_path):
     assert checkpoint.newest(tmp_path / "missing") is None
 
 
+@pytest.mark.fault("damaged file of a training checkpoint")
 @pytest.mark.parametrize("name", ["step.safetensors", "empty.safetensors", "state.json", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "empty"])
 def test_damage_falls_back_to_the_one_before(tmp_path, name, damage, caplog):
@@ -111,6 +113,7 @@ def test_a_group_setting_younger_than_the_checkpoint_keeps_its_fresh_value():
     assert optimizer.param_groups[0]["lr_scale"] == 0.5 and optimizer.param_groups[0]["lr"] == 0.3
 
 
+@pytest.mark.fault("full disk")
 def test_a_full_disk_leaves_the_old_checkpoint_and_no_rubbish(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True)
     assert "cannot write the checkpoint" in done.stdout and "Free some space" in done.stdout
@@ -121,3 +124,47 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write the checkpoint"):
         checkpoint.save(tmp_path / "file", made(1))
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from hyperzoo.training import checkpoint
+torch.set_num_threads(1)
+folder, moments, epoch, torn, kills = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0, 0, 0
+
+def save_for_ever(epoch):
+    while True:
+        epoch += 1
+        tensors = {"step": {"w": torch.full((50_000,), float(epoch))}}
+        checkpoint.save(folder, checkpoint.Checkpoint(epoch, tensors, {"epoch": epoch}))
+
+while kills < 200:
+    pid = os.fork()
+    if not pid:
+        save_for_ever(epoch)
+    time.sleep(moments.uniform(0.001, 0.05))
+    os.kill(pid, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    kills += 1
+    torn += any(folder.glob(".tmp-*"))
+    found = checkpoint.newest(folder)
+    if found is not None or epoch:
+        assert found.epoch >= epoch, (found.epoch, epoch)
+        assert found.state == {"epoch": found.epoch}
+        assert found.tensors["step"]["w"].eq(found.epoch).all()
+        epoch = found.epoch
+print(kills, torn, epoch)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.fault("kill -9 while checkpoints are saved", 200)
+def test_two_hundred_kills_leave_a_whole_checkpoint_and_never_an_older_one(tmp_path):
+    seed = str(time.time_ns() % 10**6)
+    done = subprocess.run([sys.executable, "-c", KILLS, tmp_path / "run", seed], capture_output=True, text=True)
+    assert done.returncode == 0, (seed, done.stderr)
+    assert "cannot be used" not in done.stderr, (seed, done.stderr)  # no half-written one had a final name
+    kills, torn, epochs = map(int, done.stdout.split())
+    assert kills == 200 and torn > 20 and epochs > 20, (seed, done.stdout)  # the moments met savings

@@ -21,6 +21,7 @@ from hyperzoo.manifest import FILES
 
 ROOT = str(Path(__file__).parent.parent)
 REPO = f"hyperzoo/{MIXUP}"
+AT_ONCE = "process that loads while others do"
 FETCH = "GET /lfs/"  # how the body of model.safetensors is asked for
 ROUTES = {
     "tag": lambda **kw: timm.create_model(MIXUP, pretrained=True, **kw),
@@ -110,6 +111,7 @@ def test_a_download_is_announced(zoo, caplog):
 # Wrong bytes
 
 
+@pytest.mark.fault("wrong bytes from the Hub")
 def test_wrong_bytes_are_fetched_once_more_and_then_refused(double, zoo):
     double.fault("flip", FETCH)
     with pytest.raises(errors.WeightHashError) as caught:
@@ -123,11 +125,13 @@ def test_wrong_bytes_are_fetched_once_more_and_then_refused(double, zoo):
     assert is_mixup(ROUTES["tag"](), zoo) and bodies(double) == 1
 
 
+@pytest.mark.fault("wrong bytes from the Hub")
 def test_wrong_bytes_once_are_repaired(double, zoo):
     double.fault("flip", FETCH, times=1)
     assert is_mixup(ROUTES["load"](), zoo) and bodies(double) == 2
 
 
+@pytest.mark.fault("rotted file of the cache")
 @pytest.mark.parametrize("links", [True, False])
 def test_a_rotted_cache_is_fetched_once_and_loads(double, zoo, monkeypatch, links):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
@@ -139,6 +143,7 @@ def test_a_rotted_cache_is_fetched_once_and_loads(double, zoo, monkeypatch, link
     assert is_mixup(ROUTES["tag"](), zoo) and double.calls() == []
 
 
+@pytest.mark.fault("rotted file of the cache")
 def test_a_rotted_cache_without_a_hub_names_both_hashes(double, zoo):
     file = weights.path(MIXUP)
     flip(file)
@@ -188,6 +193,7 @@ def nothing_cached():
     return not [file for file in cache().rglob("*") if file.is_file() and file.stat().st_size > 100_000]
 
 
+@pytest.mark.fault("connection that breaks")
 @pytest.mark.parametrize(
     "kind, says",
     [
@@ -207,11 +213,13 @@ def test_a_connection_that_breaks_leaves_nothing_under_a_final_name(double, zoo,
     assert is_mixup(ROUTES["tag"](), zoo)
 
 
+@pytest.mark.fault("connection that breaks")
 def test_a_connection_that_breaks_once_is_resumed(double, zoo):
     double.fault("cut", FETCH, times=1)
     assert is_mixup(ROUTES["tag"](), zoo) and bodies(double) == 2
 
 
+@pytest.mark.fault("error status of the Hub")
 @pytest.mark.parametrize("status", ["401", "403", "404", "429", "500", "502", "503"])
 def test_a_status_is_named(double, zoo, status):
     double.fault(status, "model.safetensors")
@@ -233,6 +241,7 @@ def test_a_commit_or_repository_that_is_gone_is_named(double, zoo, monkeypatch):
     assert f"nobody/{MIXUP}@{gone} answered 404 (RepositoryNotFoundError)" in refused("load")
 
 
+@pytest.mark.fault("answer that is no Hub's")
 @pytest.mark.parametrize("kind, says", [("no-etag", "ETag"), ("no-commit", "X-Repo-Commit")])
 def test_an_answer_that_is_no_hubs_is_refused(double, zoo, kind, says):
     double.fault(kind, "HEAD ")
@@ -245,6 +254,7 @@ def test_a_wrong_etag_does_no_harm(double, zoo):
     assert weights.path(MIXUP).resolve().name == "9" * 64  # the cache calls the blob so; the hash was ours
 
 
+@pytest.mark.fault("Hub that is not there")
 def test_a_hub_that_never_answers(double, zoo, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     monkeypatch.setattr(file_download, "_ETAG_RETRY_TIMEOUT", 0.2)
@@ -252,12 +262,14 @@ def test_a_hub_that_never_answers(double, zoo, monkeypatch):
     assert "ReadTimeout" in refused()
 
 
+@pytest.mark.fault("Hub that is not there")
 def test_no_network_is_one_round_of_retries_and_no_pickle(double, zoo, waits):
     double.stop()
     assert "ConnectError" in refused()
     assert waits == [1, 2, 4, 8, 8]
 
 
+@pytest.mark.fault("Hub that is not there")
 def test_offline(double, zoo, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "answered nothing, because HF_HUB_OFFLINE=1" in refused()
@@ -282,7 +294,7 @@ def test_a_cache_that_cannot_be_written(zoo, tmp_path):
 
 
 def test_a_cache_that_is_read_only_serves_what_it_has(double, zoo):
-    weights.path(MIXUP)
+    weights.path(MIXUP), weights.path(MIXUP, "config.json")
     double.calls()
     folders = [folder for folder in cache().rglob("*") if folder.is_dir() and not folder.is_symlink()]
     try:
@@ -305,6 +317,7 @@ forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:Depreca
 
 
 @forks
+@pytest.mark.fault("full disk")
 def test_a_full_disk_names_the_size_and_leaves_nothing(double, zoo, tmp_path):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -322,6 +335,7 @@ def test_a_full_disk_names_the_size_and_leaves_nothing(double, zoo, tmp_path):
 
 
 @forks
+@pytest.mark.fault("kill -9 while downloading")
 def test_a_process_killed_while_downloading_leaves_nothing_that_counts(double, zoo):
     double.fault("slow", FETCH, times=1)
     process, end = child(lambda: weights.path(MIXUP)), time.monotonic() + 30
@@ -335,16 +349,28 @@ def test_a_process_killed_while_downloading_leaves_nothing_that_counts(double, z
 
 
 @forks
-@pytest.mark.parametrize("locked", [True, False])
-def test_two_processes_at_once_both_get_the_file(double, zoo, monkeypatch, locked):
-    if not locked:  # as on a file system that does not honour locks
+@pytest.mark.parametrize(
+    "processes, locked, downloads",
+    [
+        pytest.param(2, True, 1, marks=pytest.mark.fault(AT_ONCE, 2)),
+        pytest.param(2, False, 2, marks=pytest.mark.fault(AT_ONCE, 2)),  # as where a file system honours no locks
+        pytest.param(8, True, 1, marks=[pytest.mark.full, pytest.mark.fault(AT_ONCE, 8)]),
+    ],
+)
+def test_processes_at_once_all_get_the_weight(double, zoo, monkeypatch, processes, locked, downloads):
+    if not locked:
         monkeypatch.setattr(file_download, "WeakFileLock", lambda *args: contextlib.nullcontext())
+
+    def load():
+        torch.set_num_threads(1)  # OpenMP's other threads do not survive a fork
+        assert is_mixup(ROUTES["load"](), zoo)
+
     double.fault("slow", FETCH)
-    children = [child(lambda: weights.path(MIXUP)) for _ in range(2)]
+    children = [child(load) for _ in range(processes)]
     for process in children:
         process.join(60)
-    assert [process.exitcode for process in children] == [0, 0]  # each has hashed what it got
-    assert bodies(double) == (1 if locked else 2)
+    assert [process.exitcode for process in children] == [0] * processes
+    assert bodies(double) == downloads
     assert is_mixup(ROUTES["tag"](), zoo) and double.calls() == []
 
 

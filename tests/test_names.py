@@ -63,6 +63,7 @@ def _audit(event, args):
 sys.addaudithook(_audit)
 
 
+@pytest.mark.fault("hostile name")
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_hostile_names_touch_no_file(name):
     doors = [door for door in DOORS if not (name is None and door is hyperzoo.list_weights)]  # None means all there

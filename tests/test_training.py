@@ -141,6 +141,7 @@ class BadGradient(nn.CrossEntropyLoss):
         return loss + ((logits.sum() * 0).sqrt() if self.calls == 7 else 0)
 
 
+@pytest.mark.fault("NaN in a training run")
 @pytest.mark.parametrize("fault", ["image", "loss", "gradient"])
 def test_no_step_on_nonsense(tmp_path, fault):
     run = tiny.trainer(tmp_path, tiny.recipe(3))
@@ -166,6 +167,7 @@ def test_no_step_on_nonsense(tmp_path, fault):
     assert checkpoint.newest(tmp_path / "checkpoints").epoch == 1
 
 
+@pytest.mark.fault("signal in a training run")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_a_whole_step_and_it_resumes(tmp_path, number):
     plan, before = tiny.recipe(3), signal.getsignal(number)
@@ -218,6 +220,7 @@ save_file(tiny.run(folder, plan), sys.argv[1] + "/end.safetensors")
 
 
 @pytest.mark.full
+@pytest.mark.fault("kill -9 in a training run", 20)
 def test_twenty_kills_at_random_moments_end_bit_equal(tmp_path):
     from safetensors.torch import load_file
 
@@ -265,6 +268,7 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     assert len(train.run(changed, out, allow_change=True).values["recipe"]["optim"]) > 1
 
 
+@pytest.mark.fault("two runs in one folder")
 def test_two_runs_in_one_folder(small_recipe, tmp_path):
     script = (
         "import fcntl, sys, time; lock = open(sys.argv[1], 'a+'); fcntl.flock(lock, fcntl.LOCK_EX); "
