@@ -26,7 +26,7 @@ test-all: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-lower-bounds: $(LOWER)/installed
-	@$(LOWER)/bin/python -m pytest -q -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
+	@$(LOWER)/bin/python -m pytest -q -W ignore::DeprecationWarning -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
