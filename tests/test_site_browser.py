@@ -10,17 +10,18 @@ from PIL import Image
 
 import hyperzoo
 from hyperzoo import checkout, data, weights
-from hyperzoo.manifest import Manifest
+from hyperzoo.manifest import Manifest, TextMetrics, ThisText
 from hyperzoo.site import page
 
 pytestmark = pytest.mark.full
 NAME = "spherenet20.sphere_c10"
-MADE = {  # name -> accuracy, parameters, data set
+MADE = {  # name -> accuracy or perplexity, parameters, data set
     "cnn11_elu.per_c10": (88.3, 1_434_000, "uoft-cs/cifar10"),
     "preact_resnet18.mixup_c10": (94.8, 11_164_362, "uoft-cs/cifar10"),
     "spherenet32_wide_learnable.mhe_c100": (70.1, 1_900_000, "uoft-cs/cifar100"),
     "resnet20_cifar.mhe_c100": (9.5, 278_324, "uoft-cs/cifar100"),
     "resnet20_cifar.plain_c100": (65.9, 278_324, "uoft-cs/cifar100"),
+    "lstm200.per_ptb": (110.2, 2_650_000, "ptb-text-only/ptb_text_only"),
 }
 NAMES = "[...document.querySelectorAll('tbody:not([hidden]) [scope=row]')].map((head) => head.dataset.value)"
 SAID = "document.getElementById('said').textContent"
@@ -44,14 +45,15 @@ def made_page(tmp_path_factory):
     manifest, place = Manifest(checkout.here().package), checkout.Checkout(folder)
     entry = manifest.info(NAME)
     for name, (mean, parameters, dataset) in MADE.items():
-        spread = dataclasses.replace(entry.metrics.accuracy, mean=mean)
+        spread = dataclasses.replace(entry.score, mean=mean)
+        text = TextMetrics(spread, ThisText(mean, 4.7, 20_000, 82_430))
         manifest.weights[name] = dataclasses.replace(
             entry,
             name=name,
             parameters=parameters,
             recipe=f"{name.partition('.')[0]}/{name}.yaml",
             license=EVIL,
-            metrics=dataclasses.replace(entry.metrics, accuracy=spread),
+            metrics=text if "lstm" in name else dataclasses.replace(entry.metrics, accuracy=spread),
             dataset=dataclasses.replace(entry.dataset, id=dataset),
         )
         place.card(name).parent.mkdir(exist_ok=True)
@@ -82,9 +84,9 @@ def test_columns_are_sorted_by_mouse_and_keyboard(made_page, opened):
     assert shown.run(NAMES) == names
     state = "[...document.querySelectorAll('thead th')].map((head) => head.getAttribute('aria-sort'))"
     assert shown.run(state) == ["ascending", *[None] * 7]
-    shown.click("thead th:nth-child(5) button")  # accuracy: 9.5 comes last as a number, first as text
+    shown.click("thead th:nth-child(5) button")  # result: 9.5 is little as a number, much as text; a perplexity is less
     found = shown.run(NAMES)
-    assert found[0] == "preact_resnet18.mixup_c10" and found[-1] == "resnet20_cifar.mhe_c100"
+    assert found[0] == "preact_resnet18.mixup_c10" and found[-2:] == ["resnet20_cifar.mhe_c100", "lstm200.per_ptb"]
     assert shown.run(state) == [*[None] * 4, "descending", *[None] * 3]
     shown.press("Enter")  # the button has the focus
     assert shown.run(NAMES) == found[::-1] and shown.run(state)[4] == "ascending"
