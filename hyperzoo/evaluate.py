@@ -160,6 +160,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _in_float32(device: torch.device) -> Iterator[None]:
+    """No gradients, no autocast, and none of the TF32 that CUDA otherwise takes for convolutions and LSTMs."""
+    tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False), tf32:
+        yield
+
+
 def batches(
     model: nn.Module,
     images: Images,
@@ -198,8 +206,7 @@ def logits(
     In float32, evaluation mode and eager: a published number must not depend on the arithmetic of the training.
     """
     share = batches(model, images, batch_size=batch_size, engine=engine, workers=workers)
-    device_type = next(model.parameters()).device.type
-    with evaluating(model), torch.inference_mode(), torch.autocast(device_type, enabled=False):
+    with evaluating(model), _in_float32(next(model.parameters()).device):
         # forward, not a call: a compiled model would be compiled once more for evaluation
         parts = [model.forward(batch.images).float().cpu() for batch in share]
     return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
@@ -243,11 +250,12 @@ def read(model: nn.Module, text: data.TextSet) -> TextMetrics:
     """Metrics of a language model on a text, in float32; every process of a run reads all of it."""
     device = next(model.parameters()).device
     pieces = data.TextBatches(text, batch_size=1, length=PIECE, device=device)
-    loss, correct, state = torch.zeros((), dtype=torch.float64), 0, None
-    with evaluating(model), torch.inference_mode(), torch.autocast(device.type, enabled=False):
+    loss, correct = (torch.zeros((), dtype=kind, device=device) for kind in (torch.float64, torch.int64))
+    state = None  # nothing below waits for the device
+    with evaluating(model), _in_float32(device):
         for piece in pieces.epoch(1):
             logits, state = model.run(piece.tokens, state)  # type: ignore[operator]
-            loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum").cpu()
-            correct += int((logits[0].argmax(1) == piece.targets[0]).sum())
+            loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum")
+            correct += (logits[0].argmax(1) == piece.targets[0]).sum()
     nll = float(loss) / (len(text) - 1)
-    return TextMetrics(math.exp(nll), nll, correct, len(text) - 1, text.fingerprint)
+    return TextMetrics(math.exp(nll), nll, int(correct), len(text) - 1, text.fingerprint)

@@ -77,15 +77,8 @@ def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1
 
 
 def _recipe(recipe: Recipe, seed: int, budget: float) -> Recipe:
-    values = recipe.model_dump(exclude={"expect"})
-    epochs = max(1, round(recipe.train.epochs * budget))
-    part = epochs / recipe.train.epochs
-    values["train"] |= {"seed": seed, "epochs": epochs}
-    values["optim"]["warmup_epochs"] *= part
-    values["optim"]["milestones"] = [milestone * part for milestone in recipe.optim.milestones]
-    sizes = {max(1, round((start - 1) * part) + 1): size for start, size in sorted(recipe.data.resize_px.items())}
-    values["data"]["resize_px"] = {start: size for start, size in sizes.items() if start <= epochs}
-    return Recipe.model_validate(values)
+    shorter = recipe.shortened(max(1, round(recipe.train.epochs * budget)))
+    return shorter.model_copy(update={"train": shorter.train.model_copy(update={"seed": seed})})
 
 
 def _report(info: WeightInfo, results: list[dict]) -> Report:

@@ -44,7 +44,8 @@ def test_a_recipe_lies_in_the_folder_of_its_model_file():
 
 
 def test_every_recipe_is_without_faults():
-    found = sorted(path for path in PLACE.recipes.rglob("*.yaml") if path.parent.name != "sweeps")
+    others = {*PLACE.recipes.glob("sweeps/*"), PLACE.recipes / "queue.yaml"}
+    found = sorted(path for path in PLACE.recipes.rglob("*.yaml") if path not in others)
     assert len(found) >= 3
     for path in found:
         load_recipe(path)

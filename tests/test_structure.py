@@ -42,6 +42,8 @@ ALLOWED = {
     "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}
+ALLOWED["parcels"] = {"data"}
+ALLOWED["queue"] = {"train", "training", "parcels"}
 PRODUCTS = (
     "publish",
     "entry",

@@ -166,6 +166,16 @@ class Recipe(Block):
         """The recipe as plain values, without `name` and `expect`."""
         return self.model_dump(mode="json", exclude={"name", "expect"})
 
+    def shortened(self, epochs: int) -> "Recipe":
+        """The same for another number of epochs: warm-up, milestones and the sizes of images in proportion."""
+        values, part = self.model_dump(exclude={"expect"}), epochs / self.train.epochs
+        values["train"]["epochs"] = epochs
+        values["optim"]["warmup_epochs"] *= part
+        values["optim"]["milestones"] = [milestone * part for milestone in self.optim.milestones]
+        sizes = {max(1, round((start - 1) * part) + 1): size for start, size in sorted(self.data.resize_px.items())}
+        values["data"]["resize_px"] = {start: size for start, size in sizes.items() if start <= epochs}
+        return Recipe.model_validate(values)
+
     @classmethod
     def stored(cls, values: dict[str, Any]) -> "Recipe":
         """A recipe out of a run folder or checkpoint, also of an earlier version: keys that it lacks have defaults.

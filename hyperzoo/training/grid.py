@@ -104,9 +104,34 @@ def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
         raise RecipeError(f"no sweep {str(path_or_name)!r}; sweeps: {', '.join(_known()) or 'none'}")
     reader, values = read_yaml(path)
     sweep = validated(Sweep, values, reader, path.name)
+    return sweep, _runs(sweep, path)
+
+
+class Queue(Block):
+    """What a queue file says: sweeps in the order in which they are trained, each row by the name of its weight."""
+
+    jobs: dict[str, Sweep]
+
+
+def load_queue(path: Path) -> list[Run]:
+    """Read a queue file: the runs of all its jobs, in order.
+
+    Raises:
+        RecipeError: as for `load_sweep`; a label that two jobs have.
+    """
+    reader, values = read_yaml(path)
+    queue = validated(Queue, values, reader, path.name)
+    labels = [label for job in queue.jobs.values() for label, _ in job.lines()]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise RecipeError(f"{path.name}: two jobs have the row {min(twice)!r}, which names the folder of its runs")
+    return [run for job in queue.jobs.values() for run in _runs(job, path)]
+
+
+def _runs(sweep: Sweep, path: Path) -> list[Run]:
+    """The runs of a sweep out of a file, beside which its base may lie."""
     beside = path.parent / sweep.base
     base = load_recipe(beside if beside.suffix == ".yaml" else sweep.base).model_dump(exclude={"name", "expect"})
-    return sweep, [
+    return [
         Run(label, _changed(base, {**changes, "train.seed": seed}, label, path))
         for label, changes in sweep.lines()
         for seed in sweep.seeds

@@ -1,8 +1,9 @@
 """Every random number and every version that a run depends on."""
 
+import json
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def _commit() -> dict[str, Any]:
             subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
             for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "."))
         )
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None, "dirty": None}  # an installed wheel
+    except (OSError, subprocess.CalledProcessError):  # an installed package: what pip noted of where it came from
+        noted = json.loads(distribution("hyperzoo").read_text("direct_url.json") or "{}").get("vcs_info")
+        return {"commit": noted["commit_id"], "dirty": False} if noted else {"commit": None, "dirty": None}
     return {"commit": commit, "dirty": bool(status)}

@@ -163,7 +163,8 @@ def _number(text: str, kind: str) -> float | str:
 def _keys(block: Any, inner: list[Any]) -> list[str]:
     """The keys of a block inside a block; types that are not blocks have none."""
     for name in inner:
-        kinds = [block.model_fields[name].annotation] if name in getattr(block, "model_fields", ()) else []
-        kinds += [kind for annotation in kinds for kind in get_args(annotation)]
-        block = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
+        if isinstance(block, type) and name in getattr(block, "model_fields", ()):  # else a key of a dictionary
+            annotation = block.model_fields[name].annotation
+            kinds = (annotation, *get_args(annotation))
+            block = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
     return [key for key in getattr(block, "model_fields", ()) if inner or key != "name"]  # a recipe's is its file's

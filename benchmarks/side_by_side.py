@@ -1,0 +1,114 @@
+"""Images per second of several training runs on one device: 1, 2, 3, ... processes, eager, compiled, with CUDA graphs.
+
+    python benchmarks/side_by_side.py                            # spherenet20; 1, 2, 3, 4 processes
+    python benchmarks/side_by_side.py resnet20_cifar --counts 1 4 --updates 400
+
+Each process trains the ordinary engine on made images that are resident on the device; after an epoch to warm up and to
+compile, all start together, and the rates of the epochs that follow are added. CUDA graphs are those that
+TORCHINDUCTOR_CUDAGRAPHS=1 switches on for a compiled model; it does so for `hyperzoo.queue` too.
+
+Models stacked with torch.func.vmap are not compared: the operators of SphereNet and the terms are autograd functions
+without a rule for vmap, and hooks see one model.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import tempfile
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import torch
+
+from hyperzoo import build
+from hyperzoo.data import ImageSet
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.loop import Trainer
+from hyperzoo.training.progress import Progress
+from hyperzoo.training.schedule import make_optimizer
+
+EPOCHS, BATCH = 4, 128
+KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1")}
+
+
+def train(arch: str, compiled: str, updates: int, together: Barrier, rates: Queue) -> None:
+    """One process."""
+    try:
+        rates.put(rate(arch, compiled, updates, together))
+    except BaseException:
+        together.abort()  # so that nobody waits for this one
+        raise
+
+
+def rate(arch: str, compiled: str, updates: int, together: Barrier) -> float:
+    """The median rate of the epochs but the first."""
+    plan = Recipe.model_validate(
+        dict(
+            name="benchmark",
+            model=dict(arch=arch),
+            data=dict(name="c10", batch_size=BATCH),
+            optim=dict(lr=0.01, weight_decay=5e-4),
+            train=dict(epochs=EPOCHS, compile=compiled),
+        )
+    )
+    pixels = torch.randint(0, 256, (updates * BATCH, 3, 32, 32), dtype=torch.uint8)
+    images = ImageSet("c10", "train", pixels, torch.randint(0, 10, (len(pixels),)), tuple("abcdefghij"), "made")
+    engine = build.accelerator(plan)
+    model = build.model(plan, 10, 3).to(memory_format=torch.channels_last)
+    step = build.step(plan, model).to(engine.device)
+
+    def wait(_: torch.nn.Module) -> dict[str, float]:
+        together.wait()
+        return {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            recipe=plan,
+            accelerator=engine,
+            step=step,
+            optimizer=make_optimizer(step, plan.optim),
+            batches=build.batches(plan, images, model, engine),
+            folder=Path(folder),
+            progress=Progress("benchmark", EPOCHS, active=False),
+            evaluate=wait,
+            compile_model=compiled == "on",
+        )
+        trainer.run()
+    return statistics.median(row["images_per_s"] for row in trainer.rows[1:])
+
+
+def total(arch: str, kind: str, count: int, updates: int) -> float | None:
+    """Images per second of `count` processes together; None if one failed."""
+    context = multiprocessing.get_context("spawn")
+    compiled, os.environ["TORCHINDUCTOR_CUDAGRAPHS"] = KINDS[kind]
+    together, rates = context.Barrier(count, timeout=300), context.Queue()
+    crew = [context.Process(target=train, args=(arch, compiled, updates, together, rates)) for _ in range(count)]
+    for process in crew:
+        process.start()
+    for process in crew:
+        process.join()
+    return None if any(process.exitcode for process in crew) else sum(rates.get() for _ in crew)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Images per second of training runs side by side on one device.")
+    parser.add_argument("arch", nargs="?", default="spherenet20")
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4], help="processes")
+    parser.add_argument("--updates", type=int, default=200, help="of an epoch")
+    said = parser.parse_args()
+    kinds = KINDS if torch.cuda.is_available() else ("eager", "compiled")
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{said.arch}, batch {BATCH}, {where}; images/s of all processes together, and times the first")
+    for kind in kinds:
+        first = None
+        for count in said.counts:
+            found = total(said.arch, kind, count, said.updates)
+            first = first or found
+            shown = f"{found:8.0f}  {found / first:.2f}" if found and first else "failed"
+            print(f"{kind:12}  {count}  {shown}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Train the runs of a queue within a given time, several side by side, and pack what another machine needs to go on.
+
+    python -m hyperzoo.queue recipes/queue.yaml --minutes 9 --state runs/queue --out results
+
+Each run is an ordinary one, in a process and a folder of its own: <state>/<row>/<seed>. Called again, with that folder
+or with one restored from the packed files, each goes on after its last whole epoch.
+"""
+
+import argparse
+import json
+import multiprocessing
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from hyperzoo import parcels, train
+from hyperzoo.errors import HyperzooError
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.grid import load_queue
+
+GAIN = 1.1  # what another process must make of the number of images per second
+POLL_S, GRACE_S = 0.2, 20
+SCORES = ("accuracy", "perplexity")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a queue, and its folder."""
+
+    label: str
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}, seed {self.recipe.train.seed}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The log so far, a row an epoch."""
+        log = self.folder / "metrics.jsonl"
+        return [json.loads(row) for row in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+
+    def result(self) -> dict[str, Any] | None:
+        """What the finished run found; None before, or if it was one of another recipe."""
+        file = self.folder / "result.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return found if found.get("recipe_sha256") == self.recipe.digest() else None
+
+
+@dataclass
+class Member:
+    """A process that trains a task; `since` epochs were in its log when the crew last changed."""
+
+    task: Task
+    process: BaseProcess
+    since: int
+
+    def rate(self) -> float | None:
+        """Samples per second of an epoch that all of the present crew were at; None before there is one."""
+        rows = self.task.rows()
+        if len(rows) < self.since + 2:  # the first may have begun before, or hold a compilation
+            return None
+        return next(value for key, value in rows[-1].items() if key.endswith("_per_s"))
+
+
+@dataclass
+class Crew:
+    """Processes that train side by side.
+
+    Without a fixed size there is one at first, and one more whenever the last to come raised the sum of their rates by
+    `GAIN`; the first that does not is stopped, and from then on their number stays.
+    """
+
+    size: int
+    growing: bool
+    members: list[Member] = field(default_factory=list)
+    _rate: float = 0.0
+
+    def start(self, task: Task) -> None:
+        process = multiprocessing.get_context("spawn").Process(target=_train, args=(task,))
+        process.start()
+        self.members.append(Member(task, process, len(task.rows())))
+
+    def leave(self) -> list[Member]:
+        """Those whose process has ended, and are members no longer."""
+        gone = [member for member in self.members if member.process.exitcode is not None]
+        self.members = [member for member in self.members if member not in gone]
+        return gone
+
+    def grow(self) -> list[Task]:
+        """Change the size if the rates say so; returns the task of a member that had to leave."""
+        if not self.growing or len(self.members) < self.size:
+            return []
+        rates = [member.rate() for member in self.members]
+        if None in rates:
+            return []
+        total = sum(rate or 0.0 for rate in rates)
+        print(f"{self.size} side by side: {total:.0f} a second", flush=True)
+        if total < GAIN * self._rate:
+            self.growing, self.size = False, self.size - 1
+            newest = self.members.pop()
+            _stop([newest])
+            return [newest.task]
+        self._rate, self.size = total, self.size + 1
+        for member in self.members:
+            member.since = len(member.task.rows())
+        return []
+
+    def stop(self) -> None:
+        """Stop all after their step."""
+        _stop(self.members)
+        self.members = []
+
+
+def _stop(members: list[Member]) -> None:
+    """SIGTERM, which a run answers after its step; kill -9 later, which costs no more than the epoch either."""
+    for member in members:
+        member.process.terminate()
+    until = time.monotonic() + GRACE_S
+    for member in members:
+        member.process.join(max(0.0, until - time.monotonic()))
+        member.process.kill()
+        member.process.join()
+
+
+def _train(task: Task) -> None:
+    """One run, in a process of its own; what it says goes to <folder>/log.txt."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with (task.folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        try:
+            train.run(task.recipe, task.folder)
+        except HyperzooError as error:
+            print(f"{type(error).__name__}: {error}")
+            sys.exit(getattr(error, "exit_code", 1))
+
+
+def load(path: Path, state: Path, *, epochs: int | None = None) -> list[Task]:
+    """The tasks of a queue file, in order; with so many epochs each, the rest in proportion, to try them out.
+
+    Raises:
+        RecipeError: see `grid.load_queue`.
+    """
+    runs = load_queue(path)
+    return [
+        Task(label, recipe.shortened(epochs) if epochs else recipe, state / label / str(recipe.train.seed))
+        for label, recipe in runs
+    ]
+
+
+def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> list[Task]:
+    """Train tasks, the first ones first, until all have ended or the time is over; returns those that failed.
+
+    Args:
+        processes: side by side; as many as pay, without it.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    waiting, failed = [task for task in tasks if task.result() is None], []
+    crew = Crew(processes or 1, growing=processes is None)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        while (waiting or crew.members) and time.monotonic() < deadline:
+            while waiting and len(crew.members) < crew.size:
+                crew.start(waiting.pop(0))
+            for member in crew.leave():
+                print(_standing(member.task), flush=True)
+                if member.process.exitcode:
+                    failed.append(member.task)
+            waiting[:0] = crew.grow()
+            time.sleep(POLL_S)
+    finally:
+        crew.stop()
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def _standing(task: Task) -> str:
+    result, rows = task.result(), task.rows()
+    scores = [f"{key} {value:.2f}" for key, value in (result or {}).get("metrics", {}).items() if key in SCORES]
+    found = " ".join(scores) or f"not finished, see {task.folder / 'log.txt'}"
+    return f"{task.name}: {len(rows)} of {task.recipe.train.epochs} epochs, {found}"
+
+
+def groups(tasks: list[Task]) -> Iterator[list[Path]]:
+    """What to bring back, the most valuable first: every log; the weights of finished runs in the order of the queue;
+    the newest checkpoint of the others, those nearest to their end first."""
+    for task in tasks:
+        yield _there(task, "result.json", "metrics.jsonl", "log.txt")
+    for task in tasks:
+        if task.result():
+            yield _there(task, "model.safetensors", "config.json", "vocab.txt")
+    for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
+        saved = sorted((task.folder / "checkpoints").glob("epoch-*"))
+        if saved and not task.result():
+            yield sorted(saved[-1].iterdir())
+
+
+def _there(task: Task, *parts: str) -> list[Path]:
+    return [task.folder / part for part in parts if (task.folder / part).exists()]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; exit code 1 if a run failed, 130 after SIGINT or SIGTERM. What there is, is packed in any case."""
+    parser = argparse.ArgumentParser(prog="python -m hyperzoo.queue", description="Train the runs of a queue.")
+    parser.add_argument("queue", type=Path, help="a file like recipes/queue.yaml")
+    parser.add_argument("--minutes", type=float, required=True, help="until the runs are stopped, to be resumed later")
+    parser.add_argument("--state", type=Path, default=Path("runs", "queue"), help="folder of the runs")
+    parser.add_argument("--out", type=Path, help="pack logs, weights and checkpoints there, in files of 15 MB")
+    parser.add_argument("--processes", type=int, help="runs side by side; found out by trying, without it")
+    parser.add_argument("--epochs", type=int, help="train so many epochs only, to try the queue out")
+    said = parser.parse_args(arguments)
+    try:
+        tasks = load(said.queue, said.state, epochs=said.epochs)
+    except HyperzooError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    try:
+        failed = work(tasks, minutes=said.minutes, processes=said.processes)
+        code = int(bool(failed))
+    except KeyboardInterrupt:
+        code = 130
+    done = sum(task.result() is not None for task in tasks)
+    print(f"{done} of {len(tasks)} runs are finished")
+    for file in parcels.bring(said.out, groups(tasks), said.state) if said.out else ():
+        print(f"no room for {file}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
