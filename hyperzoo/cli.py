@@ -76,7 +76,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
 
 @cli.command("eval")
 @click.argument("name")
-@click.option("--split", type=click.Choice(["test", "train"]), default="test", show_default=True)
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--data", "dataset", help="Code of the data set: c10, c100, ...; a weight of ours has its own.")
 @click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many of the images, always the same ones.")
@@ -93,10 +93,10 @@ def eval_(
     seed: int,
     out: Path | None,
 ) -> None:
-    """Accuracy (%), NLL (nats) and calibration error (%) of NAME on a split of a data set; gives no verdict.
+    """Accuracy (%), NLL (nats) and calibration error (%), or perplexity, of NAME on a split of a data set; no verdict.
 
     NAME is a weight, any model of timm, or local-dir:FOLDER (a run folder is one). With --robustness also accuracy and
-    NLL on rotated, sheared and zoomed images and under attack: about 110 times the work, see --limit.
+    NLL on rotated, sheared and zoomed images and under attack: some 70 times the work, see --limit.
     """
     import hyperzoo
     from hyperzoo import evaluate
@@ -111,11 +111,12 @@ def eval_(
         click.echo(measuring.draw(found, out or Path("robustness.png"), title=name))
         return
     metrics = evaluate.measure(model, images)
-    show(("metric", "value"), [*flat(metrics.as_dict()), ("images", images.origin)])
+    show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
     if dataset is None and limit is None:
         published = hyperzoo.weight_info(name).dataset
-        if metrics.fingerprint != (published.test_fingerprint if split == "test" else published.train_fingerprint):
-            click.echo("these are not the images that the published number stands for: another fingerprint", err=True)
+        known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
+        if metrics.fingerprint != known.get(split, metrics.fingerprint):
+            click.echo("this is not the data that the published number stands for: another fingerprint", err=True)
 
 
 @cli.command()
@@ -219,9 +220,9 @@ def site(folder: Path, runtime: Path | None, no_demo: bool) -> None:
 def plot(what: Path, out: Path | None) -> None:
     """Draw WHAT: a run folder (its learning curve), a sweep.json (its runs side by side), or a figure by its name.
 
-    Figures: `operators` of SphereConv; `half_space` of MHE; `clouds` of PER; and, each after training for up to some minutes,
-    `softmax_features` of angular losses, `rare_class` of MHE, and of mixup `spiral` (boundaries), `spectrum` (flat
-    classes) and `hidden_states`.
+    Figures: `operators` of SphereConv; `half_space` of MHE; `clouds` of PER; and, each after training for up to some
+    minutes, `softmax_features` of angular losses, `rare_class` of MHE, and of mixup `spiral` (boundaries), `spectrum`
+    (flat classes) and `hidden_states`.
     """
     from hyperzoo import plots
     from hyperzoo.figures import FIGURES
