@@ -12,7 +12,7 @@ LOWER_TESTS := layers models loading data recipes checkpoint training cli hubcon
 help:
 	@echo "make demo      set up, then load, train, plot and export on embedded data (3 minutes at most after set-up)"
 	@echo "make test      set up, then the tests (about 10 minutes after set-up)"
-	@echo "make test-all  all tests, also those that take minutes each; then a table of the faults tried and survived"
+	@echo "make test-all  also the long tests; then a table of the faults tried and survived (make test TESTS=slow: the rest)"
 	@echo "make test-lower-bounds  set up the oldest packages allowed in $(LOWER), then part of the tests"
 	@echo "make lint      ruff and mypy"
 
