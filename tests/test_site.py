@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gzip
 import hashlib
 import io
 import json
@@ -194,13 +195,13 @@ def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path,
     assert page.write(tmp_path / "b", runtime=package).read_bytes() == first
     assert str(PLACE.root).encode() not in first and [p.name for p in (tmp_path / "a").iterdir()] == ["index.html"]
     parsed = Parsed(first.decode())
-    import gzip
-
-    found = {
-        attributes["id"]: gzip.decompress(base64.b64decode(text))
-        for (tag, attributes), text in zip(parsed.tags, parsed.texts, strict=True)
+    packed = {
+        attributes["id"]: base64.b64decode(text)
+        for (_, attributes), text in zip(parsed.tags, parsed.texts, strict=True)
         if attributes.get("type") == "application/octet-stream"
     }
+    assert {part[4:8] for part in packed.values()} == {bytes(4)}  # the time in the head of gzip
+    found = {name: gzip.decompress(part) for name, part in packed.items()}
     assert found == {**{k: v.encode() for k, v in demo.RUNTIME_FILES.items()}, "model": b"a network"}
     images = data.load_images("c10", "test")
     buttons = [a for tag, a in parsed.tags if tag == "img" and a.get("width") == "64"]

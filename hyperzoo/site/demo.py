@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from hyperzoo import data, names, zoo
+from hyperzoo import data, evaluate, names, zoo
 from hyperzoo.checkout import Checkout
 from hyperzoo.errors import SiteError
 from hyperzoo.export import export
@@ -108,13 +108,19 @@ def _runtime(package: Path) -> dict[str, bytes]:
             f"{package} ({len(content)} bytes) has integrity {found}; onnxruntime-web {RUNTIME_VERSION} has "
             f"{RUNTIME_INTEGRITY}. `npm pack onnxruntime-web@{RUNTIME_VERSION}` fetches it."
         )
+    files = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        return {part: archive.extractfile(f"package/dist/{file}").read() for part, file in RUNTIME_FILES.items()}
+        for part, file in RUNTIME_FILES.items():
+            stream = archive.extractfile(f"package/dist/{file}")
+            assert stream is not None, "a package of that integrity holds it"
+            files[part] = stream.read()
+    return files
 
 
 def _samples(code: str, place: Checkout) -> tuple[Sample, ...]:
     """The first test image of each class in the embedded sample of a data set: nothing is chosen."""
-    images = data.load_images(code, "test", place.mirror)
+    images = evaluate.load_split(code, "test", place.mirror)
+    assert isinstance(images, data.ImageSet), "the network of the demo takes small pictures"
     firsts = [int((images.labels == label).nonzero()[0]) for label in range(len(images.classes))]
     return tuple(
         Sample(png_url(_png(images.images[first])), label) for first, label in zip(firsts, images.classes, strict=True)
