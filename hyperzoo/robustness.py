@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from hyperzoo import evaluate, plots
 from hyperzoo.attacks import fgsm, pgd
-from hyperzoo.data import DEFORMATIONS, Batch, deform
+from hyperzoo.data import DEFORMATIONS, Batch, TextSet, deform
+from hyperzoo.errors import InputError
 
 COLUMNS = ("condition", "accuracy (%)", "NLL (nats)")
 FGSM = (4, 8)  # epsilon, in 255ths
@@ -55,7 +56,7 @@ class Robustness:
 
 
 def measure(
-    model: nn.Module, images: evaluate.Images, *, seed: int = 0, batch_size: int = 250, workers: int = 0
+    model: nn.Module, images: evaluate.Samples, *, seed: int = 0, batch_size: int = 250, workers: int = 0
 ) -> Robustness:
     """Accuracy and NLL on images as they are, deformed (`data.deform`) and attacked (`attacks`), and calibration.
 
@@ -66,10 +67,12 @@ def measure(
         seed: of the angles, one an image for each kind of deformation, and of the random starts. The batch size changes
             nothing but rounding.
     Raises:
-        InputError: see `attacks.pgd`.
+        InputError: a text; see also `attacks.pgd`.
     Differs:
         The paper names neither the epsilon of FGSM nor the settings of PGD.
     """
+    if isinstance(images, TextSet):
+        raise InputError(f"pixels are deformed and attacked; {images.name} is a text")
     config, where = timm.data.resolve_model_data_config(model), next(model.parameters()).device
     mean, std = (torch.tensor(config[key], device=where).view(1, -1, 1, 1) for key in ("mean", "std"))
 

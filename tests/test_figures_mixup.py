@@ -61,7 +61,7 @@ def test_the_spirals_wind_around_each_other():
     radius, angle = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
     assert x.abs().max() < 1.1 and y.bincount().tolist() == [1000, 1000]
     turned = (3 * math.pi * radius + math.pi * y - angle + math.pi) % (2 * math.pi) - math.pi
-    assert turned.abs().median() < 0.1  # on its arm but for the noise
+    assert turned.abs().median() < 0.2  # on its arm; noise of 0.02 along the radius turns by 0.19
     assert torch.equal(spiral.spirals(50)[0], spiral.spirals(50)[0])
 
 

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from hyperzoo import evaluate, robustness
 from hyperzoo.cli import _exit_code
-from hyperzoo.data import DEFORMATIONS, ImageSet, deform
+from hyperzoo.data import DEFORMATIONS, ImageSet, TextSet, deform
 from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.save import save_model
 
@@ -33,11 +33,11 @@ def small():
 def test_bins_are_those_of_a_loop():
     torch.manual_seed(0)
     probability, right = torch.rand(500), torch.rand(500) < 0.6
-    probability[:4] = torch.tensor([0.0, 1.0, 0.2, 0.4])  # at the borders: (low, high], and 0 in the first
-    bins = robustness.reliability(probability, right, bins=5)
+    probability[:4] = torch.tensor([0.0, 1.0, 0.25, 0.5])  # at the borders: (low, high], and 0 in the first
+    bins = robustness.reliability(probability, right, bins=4)
     error = 0.0
     for i, one in enumerate(bins):
-        inside = [n for n, p in enumerate(probability.tolist()) if i / 5 < p <= (i + 1) / 5 or (p == 0 and i == 0)]
+        inside = [n for n, p in enumerate(probability.tolist()) if i / 4 < p <= (i + 1) / 4 or (p == 0 and i == 0)]
         assert one.count == len(inside)
         assert one.confidence == pytest.approx(sum(probability[inside].tolist()) / len(inside), rel=1e-6)
         assert one.accuracy == pytest.approx(sum(right[inside].tolist()) / len(inside))
@@ -131,6 +131,12 @@ def test_the_model_comes_back_as_it_was():
     assert model.training and not model.bn1.training
 
 
+def test_a_text_is_refused():
+    text = TextSet("ptb", "test", torch.tensor([0, 1]), ("a", "b"), 0, "made")
+    with pytest.raises(InputError, match="ptb is a text"):
+        robustness.measure(small(), text)
+
+
 def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
     picture = tmp_path / "robust.png"
     assert _exit_code(["eval", NAME, "--robustness", "--limit", "10", "--out", str(picture)]) == 0
@@ -143,6 +149,7 @@ def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
     assert rows[-1] == [str(picture)] and picture.read_bytes().startswith(b"\x89PNG")
     model, images = evaluate.subject(NAME, limit=10)
     assert images.fingerprint == evaluate.subject(NAME, limit=10)[1].fingerprint and len(images) == 10
+    assert not torch.equal(images.images, evaluate.subject(NAME)[1].images[:10])  # drawn: some sets are sorted by class
     assert last["calibration error"] == f"{evaluate.measure(model, images).ece:.2f} %"
 
 

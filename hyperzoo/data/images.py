@@ -135,7 +135,7 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet |
     says so and nothing is kept. Only `hyperzoo.evaluate` may ask for the split 'test'.
 
     Args:
-        name: code of the data set: 'c10', 'c100', 'mnist' or 'imagenet'.
+        name: code of the data set: 'c10', 'c100', 'mnist', 'svhn', 'tiny' or 'imagenet'.
         mirror: a mirror to read in the place of the one that HYPERZOO_DATA names.
     Raises:
         UnknownNameError: no such data set.
@@ -169,6 +169,8 @@ def _decode(source: sources.Source) -> ImageSet:
             arrays.append(_pixels(image))
     except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
         raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
+    if {len(array) for array in arrays} == {1, 3}:  # Tiny-ImageNet has some gray images among the colored ones
+        arrays = [array.repeat(3, 0) if len(array) == 1 else array for array in arrays]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) != 1:
         raise DataError(
@@ -180,7 +182,7 @@ def _decode(source: sources.Source) -> ImageSet:
 
 
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
-    """(C, H, W) uint8: gray stays one channel, everything but gray and RGB is converted to RGB by Pillow."""
+    """(C, H, W) uint8: gray is one channel, everything but gray and RGB is converted to RGB by Pillow."""
     array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 

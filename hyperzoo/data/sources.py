@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ class ImageRepository:
 
     revision: the commit to read. None reads the newest one: no commit could be observed while the table was written, so
     the fingerprint of the decoded content is what holds a result to its data.
+    test: what the repository calls the split that results are reported on.
     """
 
     hub_id: str
@@ -32,6 +33,7 @@ class ImageRepository:
     label: str
     splits: tuple[str, ...] = ("train", "test")
     revision: str | None = None
+    test: str = "test"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -43,18 +45,21 @@ IMAGES = {
     "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label"),
     "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
     "mnist": ImageRepository("ylecun/mnist", "mnist", "image", "label"),
+    "svhn": ImageRepository("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
+    "tiny": ImageRepository("zh-plus/tiny-imagenet", "default", "image", "label", test="valid"),
 }
 
 
 @dataclass(frozen=True)
 class TextRepository:
-    """A text on the Hub, a line a row; `revision` as for images."""
+    """A text on the Hub, a line a row; `revision` and `test` as for images."""
 
     hub_id: str
     config: str
     text: str
     splits: tuple[str, ...] = ("train", "validation", "test")
     revision: str | None = None
+    test: str = "test"
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -139,10 +144,9 @@ def find_text(code: str, split: str, mirror: Path | None = None) -> Source:
 def _find(code: str, split: str, repository: Repository, mirror: Path | None) -> Source:
     if split not in repository.splits:
         raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
-    named = mirror or os.environ.get(VARIABLE)
-    if named:
-        return _in_mirror(code, split, repository, Path(named))
-    return on_hub(code, split, repository)
+    named, there = mirror or os.environ.get(VARIABLE), repository.test if split == "test" else split
+    found = _in_mirror(code, there, repository, Path(named)) if named else on_hub(code, there, repository)
+    return replace(found, split=split)
 
 
 def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> Source:

@@ -1,0 +1,81 @@
+"""SVHN and Tiny-ImageNet are read from files of the Hub's layout, made here: columns, splits, gray among colored."""
+
+import io
+
+import datasets
+import pytest
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from hyperzoo import train
+from hyperzoo.data import load_images
+from hyperzoo.errors import DataError
+from hyperzoo.training.config import load_recipe
+
+LAYOUT = {  # code: folder, side, classes, {split: file}
+    "svhn": ("ufldl-stanford/svhn/cropped_digits", 32, [str(i) for i in range(10)], dict(train="train", test="test")),
+    "tiny": ("zh-plus/tiny-imagenet/default", 64, [f"n{i:08}" for i in range(200)], dict(train="train", test="valid")),
+}
+COUNT = 6
+
+
+def image(code, split, i):
+    """Of one color; every third of Tiny-ImageNet's is gray."""
+    side, bright = LAYOUT[code][1], 20 * i + 100 * (split == "test")
+    gray = code == "tiny" and i % 3 == 2
+    return Image.new("L", (side, side), bright) if gray else Image.new("RGB", (side, side), (bright, 7, 9))
+
+
+@pytest.fixture
+def mirror(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path))
+    for code, (folder, _, classes, files) in LAYOUT.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for split, name in files.items():
+            rows = []
+            for i in range(COUNT):
+                image(code, split, i).save(buffer := io.BytesIO(), "PNG")
+                rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": (7 * i) % len(classes)})
+            features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
+            table = datasets.Dataset.from_list(rows, features=features)
+            table.to_parquet(tmp_path / folder / f"{name}-00000-of-00001.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", LAYOUT)
+def test_both_splits(mirror, code):
+    _, side, classes, files = LAYOUT[code]
+    for split, name in files.items():
+        for found in (load_images(code, split), load_images(code, split)):  # decoded, and from the cache
+            assert (found.name, found.split, found.classes) == (code, split, tuple(classes))
+            assert found.images.shape == (COUNT, 3, side, side) and found.origin.endswith(f"split {name}")
+            assert found.labels.tolist() == [(7 * i) % len(classes) for i in range(COUNT)]
+            for i, pixels in enumerate(found.images):
+                color = torch.tensor(image(code, split, i).convert("RGB").getpixel((0, 0)), dtype=torch.uint8)
+                assert torch.equal(pixels, color.view(3, 1, 1).expand_as(pixels))
+
+
+def test_what_is_not_there_is_named_as_the_hub_names_it(mirror):
+    (mirror / LAYOUT["tiny"][0] / "valid-00000-of-00001.parquet").unlink()
+    with pytest.raises(DataError, match=r"zh-plus/tiny-imagenet/default .* has no valid split: .*valid-\*-of-"):
+        load_images("tiny", "test")
+    with pytest.raises(DataError, match="tiny has no split 'valid'; it has train, test"):
+        load_images("tiny", "valid")
+    with pytest.raises(DataError, match="svhn has no split 'extra'"):
+        load_images("svhn", "extra")
+
+
+def test_a_recipe_trains_on_tiny_imagenet(mirror, tmp_path):
+    (tmp_path / "some.yaml").write_text(
+        """
+model: {arch: preact_resnet18, args: {widths: [8, 8, 8, 8], stem_width: 8, stem_stride: 2}}
+data: {name: tiny, batch_size: 3}
+method: {manifold_mixup: {alpha: 0.2}, soft_target: bce}
+optim: {lr: 0.01}
+train: {epochs: 1, compile: off, precision: fp32}
+"""
+    )
+    result = train.run(load_recipe(tmp_path / "some.yaml"), tmp_path / "run").values
+    assert result["metrics"]["total"] == COUNT and result["split"] == "test"
