@@ -23,10 +23,10 @@ test: $(VENV)/installed-dev
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "$(TESTS)"
 
 test-all: $(VENV)/installed-dev
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test-lower-bounds: $(LOWER)/installed
-	@$(LOWER)/bin/python -m pytest -q -W ignore::DeprecationWarning -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
+	@$(LOWER)/bin/python -m pytest -q -n auto --dist loadfile -W ignore::DeprecationWarning -m "$(TESTS)" $(LOWER_TESTS:%=tests/test_%.py)
 
 lint: $(VENV)/installed-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -47,5 +47,5 @@ $(BIN)/pip:
 $(LOWER)/installed: pyproject.toml
 	@$(PYTHON) -m venv $(LOWER) && $(LOWER)/bin/python -m pip install --disable-pip-version-check -q uv
 	@$(LOWER)/bin/uv pip install --python $(LOWER)/bin/python --resolution lowest-direct \
-	  -e ".[train]" "pytest>=8" "pytest-timeout>=2.3"
+	  -e ".[train]" "pytest>=8" "pytest-timeout>=2.3" "pytest-xdist>=3.6"
 	@touch $@
