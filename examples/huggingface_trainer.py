@@ -67,4 +67,4 @@ def main(folder: Path, epochs: int = 3) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(main(Path(sys.argv[1])))
+    print(main(Path(sys.argv[1] if sys.argv[1:] else "runs/huggingface")))
