@@ -18,7 +18,7 @@ from markupsafe import Markup
 import hyperzoo
 from hyperzoo import cards, checkout, names, weights
 from hyperzoo.checkout import Checkout
-from hyperzoo.errors import MissingExtraError, SiteError
+from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.manifest import Manifest, WeightInfo
 from hyperzoo.site import demo as demos
 from hyperzoo.site.demo import Demo, png_url
@@ -57,7 +57,7 @@ _logger = logging.getLogger(__name__)
 def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place: Checkout | None = None) -> Path:
     """Write `folder/index.html`, whole or not at all; returns it.
 
-    Where the runtime of the demo cannot be fetched, the page says that it has no demo, and a warning says why.
+    Where the demo cannot be made, for want of its runtime or of the extra [export], the page says so and a warning why.
 
     Args:
         runtime: the npm package onnxruntime-web, see `demo.build`; fetched with npm without it.
@@ -71,7 +71,7 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place
     if demo:
         try:
             shown = demos.build(runtime, place)
-        except (SiteError, MissingExtraError) as error:
+        except (SiteError, ExportError, MissingExtraError) as error:
             if runtime is not None:
                 raise
             _logger.warning("the page has no demo: %s", error)
@@ -144,6 +144,8 @@ def _card(file: Path) -> Markup | None:
     for token in tokens:
         if token.type.startswith("heading"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
+        if token.type == "table_open":
+            token.attrSet("tabindex", "0")  # on a phone it scrolls, also by keyboard
         kept = [child for child in token.children or () if child.type not in ("image", "link_open", "link_close")]
         token.children = kept
     return Markup(parser.renderer.render(tokens, parser.options, {}))
