@@ -96,7 +96,7 @@ def eval_(
     """Accuracy (%), NLL (nats) and calibration error (%), or perplexity, of NAME on a split of a data set; no verdict.
 
     NAME is a weight, any model of timm, or local-dir:FOLDER (a run folder is one). With --robustness also accuracy and
-    NLL on rotated, sheared and zoomed images and under attack: some 70 times the work, see --limit.
+    NLL on rotated, sheared and zoomed images and under attack: some 60 times the work, see --limit.
     """
     import hyperzoo
     from hyperzoo import evaluate

@@ -7,7 +7,7 @@ import torch
 from hyperzoo import plots
 from hyperzoo.figures import perceptrons, spectrum
 
-EPOCHS, SHOWN = 8, 3000
+EPOCHS, SHOWN = 4, 3000
 
 
 def draw(picture: Path) -> Path:
