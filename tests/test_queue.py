@@ -147,14 +147,19 @@ def test_a_crew_grows_as_long_as_it_pays(crew):
     assert crew.grow() == [] and crew.size == 1  # the first epoch may hold a compilation
     log(tasks[0], 50.0, 1000.0)
     assert crew.grow() == [] and crew.size == 2
+    log(tasks[0], 50.0, 1000.0, 1000.0, 1000.0)
+    assert crew.grow() == [] and crew.size == 2  # nobody has come yet
+    log(tasks[1], 60.0, 600.0)  # of an earlier call
     crew.start(tasks[1])
-    log(tasks[0], 50.0, 1000.0, 600.0, 600.0)
+    log(tasks[0], 50.0, 1000.0, 1000.0, 1000.0, 600.0, 600.0)
     assert crew.grow() == [] and crew.size == 2  # the newest has no epoch yet
-    log(tasks[1], 60.0, 600.0)
+    log(tasks[1], 60.0, 600.0, 600.0, 600.0)
     assert crew.grow() == [] and crew.size == 3  # 1200 against 1000
     crew.start(tasks[2])
-    for task, rates in zip(tasks, ([50.0, 1000.0, 600.0, 600.0], [60.0, 600.0], []), strict=False):
-        log(task, *rates, 430.0, 430.0)
+    log(tasks[1], *[600.0] * 4, 430.0, 430.0)
+    log(tasks[2], 430.0, 430.0)
+    assert crew.grow() == [] and crew.size == 3  # the first has no epoch beside the newest
+    log(tasks[0], *[600.0] * 6, 430.0, 430.0)
     newest = crew.members[2]
     assert crew.grow() == [tasks[2]] and crew.size == 2  # 1290 against 1200 is less than a tenth
     assert [member.task for member in crew.members] == tasks[:2] and newest.process.told[0] == "terminate"
