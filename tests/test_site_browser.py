@@ -173,7 +173,7 @@ def test_light_and_dark(made_page, opened, dark):
     assert (shown.run(bright), shown.run(name)) == turned
 
 
-@pytest.mark.parametrize("width", [320, 390, 820, 1160, 1280])
+@pytest.mark.parametrize("width", [320, 390, 820, 1160, 1190, 1280])
 def test_nothing_is_wider_than_the_window(demo_page, made_page, opened, width):
     for url in (f"{demo_page}#{NAME}", f"{made_page}#{NAME}"):
         shown = opened(url, width=width)
