@@ -27,7 +27,7 @@ def made(count=12):
 
 def small():
     torch.manual_seed(0)
-    return timm.create_model("resnet20_cifar", widths=(4, 4, 8)).eval()
+    return timm.create_model("resnet20_cifar", widths=(8, 8, 16)).eval()
 
 
 def test_bins_are_those_of_a_loop():
@@ -154,7 +154,7 @@ def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
 
 
 def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, capsys):
-    save_model(small(), tmp_path / "run", classes=tuple("abcdefghij"), args=dict(widths=(4, 4, 8)))
+    save_model(small(), tmp_path / "run", classes=tuple("abcdefghij"), args=dict(widths=(8, 8, 16)))
     name = f"local-dir:{tmp_path / 'run'}"
     assert _exit_code(["eval", name, "--data", "c10", "--limit", "20"]) == 0
     found = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
