@@ -2,20 +2,20 @@
 
 import copy
 import itertools
-import json
 import math
 import random
-from pathlib import Path
 
+import oracles
 import pytest
 import torch
 import torch.nn.functional as F
+from oracles import close, normal
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereConv2d, SphereLinear
 from hyperzoo.layers.angle import steepness
 
-ORACLES = {case["id"]: case for case in json.loads((Path(__file__).parent / "assets/sphere_oracles.json").read_text())}
+ORACLES = oracles.load("sphere")
 OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]
 EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
 CLAMP = 1 - 1e-6  # of the cosine, for linear and sigmoid
@@ -68,17 +68,6 @@ def conv(x, w, operator="cosine", k=0.3, eps=1e-4, stride=1, padding=0, dilation
     )  # fmt: skip
     layer.weight = torch.nn.Parameter(w.detach())
     return layer(x), layer.weight
-
-
-def close(got, expected, tolerance):
-    """The rule of the oracles: within `tolerance`, relative above 1."""
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    assert got.shape == expected.shape
-    assert ((got.detach().double() - expected).abs() <= tolerance * expected.abs().clamp(min=1)).all()
-
-
-def normal(*size, seed=0, dtype=torch.float64):
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @EACH_OPERATOR
