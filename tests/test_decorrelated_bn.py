@@ -77,6 +77,12 @@ def test_evaluation_takes_the_running_averages():
     torch.testing.assert_close(layer.eval()(x), layer.train()(x))
 
 
+def test_a_second_derivative_is_refused():
+    x = torch.randn(8, 4, requires_grad=True)
+    with pytest.raises(InputError, match="once, not twice"):
+        torch.autograd.grad(DecorrelatedBatchNorm(4, group_size=2)(x).square().sum(), x, create_graph=True)
+
+
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="divide the 6 channels; got 4"):
         DecorrelatedBatchNorm(6, group_size=4)

@@ -183,6 +183,13 @@ def test_all_directions_against_hyp1f1(d):
     torch.testing.assert_close(x.grad[:, 0], slope, rtol=1e-11, atol=1e-15)
 
 
+@pytest.mark.parametrize("slices", [8, None])
+def test_a_second_derivative_is_refused(slices):
+    x = normal(5, 3).requires_grad_()
+    with pytest.raises(InputError, match="once, not twice"):
+        torch.autograd.grad(projected_error(x, slices=slices), x, create_graph=True)
+
+
 def test_the_exact_gradient_is_that_of_autograd():
     """Autograd through the one-dimensional quadrature, and difference quotients."""
     d, nodes = 5, 2000

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 import torch.nn as nn
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperzoo.errors import InputError
+from hyperzoo.gradients import first_only
 
 
 class InverseRoot(torch.autograd.Function):
@@ -32,7 +32,7 @@ class InverseRoot(torch.autograd.Function):
         return (vectors / root.unsqueeze(-2)) @ vectors.mT
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         root, vectors = ctx.saved_tensors
         rows, columns = root.unsqueeze(-1), root.unsqueeze(-2)
@@ -56,7 +56,7 @@ class DecorrelatedBatchNorm(nn.Module):
         InputError: a group size that does not divide C, eps not above 0; an input of another rank or channel count, or,
             in training, of less than two positions.
     Differs:
-        Has first derivatives only.
+        Has first derivatives only; second ones are refused.
     Example:
         >>> x = torch.randn(500, 4) @ torch.randn(4, 4)
         >>> y = DecorrelatedBatchNorm(4, group_size=4, eps=1e-9)(x)

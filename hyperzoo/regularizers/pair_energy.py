@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.gradients import first_only
 
 BLOCK = 512  # rows: a block of float32 cosines is 1 MB, and stays in the cache of a core
 MARGIN = 1e-6  # cosines nearer than this to a collision count as being here, and do not push
@@ -59,15 +59,6 @@ def _inverse_norms(w: Tensor, eps: float) -> Tensor:
     return squares.rsqrt() if eps else squares.where(squares > 0, 1).rsqrt()
 
 
-def _refuse_second_derivative() -> None:
-    """Gradients are on only where a backward pass makes a graph; `once_differentiable` is silent for a constant grad.
-
-    Compiled code refuses by itself.
-    """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise InputError("the energy can be differentiated once, not twice: do without create_graph, or leave it out")
-
-
 class PairMean(torch.autograd.Function):
     """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for a single row. The gradient is made on the way."""
 
@@ -109,8 +100,8 @@ class PairMean(torch.autograd.Function):
         return total / ctx.pairs
 
     @staticmethod
+    @first_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
         (saved,) = ctx.saved_tensors
         return (grad / ctx.pairs)[:, None, None] * saved, None, None, None, None, None
 
@@ -145,7 +136,7 @@ class LabelMean(torch.autograd.Function):
         return total / ctx.pairs
 
     @staticmethod
+    @first_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivative()
         (saved,) = ctx.saved_tensors
         return grad / ctx.pairs * saved, None, None, None, None, None

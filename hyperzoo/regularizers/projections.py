@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperzoo.errors import InputError
+from hyperzoo.gradients import first_only
 from hyperzoo.regularizers.exact_error import ExactError, full_precision
 
 REDUCTIONS = ("mean", "batch", "sum")
@@ -114,7 +114,7 @@ class SampledError(torch.autograd.Function):
         return torch.cat([_psi(_project(part, directions)).mean(-1) for part in parts])
 
     @staticmethod
-    @once_differentiable
+    @first_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         x, directions = ctx.saved_tensors
         back = directions.T / directions.shape[1]
