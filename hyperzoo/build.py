@@ -102,7 +102,8 @@ def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
 
 def images(recipe: Recipe) -> tuple[Images, Images | None]:
     """The training images, and those held out for choices, of which no class is made rare."""
-    train, held = data.load_images(recipe.data.name, "train"), None
+    train: Images = data.load_images(recipe.data.name, "train")
+    held: Images | None = None
     if recipe.data.hold_out:
         train, held = train.hold_out(recipe.data.hold_out)
     return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held

@@ -47,7 +47,7 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
     config: dict[str, Any] = {"hyperzoo": notes or {}}
-    if names.is_language(model.pretrained_cfg["architecture"]):  # type: ignore[index]
+    if names.is_language(str(model.pretrained_cfg["architecture"])):  # type: ignore[index]
         (folder / "vocab.txt").write_bytes("".join(f"{word}\n" for word in classes).encode())
     else:
         config = {"label_names": list(classes), **config}

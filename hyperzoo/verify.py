@@ -72,7 +72,7 @@ def golden_input(model: nn.Module) -> Tensor:
 
     Of a language model (1, 8) int64: token i is 7919 i mod V.
     """
-    if names.is_language(model.pretrained_cfg["architecture"]):  # type: ignore[index]
+    if names.is_language(str(model.pretrained_cfg["architecture"])):  # type: ignore[index]
         return (7919 * torch.arange(8) % int(model.num_classes))[None]  # type: ignore[arg-type]
     size = timm.data.resolve_model_data_config(model)["input_size"]
     count = torch.arange(4 * size[0] * size[1] * size[2])

@@ -1,5 +1,6 @@
 """Every code block of the README runs as it stands, and what it says about commands and files is true."""
 
+import json
 import os
 import re
 import shlex
@@ -56,7 +57,11 @@ def overrides_of(values, prefix=""):
     """Nested keys as 'block.key=value'."""
     found = []
     for key, value in values.items():
-        found += overrides_of(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}={value}"]
+        found += (
+            overrides_of(value, f"{prefix}{key}.")
+            if isinstance(value, dict)
+            else [f"{prefix}{key}={json.dumps(value)}"]
+        )
     return found
 
 

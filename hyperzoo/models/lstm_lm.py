@@ -90,7 +90,7 @@ class LSTMLanguageModel(nn.Module):
             if module is not None:
                 nn.init.uniform_(module.weight, -0.1, 0.1)
 
-    def get_classifier(self) -> nn.Module:
+    def get_classifier(self) -> nn.Embedding | nn.Linear:
         """The matrix of the softmax; for a tied model that is the embedding."""
         return self.embedding if self.decoder is None else self.decoder
 

@@ -132,7 +132,9 @@ class Trainer:
 
     def _reports(self) -> dict[str, dict[str, float]]:
         """What each term that reports says of the layers in the last update."""
-        found = {name: getattr(term, "report", dict)() for name, term in self.step.terms.items()}
+        found: dict[str, dict[str, float]] = {
+            name: getattr(term, "report", dict)() for name, term in self.step.terms.items()
+        }
         return {name: report for name, report in found.items() if report}
 
     def _update(
