@@ -4,7 +4,7 @@ For any model, trained with MHE or not. The energy is that of `regularizers.hype
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,24 @@ def layer_energies(
     return rows
 
 
+def side_by_side(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[str, ...]]:
+    """A heading and a line a layer: the energies of models with the same layers beside each other, as text.
+
+    Raises:
+        InputError: no model, or layers of other names or sizes.
+    """
+    first, *others = models.values() or [[]]
+    layers = [(row.name, row.neurons, row.size) for row in first]
+    if not layers or any([(row.name, row.neurons, row.size) for row in rows] != layers for rows in others):
+        raise InputError(f"{', '.join(models) or 'no model'}: only models with the same layers stand beside each other")
+    places = {column: i for i, column in enumerate(COLUMNS)}
+    known = [places[column] for column in ("layer", "neurons", "random", "least")]
+    lines = [tuple(row.shown()[place] for place in known) for row in first]
+    energies = [tuple(row.shown()[places["energy"]] for row in rows) for rows in models.values()]
+    head = (*(COLUMNS[place] for place in known), *models)
+    return [head, *(line + values for line, values in zip(lines, zip(*energies, strict=True), strict=True))]
+
+
 def _angles(unit: Tensor, half_space: bool) -> tuple[tuple[int, ...], tuple[int, int] | None, float | None]:
     """Histogram of the angles of all pairs, the closest pair, and its angle in degrees."""
     counts = torch.zeros(BINS, dtype=torch.int64)
@@ -175,8 +193,8 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
         raise InputError("no layers to draw: measure a model with layer_energies first")
     places = range(len(rows))
     figure, (left, right) = plots.figure(1, 2, (11.0, 1.6 + 0.2 * len(rows)), sharey=True)
-    left.barh(places, [row.energy for row in rows], color="#56b4e9", label="this layer")
     for values, mark, color, label in (
+        ([row.energy for row in rows], "o", "#0072b2", "this layer"),
         ([row.random for row in rows], "x", "#d55e00", "random directions"),
         ([row.least for row in rows], "|", "#00734f", "least possible"),
     ):
@@ -188,8 +206,8 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
     left.set_yticks(places, [f"{row.name}  {row.neurons} x {row.size}" for row in rows], fontsize=7)
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlabel("energy")
-    left.grid(alpha=0.3, axis="x")
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    left.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     shares = [[count / max(sum(row.histogram), 1) for count in row.histogram] for row in rows]
     image = right.imshow(shares, aspect="auto", cmap="viridis", extent=(0, 180, len(rows) - 0.5, -0.5))
     right.set_xticks(range(0, 181, 30))

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from slow_energy import slow_energy
 from torch import nn
 
-from hyperzoo import energy
-from hyperzoo.energy import BINS, draw, layer_energies
+from hyperzoo import cards, energy, zoo
+from hyperzoo.energy import BINS, draw, layer_energies, side_by_side
 from hyperzoo.errors import InputError, UnknownNameError
 
 
@@ -105,6 +106,29 @@ def test_a_model_is_measured_whole_and_left_alone(tmp_path: Path):
     for settings in (dict(), dict(power=0, half_space=True)):
         picture = draw(layer_energies(model, **settings), tmp_path / "energy.png", title="resnet20_cifar, untrained")
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
+
+
+def test_models_stand_beside_each_other():
+    models = {"a": layer(torch.eye(3)), "b": layer([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
+    head, line = side_by_side({name: layer_energies(model, power=1) for name, model in models.items()})
+    # a triangle: 1 / sqrt 3; b: one pair opposite, two at right angles: (1/2 + 2 / sqrt 2) / 3; by chance: 1
+    assert head == ("layer", "neurons", "random", "least", "a", "b")
+    assert line == ("weight (output)", "3 x 3", "1", "0.5774", "0.7071", "0.6381")
+    for models in ({}, {"a": layer(torch.eye(3)), "b": layer(torch.eye(2))}):
+        with pytest.raises(InputError, match="only models with the same layers"):
+            side_by_side({name: layer_energies(model) for name, model in models.items()})
+
+
+def test_a_document_shows_the_half_space_energies_of_weights():
+    name = "resnet20_cifar.plain_c10"
+    text = cards._with_energies(f"before\n<!-- energy: {name} {name} -->\nold\n<!-- end of energy -->\nafter\n")
+    first, begin, head, _, *lines, end, last = text.splitlines()
+    assert (first, begin, end, last) == ("before", f"<!-- energy: {name} {name} -->", "<!-- end of energy -->", "after")
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
+    assert cells[0] == ["layer", "neurons", "random", "least", name, name] and len(lines) == 22
+    weight = zoo.load(name).model.conv1.weight.detach().flatten(1)
+    expected = f"{slow_energy(weight, half_space=True, eps=0):.4g}"
+    assert cells[1][:2] + cells[1][4:] == ["conv1", "16 x 27", expected, expected]
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path):

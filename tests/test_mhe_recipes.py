@@ -3,7 +3,9 @@
 import itertools
 
 import pytest
+import timm
 
+from hyperzoo import build
 from hyperzoo.training.config import load_recipe, recipe_folders
 from hyperzoo.training.grid import load_sweep
 
@@ -109,3 +111,18 @@ def test_rare_classes_are_a_tenth():
     paper = recipes("mhe_imbalance_paper")
     assert {len(recipe.data.keep) for recipe in paper.values()} == {1, 5}
     assert {part for recipe in paper.values() for part in recipe.data.keep.values()} == {0.1}
+
+
+def test_every_term_of_every_sweep_can_be_built():
+    methods = {}
+    for sweep in SWEEPS:
+        for recipe in recipes(sweep).values():
+            methods.setdefault(str(recipe.method), recipe)
+    assert len(methods) > 30
+    for recipe in methods.values():
+        network = timm.create_model("cnn9_w16", num_classes=10)
+        step = build.step(recipe, network)
+        asked = {name for name in build.TERMS if getattr(recipe.method, name)}
+        assert step.terms.keys() == asked and step.angular == (recipe.method.angular is not None)
+        for term in step.terms.values():
+            assert term().isfinite()

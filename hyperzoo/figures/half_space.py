@@ -34,7 +34,7 @@ def draw(picture: Path) -> Path:
         path = descend(half_space)
         _circle(axes, path)
         axes.set_title(f"{name}: {float(path[-1, 1] - path[-1, 0]):.0f}° apart in the end", fontsize=10)
-    degrees = torch.arange(20.0, 161.0)
+    degrees = torch.arange(20.0, 180.0)
     for half_space, name, style in ((False, "full space", "-"), (True, "half space", "--")):
         right.plot(
             degrees, [_energy(angle, half_space) for angle in degrees.tolist()], style, color="black", label=name

@@ -29,7 +29,7 @@ def softmax(features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
     return nn.functional.cross_entropy(features @ rows.T, labels)
 
 
-def learn(train: data.ImageSet, held: data.ImageSet, loss: Loss, *, epochs: int = 12, seed: int = 0) -> Learned:
+def learn(train: data.ImageSet, held: data.ImageSet, loss: Loss, *, epochs: int, seed: int = 0) -> Learned:
     """Train three convolutions, two features and a classifier without bias; torch's generator is left as it was.
 
     Args:
@@ -68,7 +68,7 @@ def scatter(axes: Any, learned: Learned, *, title: str) -> None:
     arrows = nn.functional.normalize(learned.directions) * radius
     for label, color in enumerate(COLORS[: len(arrows)]):
         points = learned.features[learned.labels == label]
-        axes.scatter(points[:, 0], points[:, 1], s=3, color=color, alpha=0.5, linewidths=0)
+        axes.scatter(points[:, 0], points[:, 1], s=4, color=color, alpha=0.5, linewidths=0)
         x, y = arrows[label].tolist()
         axes.annotate("", (x, y), (0, 0), arrowprops=dict(arrowstyle="-|>", color=color, shrinkA=0, shrinkB=0))
         axes.text(1.13 * x, 1.13 * y, str(label), color=color, ha="center", va="center", weight="bold")
