@@ -115,13 +115,12 @@ def side_by_side(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[str,
     Raises:
         InputError: no model, or layers of other names or sizes.
     """
-    first, *others = models.values() or [[]]
-    layers = [(row.name, row.neurons, row.size) for row in first]
-    if not layers or any([(row.name, row.neurons, row.size) for row in rows] != layers for rows in others):
+    layers = [[(row.name, row.neurons, row.size) for row in rows] for rows in models.values()]
+    if not (layers and layers[0]) or any(other != layers[0] for other in layers):
         raise InputError(f"{', '.join(models) or 'no model'}: only models with the same layers stand beside each other")
     places = {column: i for i, column in enumerate(COLUMNS)}
     known = [places[column] for column in ("layer", "neurons", "random", "least")]
-    lines = [tuple(row.shown()[place] for place in known) for row in first]
+    lines = [tuple(row.shown()[place] for place in known) for row in next(iter(models.values()))]
     energies = [tuple(row.shown()[places["energy"]] for row in rows) for rows in models.values()]
     head = (*(COLUMNS[place] for place in known), *models)
     return [head, *(line + values for line, values in zip(lines, zip(*energies, strict=True), strict=True))]

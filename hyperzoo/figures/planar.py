@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hyperzoo import data
 
-MNIST = dict(mean=(0.1307,), std=(0.3081,))
+MNIST: dict[str, Any] = dict(mean=(0.1307,), std=(0.3081,))
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#b3002d", "#666666", "#9a6324", "#8000c0")
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
