@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 
 import hyperzoo
 from hyperzoo import checkout, cli, data, errors, names, weights
@@ -208,8 +209,7 @@ def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path,
     assert [a["alt"] for a in buttons] == list(images.classes)
     for label, attributes in enumerate(buttons):
         with Image.open(io.BytesIO(base64.b64decode(attributes["src"].partition(",")[2]))) as picture:
-            pixels = torch.tensor(list(picture.getdata()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)
-        assert torch.equal(pixels, images.images[images.labels == label][0])
+            assert torch.equal(pil_to_tensor(picture), images.images[images.labels == label][0])
 
 
 def test_another_package_is_refused_and_nothing_is_written(package, tmp_path):
