@@ -158,7 +158,7 @@ def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, ca
     name = f"local-dir:{tmp_path / 'run'}"
     assert _exit_code(["eval", name, "--data", "c10", "--limit", "20"]) == 0
     found = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
-    assert found["total"] == "20" and found["images"].endswith(", 20 of 500 images")
+    assert found["total"] == "20" and found["data"].endswith(", 20 of 500 images")
     assert evaluate.run(name, dataset="c10", limit=20).accuracy == float(found["accuracy"])
     assert evaluate.run(name, dataset="c10", limit=10**6).total == 500
     for words, message in (
