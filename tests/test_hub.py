@@ -222,6 +222,7 @@ def test_a_connection_that_breaks_once_is_resumed(double, zoo):
 @pytest.mark.fault("error status of the Hub")
 @pytest.mark.parametrize("status", ["401", "403", "404", "429", "500", "502", "503"])
 def test_a_status_is_named(double, zoo, status):
+    weights.path(MIXUP, "config.json"), double.calls()
     double.fault(status, "model.safetensors")
     assert f"{REPO}@{COMMIT} answered {status} (HfHubHTTPError)" in refused()
     calls = double.calls()

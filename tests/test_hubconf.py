@@ -1,6 +1,10 @@
 """torch.hub sees one documented entry point per architecture, and `load`."""
 
 import inspect
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -34,7 +38,7 @@ def test_every_entry_has_a_help_text(entries):
         for weight in hyperzoo.list_weights(name) if name != "load" else []:
             info = hyperzoo.weight_info(weight)
             line = next(line for line in text.splitlines() if line.strip().startswith(info.tag))
-            for part in (f"{info.metrics.accuracy.mean:.2f}", f"n = {info.metrics.accuracy.n}", info.dataset.id):
+            for part in (f"{info.score.mean:.2f}", f"n = {info.score.n}", info.dataset.id):
                 assert part in line
             assert info.license in line
 
@@ -65,3 +69,70 @@ def test_each_weight_of_the_package_loads(name):
     state = hub(arch, pretrained=True, tag=tag).state_dict()
     expected = hyperzoo.load(name).model.state_dict()
     assert all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.fixture
+def github():
+    """The address of a server that answers every request with this commit as GitHub packs it, and what was asked."""
+    folder = ["git", "archive", "--format=zip", "--prefix=owner-hyperzoo-0123456/", "HEAD"]
+    content, asked = subprocess.run(folder, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout, []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}", asked
+        server.shutdown()
+
+
+FROM_ARCHIVE = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file
+
+address, folder = sys.argv[1:]
+torch.hub._git_archive_link = lambda owner, name, ref: f"{address}/{owner}/{name}/zipball/{ref}"
+torch.hub.set_dir(folder)
+
+def load(entry, *args, **kwargs):
+    return torch.hub.load("owner/hyperzoo:v1", entry, *args, trust_repo=True, skip_validation=True, **kwargs)
+
+model = load("spherenet20", pretrained=True).eval()
+root = Path(folder, "owner_hyperzoo_v1")
+import hyperzoo
+assert Path(hyperzoo.__file__) == root / "hyperzoo" / "__init__.py", hyperzoo.__file__
+golden = load_file(root / "tests" / "golden" / "spherenet20.sphere_c10.safetensors")
+x = golden["input"]
+torch.testing.assert_close(model(x), golden["output"], rtol=1e-4, atol=1e-5)
+loaded = load("load", "spherenet20.sphere_c10")
+assert torch.equal(loaded.model(x), model(x)) and len(loaded.vocabulary) == 10
+
+def same(other, key):
+    return torch.equal(other.state_dict()[key], model.state_dict()[key])
+
+other = load("spherenet20", pretrained=True, tag="sphere_c10", num_classes=7)
+assert other(x).shape == (4, 7) and same(other, "conv1.weight")
+grey = load("spherenet20", pretrained=True, in_chans=1)
+assert grey(x[:, :1]).shape == (4, 10) and same(grey, "fc.weight")
+features = load("spherenet20", pretrained=True, features_only=True)
+assert [m.shape[1] for m in features(x)] == [16, 32, 64] and same(features, "conv1.weight")
+assert "spherenet20" in torch.hub.list("owner/hyperzoo:v1", skip_validation=True, trust_repo=True)
+"""
+
+
+@pytest.mark.full
+def test_an_archive_of_the_repository_is_enough(github, tmp_path):
+    address, asked = github
+    command = [sys.executable, "-c", FROM_ARCHIVE, address, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert asked == ["/owner/hyperzoo/zipball/v1"], "the unpacked folder is used again"

@@ -132,19 +132,24 @@ def _verified(arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> di
         repo, _, revision = (cfg.hf_hub_id or "").partition("@")
         name = repo.rpartition("/")[2]
         if name in weights.MANIFEST.weights:
-            for part in ("config.json", "model.safetensors"):  # timm has read this config.json already
-                file = weights.path(name, part, repo=repo, revision=revision or None, cache_dir=cache_dir)
-            weights.check_file(file)
-            return dict(source="", file=str(file))  # with no source, timm takes `file` first
+            file = _hashed(name, repo=repo, revision=revision or None, cache_dir=cache_dir)
+            return dict(source="", file=file)  # with no source, timm takes `file` first
     elif cfg.source != "local-dir":
         name = f"{arch}.{cfg.tag}"
         if name in weights.MANIFEST.weights and _is_registered_source(name, cfg):
-            file = weights.path(name, cache_dir=cache_dir)
-            weights.check_file(file)
-            return dict(file=str(file))
+            return dict(file=_hashed(name, cache_dir=cache_dir))
         if not any(getattr(cfg, key) for key in _SOURCES):
             raise UnknownTagError(f"{arch} has no published weight. {_tags(arch)} Use pretrained=False")
     return _callers_source(arch, cfg)
+
+
+def _hashed(name: str, **where: Any) -> str:
+    """The tensors of a published weight, after all its files, config.json too, were found to be the manifest's."""
+    for part in sorted(weights.MANIFEST.info(name).files.keys() - {"model.safetensors"}):
+        weights.path(name, part, **where)
+    file = weights.path(name, **where)  # last, so that no other download comes between its hash and its use
+    weights.check_file(file)
+    return str(file)
 
 
 def _is_registered_source(name: str, cfg: PretrainedCfg) -> bool:
