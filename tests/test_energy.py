@@ -120,15 +120,17 @@ def test_models_stand_beside_each_other():
 
 
 def test_a_document_shows_the_half_space_energies_of_weights():
-    name = "resnet20_cifar.plain_c10"
-    text = cards._with_energies(f"before\n<!-- energy: {name} {name} -->\nold\n<!-- end of energy -->\nafter\n")
+    names = ["resnet20_cifar.plain_c10", "spherenet20.sphere_c10"]
+    block = f"<!-- energy: {' '.join(names)} -->"
+    text = cards._with_energies(f"before\n{block}\nold\n<!-- end of energy -->\nafter\n")
     first, begin, head, _, *lines, end, last = text.splitlines()
-    assert (first, begin, end, last) == ("before", f"<!-- energy: {name} {name} -->", "<!-- end of energy -->", "after")
+    assert (first, begin, end, last) == ("before", block, "<!-- end of energy -->", "after")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]
-    assert cells[0] == ["layer", "neurons", "random", "least", name, name] and len(lines) == 22
-    weight = zoo.load(name).model.conv1.weight.detach().flatten(1)
-    expected = f"{slow_energy(weight, half_space=True, eps=0):.4g}"
-    assert cells[1][:2] + cells[1][4:] == ["conv1", "16 x 27", expected, expected]
+    assert cells[0] == ["layer", "neurons", "random", "least", *names] and len(lines) == 22
+    filters = [zoo.load(name).model.conv1.weight.detach().flatten(1) for name in names]
+    expected = [slow_energy(rows, half_space=True, eps=0) for rows in filters]
+    assert cells[1][:2] == ["conv1", "16 x 27"]
+    assert [float(cell) for cell in cells[1][4:]] == pytest.approx(expected, rel=1e-3)  # as many digits are shown
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path: Path):
