@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import set_seed
 
 
@@ -15,9 +16,10 @@ def seed_epoch(seed: int, epoch: int) -> None:
     """Seed all global generators for an epoch; 0 is the time before the first.
 
     Nothing random survives an epoch, so a checkpoint taken at its end needs no generator state. The processes of one
-    run get different numbers.
+    run get different numbers, and none gets in one epoch what another had in an earlier one.
     """
-    set_seed((seed * 1_000_003 + epoch) % 2**32, device_specific=epoch > 0)
+    process = PartialState().process_index if epoch else 0
+    set_seed((seed * 1_000_003 + epoch + process * 2_654_435_761) % 2**32)
 
 
 def environment() -> dict[str, Any]:
