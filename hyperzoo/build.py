@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hyperzoo import data, losses, names, regularizers
+from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Batches
@@ -56,8 +56,16 @@ def compiles(recipe: Recipe, updates: int, device: torch.device) -> tuple[bool, 
 
 def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     """The architecture with as many outputs and input channels as the data has, untrained."""
-    args: dict[str, Any] = recipe.model.args
-    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **args)
+    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **model_args(recipe))
+
+
+def model_args(recipe: Recipe) -> dict[str, Any]:
+    """What the architecture of a recipe is given beyond its own values; ours also take the classifier of an angular
+    loss, so that a folder with the trained network says how to build it."""
+    angular = recipe.method.angular
+    if angular is None or recipe.model.arch not in zoo.list_models():
+        return dict(recipe.model.args)
+    return {**recipe.model.args, "head_operator": angular.operator, "head_k": angular.k}
 
 
 def step(recipe: Recipe, network: nn.Module) -> TrainStep:

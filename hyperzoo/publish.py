@@ -88,7 +88,7 @@ def _publish(
     name = recipe.name
     this_file = _this_file(model, recipe.data.name, median, place)
     info = entry.entry(recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest)
-    save_model(model, scratch, classes=classes, args=recipe.model.args, notes=entry.notes(info, median))
+    save_model(model, scratch, classes=classes, args=build.model_args(recipe), notes=entry.notes(info, median))
     file = scratch / "model.safetensors"
     _check_export(scratch, model)
     config = (scratch / "config.json").read_text(encoding="utf-8")

@@ -119,7 +119,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         "environment": environment,
     }
     if engine.is_main_process:
-        save_model(published, folder, classes=train.classes, args=recipe.model.args)
+        save_model(published, folder, classes=train.classes, args=build.model_args(recipe))
         (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)

@@ -1,6 +1,7 @@
 """Every word of a recipe's method becomes the object that it names, with its values, and takes part in the loss."""
 
 import pytest
+import timm
 import torch
 
 from hyperzoo import build, losses, mixup, regularizers
@@ -18,11 +19,11 @@ TERMS = {
 }
 
 
-def recipe(**method):
+def recipe(arch="resnet20_cifar", **method):
     return Recipe.model_validate(
         dict(
             name="some",
-            model=dict(arch="resnet20_cifar"),
+            model=dict(arch=arch),
             data=dict(name="c10"),
             optim=dict(lr=0.1),
             train=dict(epochs=1),
@@ -89,6 +90,17 @@ def test_an_angular_loss_brings_its_classifier(operator):
     assert (step.criterion.margin, step.criterion.label_smoothing) == (4, 0.01)
     step(*batch()).loss.backward()
     assert step.model.fc.weight.grad.abs().sum() > 0 and step.model.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("arch", "angular"), [("spherenet20", True), ("spherenet20", False), ("test_resnet", True)])
+def test_only_networks_of_ours_are_built_with_the_classifier(arch, angular):
+    """Those of timm get it for training; their constructors have no word for it."""
+    plan = recipe(arch, **(dict(angular=dict(operator="learnable", k=0.7)) if angular else {}))
+    expected = {"head_operator": "learnable", "head_k": 0.7} if angular and arch == "spherenet20" else {}
+    assert build.model_args(plan) == expected
+    network = build.model(plan, 5, 3)
+    assert isinstance(network.get_classifier(), SphereLinear) == bool(expected)
+    assert isinstance(timm.create_model("spherenet20", num_classes=0, head_operator="cosine").fc, torch.nn.Identity)
 
 
 def test_a_term_is_made_of_the_classifier_that_an_angular_loss_brings():

@@ -14,8 +14,9 @@ import tiny
 import torch
 from torch import nn
 
+import hyperzoo
 from hyperzoo import train
-from hyperzoo.data import ImageBatches
+from hyperzoo.data import ImageBatches, load_images
 from hyperzoo.errors import LaunchError, NonFiniteError, RunError
 from hyperzoo.training import checkpoint
 from hyperzoo.training.config import load_recipe
@@ -300,3 +301,18 @@ def test_a_run_of_other_widths_loads_from_its_folder(tmp_path, data_mirror):
     folder = train.run(load_recipe(tmp_path / "narrow.yaml"), tmp_path / "run").folder
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert loaded.stage3[0].conv.weight.shape == (8, 6, 3, 3)
+
+
+def test_a_run_with_an_angular_loss_loads_from_its_folder(tmp_path, data_mirror):
+    text = "model: {arch: plain_cnn3, args: {widths: [4, 6, 8]}}\ndata: {name: c10, batch_size: 65}\n"
+    text += "method: {angular: {operator: cosine, margin: 4}}\noptim: {lr: 0.01}\n"
+    (tmp_path / "angular.yaml").write_text(text + "train: {epochs: 1, precision: fp32}\n")
+    result = train.run(load_recipe(tmp_path / "angular.yaml"), tmp_path / "run")
+    loaded = timm.create_model(f"local-dir:{result.folder}", pretrained=True).eval()
+    images = hyperzoo.preprocess("resnet20_cifar")(load_images("c10", "test").images)
+    with torch.inference_mode():
+        features = loaded.forward_head(loaded.forward_features(images), pre_logits=True)
+        logits = features @ torch.nn.functional.normalize(loaded.fc.weight).T  # |x| cos(theta)
+        torch.testing.assert_close(loaded(images), logits, rtol=2e-3, atol=2e-3)
+    labels = load_images("c10", "test").labels
+    assert int((logits.argmax(1) == labels).sum()) == pytest.approx(result.values["metrics"]["correct"], abs=1)

@@ -1,5 +1,6 @@
 """Layers of their own kind, and what puts them into any model."""
 
+from hyperzoo.layers.classifier import sphereize_classifier as sphereize_classifier
 from hyperzoo.layers.decorrelated_bn import DecorrelatedBatchNorm as DecorrelatedBatchNorm
 from hyperzoo.layers.recurrent_bn import BatchNormLSTM as BatchNormLSTM
 from hyperzoo.layers.sphere import SphereConv2d as SphereConv2d

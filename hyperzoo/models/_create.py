@@ -14,6 +14,7 @@ from torch import nn
 
 from hyperzoo import names, weights
 from hyperzoo.errors import RegistrationError, UnknownTagError, WeightFileError
+from hyperzoo.layers import sphereize_classifier
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
@@ -81,6 +82,8 @@ def create(
     pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
+    head_operator: str | None = None,
+    head_k: float = 0.3,
     **kwargs: Any,
 ) -> Model:
     """Build an architecture as timm does; with `pretrained`, from a file with the manifest's sha256.
@@ -90,6 +93,8 @@ def create(
     file; it gets the comparison of tensor names and shapes, not a hash.
 
     Args:
+        head_operator, head_k: of a classifier of angles in the place of the plain one, which is what angular losses
+            train; as `sphereize_classifier` has it.
         kwargs: go on to timm's `build_model_with_cfg` and from there to `model_cls`.
     Raises:
         UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: no model is
@@ -102,7 +107,7 @@ def create(
     if pretrained:
         overlay |= _verified(arch, cfg, cache_dir)
     return build_model_with_cfg(
-        model_cls,
+        _with_angles(model_cls, head_operator, head_k) if head_operator else model_cls,
         arch,
         pretrained,
         pretrained_cfg=pretrained_cfg,  # type: ignore[arg-type]  # timm takes tags and objects too
@@ -111,6 +116,18 @@ def create(
         cache_dir=cache_dir,
         **kwargs,
     )
+
+
+def _with_angles(model_cls: Callable[..., Model], operator: str, k: float) -> Callable[..., Model]:
+    """The same network with a classifier of angles, if it has one."""
+
+    def build(*args: Any, **kwargs: Any) -> Model:
+        model = model_cls(*args, **kwargs)
+        if kwargs.get("num_classes") != 0:
+            sphereize_classifier(model, operator, k=k)
+        return model
+
+    return build
 
 
 def resolved_cfg(arch: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> PretrainedCfg:

@@ -1,0 +1,55 @@
+"""A classifier of angles, put into a model."""
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from hyperzoo.errors import InputError
+from hyperzoo.layers.sphere import SphereLinear
+
+
+def sphereize_classifier(
+    model: nn.Module, operator: str = "cosine", *, k: float = 0.3, eps: float = 1e-4
+) -> SphereLinear:
+    """Make the classifier of a model one of angles: z_j = |x| g(theta_j) (arXiv 1711.03189, section 3).
+
+    Args:
+        model: with timm's `get_classifier()` and `forward_head`; changed in place. The class rows stay the same
+            parameter; a bias is dropped, 'learnable' adds `raw_k`.
+        operator, k, eps: as for `SphereLinear`.
+    Returns:
+        The new classifier, as `model.get_classifier()` now gives it.
+    Raises:
+        InputError: no classifier, or one that is not a linear layer; an unknown operator. The model is unchanged.
+    Example:
+        >>> import timm
+        >>> sphereize_classifier(timm.create_model('resnet18', num_classes=10), 'linear').out_features
+        10
+    """
+    get_classifier = getattr(model, "get_classifier", None)
+    if get_classifier is None or not hasattr(model, "forward_head"):
+        raise InputError(f"{type(model).__name__} has no get_classifier and forward_head, as timm's models have")
+    old = get_classifier()
+    if not isinstance(old, nn.Linear) or not isinstance(old.weight, nn.Parameter) or is_lazy(old.weight):
+        raise InputError(
+            f"the classifier of {type(model).__name__} must be a linear layer with parameters; got {type(old).__name__}"
+        )
+    names = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
+    if not names:
+        raise InputError(f"the classifier of {type(model).__name__} is not one of its modules")
+    rows = old.weight
+    new = SphereLinear(
+        old.in_features,
+        old.out_features,
+        operator=operator,
+        k=k,
+        eps=eps,
+        scale_by_norm=True,
+        device=rows.device,
+        dtype=rows.dtype,
+    )
+    new.weight = rows
+    new.train(old.training)
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, new)
+    return new
