@@ -39,7 +39,9 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
         InvalidNameError, UnknownNameError: before any file is touched.
         WeightHashError, WeightFileError, WeightUnavailableError: nothing is left half-loaded.
     Example:
-        >>> model, classes = (loaded := load('spherenet20')).model, loaded.vocabulary     # doctest: +SKIP
+        >>> loaded = load('spherenet20')
+        >>> loaded.model.training, loaded.vocabulary[:2]
+        (False, ('airplane', 'automobile'))
     """
     if other := sorted(
         {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & model_args.keys()
@@ -47,8 +49,6 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
         raise InputError(f"load gives published weights only: {', '.join(other)} is for timm.create_model")
     record = weight_info(name)
     folder = weights.path(record.name, "config.json", cache_dir=cache_dir).parent
-    if VOCABULARY in record.files:
-        weights.path(record.name, VOCABULARY, cache_dir=cache_dir)
     model = timm.create_model(record.name, pretrained=True, cache_dir=cache_dir, **model_args)
     return Loaded(model.eval(), vocabulary(folder), record)
 
