@@ -1,7 +1,5 @@
 """Angular losses: values and slopes are those of slow loops and of the oracles, for any model and precision."""
 
-import doctest
-import importlib
 import math
 import weakref
 from functools import partial
@@ -528,9 +526,3 @@ def test_classifiers_that_cannot_be_replaced():
     first = replace_classifier(twice, criterion)
     assert first.weight.dtype == torch.float64 and not first.training and twice.alias is twice.fc is first
     assert type(replace_classifier(twice, criterion)) is SphereLinear
-
-
-@pytest.mark.parametrize("name", ["angular_softmax", "classifier"])
-def test_examples_of_the_docstrings(name):
-    result = doctest.testmod(importlib.import_module(f"hyperzoo.losses.{name}"), extraglobs={"torch": torch})
-    assert result.attempted and not result.failed

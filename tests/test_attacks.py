@@ -1,6 +1,5 @@
 """Attacks are those of foolbox step by step, stay within epsilon, and leave the model alone."""
 
-import doctest
 import warnings
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyperzoo import attacks
 from hyperzoo.attacks import fgsm, pgd
 from hyperzoo.errors import InputError
 
@@ -117,7 +115,3 @@ def test_a_gradient_that_is_not_finite(model, network):
     model[3].weight.data[0, 0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite"):
         fgsm(network, *batch(), epsilon=0.1)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(attacks) == (0, 2)

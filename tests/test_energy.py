@@ -1,6 +1,5 @@
 """`hyperzoo.energy` measures layers as they are, beside values that are known in closed form."""
 
-import doctest
 import itertools
 import math
 from pathlib import Path
@@ -144,7 +143,3 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path):
         layer_energies(nn.Linear(2, 3), power=4)
     with pytest.raises(InputError, match="no layers to draw"):
         draw([], tmp_path / "energy.png", title="none")
-
-
-def test_the_example_runs():
-    assert doctest.testmod(energy).failed == 0

@@ -1,6 +1,5 @@
 """Losses of mixed labels: values and slopes are those of slow loops and of the oracles."""
 
-import doctest
 import itertools
 import math
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from oracles import close, labels, normal
 
 from hyperzoo.errors import InputError
-from hyperzoo.losses import SoftTarget, soft_target
+from hyperzoo.losses import SoftTarget
 
 ORACLES = oracles.load("loss")
 
@@ -129,8 +128,3 @@ def test_bad_soft_targets_are_refused(logits, target, message):
         SoftTarget()(torch.zeros(logits), target)
     with pytest.raises(InputError, match="cross_entropy, bce; got 'mse'"):
         SoftTarget("mse")
-
-
-def test_examples_of_the_docstring():
-    result = doctest.testmod(soft_target, extraglobs={"torch": torch})
-    assert result.attempted and not result.failed

@@ -1,8 +1,6 @@
 """Every term that reads weights: exact under compile and autocast, for any layout and under DDP; owns nothing."""
 
 import copy
-import doctest
-import importlib
 
 import pytest
 import torch
@@ -160,8 +158,3 @@ def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         MHE(net, **(dict(hidden=1.0, output=1.0) | arguments))
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["mhe", "minimum_angle", "neurons", "orthogonality", "pair_energy", "weight_term"])
-def test_examples_run(name):
-    assert doctest.testmod(importlib.import_module(f"hyperzoo.regularizers.{name}")).failed == 0
