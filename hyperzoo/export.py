@@ -6,21 +6,23 @@ The bytes are opened again and compared with the network before a file is touche
 import importlib.util
 import io
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import hyperzoo
-from hyperzoo import checkout, names, weights, zoo
+from hyperzoo import __version__, checkout, names, weights, zoo
 from hyperzoo.errors import ExportError, InputError, MissingExtraError
 from hyperzoo.verify import ATOL, RTOL, golden_input
 
 EXTRA_FILE = "hyperzoo.json"  # where a program holds its metadata
+FREE_BATCH = ({0: torch.export.Dim("batch")},)
 
 Runs = Callable[[Tensor], Tensor]
 
@@ -46,9 +48,10 @@ def export(name: str, out: Path, format: str = "torch") -> Exported:
     """Write a network as one file for programs without hyperzoo; nothing is written unless its outputs are right.
 
     They are compared with the golden ones of a published weight in a checkout, else with those of the loaded network,
-    for batches of several sizes. The size of a batch stays free, for language models the length of the text too. Class
-    names, normalisation and the hash of the weight travel in the file: in ONNX as `metadata_props` (JSON but for plain
-    text), in a program as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
+    for batches of several sizes. The size of a batch stays free. The length of a text does not: it is `input_size` of
+    the metadata, and a shorter text is filled up at its end, which changes nothing before. Class names, normalisation
+    and the hash of the weight travel in the file: in ONNX as `metadata_props` (JSON but for plain text), in a program
+    as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
 
     Args:
         name: a published weight, an architecture for its default one, a run folder, or 'local-dir:<folder>'.
@@ -66,16 +69,23 @@ def export(name: str, out: Path, format: str = "torch") -> Exported:
         x = golden_input(model)
         with torch.inference_mode():
             golden = {"input": x, "output": model(x)}
-    what, cases = f"{name} as {format}", _cases(golden["input"], golden["output"])
+    x, y = golden["input"], golden["output"]
+    if not x.is_floating_point():  # recurrent layers become one copy for each step
+        x = F.pad(x, (0, metadata["input_size"][0] - x.shape[1]))
+    cases = [(x, y), (torch.cat([x, x]), torch.cat([y, y])), (x[:1], y[:1])]
+    what = f"{name} as {format}"
     try:
-        content = form.write(model, torch.cat([golden["input"]] * 2), metadata)
-        run = form.open(content)
-        with torch.no_grad():
-            found = [run(x) for x, _ in cases]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, about parts of its own
+            content = form.write(model, torch.cat([x, x]), metadata)
+            run = form.open(content)
+            with torch.no_grad():
+                found = [run(batch)[:, : wanted.shape[1]] for batch, wanted in cases]
     except Exception as error:  # each exporter and each runtime has errors of its own
         raise ExportError(f"cannot export {what}: {_first_cause(error)}") from error
-    difference = max(float((y - wanted).abs().max()) for y, (_, wanted) in zip(found, cases, strict=True))
-    if not all(torch.allclose(y, wanted, rtol=RTOL, atol=ATOL) for y, (_, wanted) in zip(found, cases, strict=True)):
+    pairs = [(got, wanted) for got, (_, wanted) in zip(found, cases, strict=True)]
+    difference = max(float((got - wanted).abs().max()) for got, wanted in pairs)
+    if not all(torch.allclose(got, wanted, rtol=RTOL, atol=ATOL) for got, wanted in pairs):
         raise ExportError(f"{what} gives other outputs than the network: largest difference {difference:.1e}")
     _write_whole(out, content)
     return Exported(out, metadata, difference)
@@ -119,27 +129,17 @@ def _metadata(model: nn.Module, classes: tuple[str, ...], **stated: str) -> dict
     """JSON values: what is stated, the words of the outputs, and how images become inputs as timm would say it."""
     cfg: Any = model.pretrained_cfg
     arch = cfg["architecture"]
-    values: dict[str, Any] = {**stated, "architecture": arch, "hyperzoo": hyperzoo.__version__}
-    if not names.is_language(arch):
+    values: dict[str, Any] = {**stated, "architecture": arch, "hyperzoo": __version__, "label_names": classes}
+    if names.is_language(arch):
+        values["input_size"] = cfg["input_size"][-1:]
+    else:
         config = timm.data.resolve_model_data_config(model)
         values |= {key: config[key] for key in ("input_size", "mean", "std", "crop_pct", "interpolation")}
-    return json.loads(json.dumps({**values, "label_names": classes}))
-
-
-def _cases(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and outputs of batches of one, of several and of twice as many; of tokens also a shorter text."""
-    cases = [(x, y), (torch.cat([x, x]), torch.cat([y, y])), (x[:1], y[:1])]
-    return cases if x.is_floating_point() else [*cases, (x[:, :5], y[:, :5])]
-
-
-def _free_sizes(x: Tensor) -> tuple[dict[int, Any], ...]:
-    """Which sizes of the input stay free: the batch, and for tokens the time."""
-    words = ("batch",) if x.is_floating_point() else ("batch", "time")
-    return ({i: torch.export.Dim(word) for i, word in enumerate(words)},)
+    return json.loads(json.dumps(values))
 
 
 def _write_torch(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
-    program = torch.export.export(model, (x,), dynamic_shapes=_free_sizes(x))
+    program = torch.export.export(model, (x,), dynamic_shapes=FREE_BATCH)
     program.example_inputs = None  # torch would keep them as a pickle
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
@@ -153,8 +153,15 @@ def _open_torch(content: bytes) -> Runs:
 
 
 def _write_onnx(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
-    words = dict(input_names=["images" if x.is_floating_point() else "tokens"], output_names=["logits"])
-    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=_free_sizes(x), verbose=False, **words)
+    program = torch.onnx.export(
+        model,
+        (x,),
+        dynamo=True,
+        dynamic_shapes=FREE_BATCH,
+        input_names=["images" if x.is_floating_point() else "tokens"],
+        output_names=["logits"],
+        verbose=False,
+    )
     assert program is not None, "with dynamo=True there is one"
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces, with paths of this machine

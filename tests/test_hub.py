@@ -4,6 +4,7 @@ import contextlib
 import logging
 import multiprocessing
 import resource
+import shutil
 import time
 from pathlib import Path
 
@@ -230,6 +231,7 @@ def test_a_status_is_named(double, zoo, status):
     assert all(f"/{COMMIT}/model.safetensors" in call for call in calls), "a pickle was tried"
     double.fault("ok")
     double.fault("404", "config.json")
+    shutil.rmtree(cache())
     assert "config.json is not in" in refused("load")
 
 

@@ -20,15 +20,24 @@ NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} 
     "_imagenet": dict(channels=(8, 16, 24, 32)),
     "preact_": dict(widths=(8, 12, 16, 24)),
 }
-# One of each kind, for what is slow and does not depend on depth.
+# The shallow ones of most kinds, for what is slow and does not depend on depth; the other kinds are in the full tier.
 SMALL = [arch for arch in ARCHS if "20" in arch] + [
     "plain_cnn3", "sphere_cnn3", "sphere_cnn3_learnable", "spherenet32_wide_linear", "resnet32_wide_cifar",
     "spherenet18_imagenet",
 ]  # fmt: skip
+BY_DEPTH = sorted(ARCHS, key=lambda arch: [int(number) for number in re.findall(r"\d+", arch)])
+KINDS = {
+    re.sub(r"\d+", "", arch): arch for arch in reversed(BY_DEPTH)
+}  # the shallowest one of each name but for numbers
 AS_PUBLISHED = [arch for arch in SMALL if not any(part in arch for part in ("_wide", "_imagenet"))]
 OPERATORS = {"": "cosine", "_linear": "linear", "_sigmoid": "sigmoid", "_learnable": "learnable"}
 BLOCKS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}  # of two convolutions in each of three stages
 CNN = (3, 9, 18, 45, 60, 69)  # convolutions in three stages
+
+
+each_kind = pytest.mark.parametrize(
+    "arch", [*SMALL, *(pytest.param(arch, marks=pytest.mark.full) for arch in KINDS.values() if arch not in SMALL)]
+)
 
 
 def depth(arch):
@@ -153,20 +162,24 @@ def test_forward_backward_and_heads(arch):
     assert model(images()).shape == (2, model.num_features, *last_map(model))
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_the_size_of_the_map_is_that_of_the_description(arch):
     model = make(arch)
     size = model.pretrained_cfg["input_size"][1:]
     assert model.forward_features(images(1, size=size[0])).shape[2:] == model.pretrained_cfg["pool_size"]
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_constructor_takes_what_reset_classifier_takes(arch):
     model = make(arch, num_classes=0)
     assert model(images()).shape == (2, model.num_features)
     assert make(arch, num_classes=0, global_pool="")(images()).shape == (2, model.num_features, *last_map(model))
     both = make(arch, num_classes=3, global_pool="catavgmax")
     assert both.head_hidden_size == 2 * model.num_features and both(images()).shape == (2, 3)
+    pooled = both.forward_head(both.forward_features(images()), pre_logits=True)
+    both.reset_classifier(5)  # keeps the pooling
+    assert torch.equal(both.forward_head(both.forward_features(images()), pre_logits=True), pooled)
+    assert both(images()).shape == (2, 5)
     assert make(arch, in_chans=1, num_classes=10)(images(channels=1)).shape == (2, 10)
     assert make(arch, in_chans=6).get_submodule(model.pretrained_cfg["first_conv"]).weight.shape[1] == 6
 
@@ -188,29 +201,43 @@ def test_features_only_and_intermediates(arch):
     assert [m.shape[1] for m in only] == [channels[1]]
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_pruned_and_getter_features(arch):
     model = make(arch)
     later = [info["module"] for info in model.feature_info[2:]]
     assert model.prune_intermediate_layers([0, 1]) == [0, 1]
     gone = (*later, model.pretrained_cfg["classifier"])
     assert not any(name.startswith(gone) for name, _ in model.named_parameters())
+    whole = make(arch)
+    maps, last = whole.forward_intermediates(images(), intermediates_only=True), len(whole.feature_info) - 1
+    headed = make(arch)
+    headed.prune_intermediate_layers([last], prune_head=False)
+    assert torch.equal(headed(images()), whole(images()))
+    for i in range(last + 1):
+        pruned = make(arch)
+        pruned.prune_intermediate_layers([i], prune_norm=True)
+        features = pruned.forward_features(images())
+        if i < last:  # behind the last stage comes what `pool_size` knows of
+            assert torch.equal(features, maps[i])
+        (own,) = pruned.train().forward_intermediates(images(), indices=[i], intermediates_only=True)
+        (own.sum() + pruned.forward_features(images()).sum()).backward()
+        assert not [name for name, p in pruned.named_parameters() if p.grad is None]
     getter = make(arch, features_only=True, feature_cls="getter", out_indices=(2,))
     assert [m.shape[1] for m in getter(images())] == [model.feature_info[2]["num_chs"]]
     with pytest.raises((InputError, AssertionError), match="'NLC'|NCHW"):  # timm's own nets assert
         make(arch).forward_intermediates(images(), output_fmt="NLC")
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_parameter_groups_cover_everything_once(arch):
     model = make(arch)
     for coarse in (False, True):
         groups = group_parameters(model, model.group_matcher(coarse))
         names = [name for members in groups.values() for name in members]
-        assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+        assert len(groups) > 1 and sorted(names) == sorted(name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_gradient_checkpointing_changes_nothing(arch):
     plain, saving = make(arch), make(arch)  # eval mode: batch statistics would be updated twice by the recomputation
     saving.set_grad_checkpointing()
@@ -218,9 +245,15 @@ def test_gradient_checkpointing_changes_nothing(arch):
         model(images()).square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad), name
+    plain, saving = make(arch, features_only=True), make(arch, features_only=True)
+    saving.set_grad_checkpointing()
+    for model in (plain, saving):
+        sum(level.square().mean() for level in model(images())).backward()
+    for (name, a), b in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, msg=name)
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_sizes_batches_dtypes_and_devices(arch):
     model = make(arch)
     classes = model.num_classes
@@ -252,7 +285,7 @@ def test_wrong_depth_is_refused():
         hyperzoo.models.resnet_cifar.ResNetCifar(depth=21)
 
 
-@pytest.mark.parametrize("arch", SMALL)
+@each_kind
 def test_script_trace_and_script_of_the_trace(arch):
     model = make(arch)
     expected = model(images())
@@ -289,6 +322,23 @@ def test_every_description_agrees_with_its_model(arch):
         assert cfg.classifier in {n.rpartition(".")[0] for n, _ in model.named_parameters()}
         assert model.get_submodule(cfg.first_conv).weight.shape[1] == cfg.input_size[0] == len(cfg.mean) == len(cfg.std)
         assert model.num_classes == cfg.num_classes and cfg.license
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_the_factory_and_the_head_keep_device_dtype_and_mode(arch):
+    with pytest.raises(TypeError, match="not_an_argument"):
+        timm.create_model(arch, device="meta", not_an_argument=1)
+    model = timm.create_model(arch, device="meta", dtype=torch.float64).train()
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    model.requires_grad_(False)
+    for classes, pool in ((0, ""), (0, None)):
+        model.reset_classifier(classes, pool)
+        assert not any(p.requires_grad for p in model.parameters())
+    model.reset_classifier(2)
+    head = list(model.get_classifier().parameters())
+    assert head and {(p.device.type, p.dtype) for p in head} == {("meta", torch.float64)}
+    assert all(module.training for module in model.modules())
 
 
 @pytest.mark.parametrize("arch", AS_PUBLISHED)

@@ -98,9 +98,9 @@ class BatchNormLSTM(nn.Module):
         self.norm_cell = StepNorm(hidden_size, steps, shift=True, **dd)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        if self.training and len(x) == 1:
+        if self.training and x.shape[0] == 1:
             raise InputError("recurrent batch norm needs two sequences or more to train on; got 1")
-        zeros = x.new_zeros(len(x), self.hidden_size)
+        zeros = x.new_zeros(x.shape[0], self.hidden_size)  # len(x) would fix the batch of an exported program
         hidden, cell = (zeros, zeros) if state is None else (part[0] for part in state)
         products, outputs = F.linear(x, self.weight_ih), []
         for t in range(x.shape[1]):

@@ -114,6 +114,9 @@ class Staged(nn.Module):
         dropped = self.feature_info[last + 1 :]
         for info in dropped:
             setattr(self, info["module"], nn.Sequential())
+        for i in range(last, len(self.feature_info)):
+            if dropped and hasattr(self, f"pool{i + 1}"):
+                setattr(self, f"pool{i + 1}", nn.Identity())
         if dropped or prune_norm:
             for name in self.behind:
                 setattr(self, name, nn.Identity())
