@@ -289,7 +289,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, data_mirror):
     process = command(tmp_path, tmp_path / "runs", "--minutes", "4", "--epochs", "2", "--out", tmp_path / "out")
     said = process.communicate()[0]
     assert process.returncode == 1 and "2 of 3 runs are finished" in said, said
-    assert "spherenet20.sphere_c10, seed 0: 0 of 2 epochs, not finished, see" in said
+    assert "spherenet20.sphere_c10, seed 0: 1 of 2 epochs, not finished, see" in said
     assert "NonFiniteError" in (tmp_path / "runs" / "spherenet20.sphere_c10" / "0" / "log.txt").read_text()
     assert (tmp_path / "out" / "runs.tar.0").stat().st_size > 2_000_000  # two finished weights
 
