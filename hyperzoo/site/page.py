@@ -15,8 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-import hyperzoo
-from hyperzoo import cards, checkout, names, weights
+from hyperzoo import __version__, cards, checkout, names, weights
 from hyperzoo.checkout import Checkout
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.manifest import Manifest, WeightInfo
@@ -102,7 +101,7 @@ def html(manifest: Manifest, place: Checkout | None, demo: Demo | None) -> str:
         lstrip_blocks=True,
     )
     return engine.get_template("index.html").render(
-        version=hyperzoo.__version__,
+        version=__version__,
         policy=_policy(style, table, script if demo else None),
         style=style,
         table_script=table,
