@@ -223,7 +223,7 @@ def give(shown, file):
     shown.send("DOM.setFileInputFiles", files=[str(file)], nodeId=node["nodeId"])
 
 
-@pytest.mark.parametrize("size", [(32, 32), (101, 75), (75, 101), (20, 27), (640, 480)], ids=str)
+@pytest.mark.parametrize("size", [(32, 32), (101, 75), (75, 101), (64, 66), (20, 27), (640, 480)], ids=str)
 def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, size):
     noise = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise[None], size=size[::-1], mode="bicubic")[0].clamp(0, 1)
