@@ -57,7 +57,7 @@ def test_the_five_kinds_of_additions_are_there():
 
 def test_every_file_that_is_named_exists_or_is_made():
     words = {word for said in SAID for word in said.split() if re.search(r"\w/|\.(py|md|toml|json)$", word)}
-    named = {word for word in words if not word.startswith((".venv/", "timm/", "runs/", "recipes/strided_cnn/"))}
+    named = {word for word in words if not word.startswith((".venv/", "timm/", "runs/", "recipes/stridenet/"))}
     missing = named - {file_of(addition) for addition in ADDITIONS}
     missing = {word for word in missing if not any((ROOT / part / word).exists() for part in ("", "hyperzoo"))}
     assert len(named) > 15 and missing == set()
@@ -96,12 +96,12 @@ def test_ruff_likes_the_additions(made):
 
 
 RUNS = {
-    "model": ["tests/test_models.py", "-k", "strided_cnn8"],
+    "model": ["tests/test_models.py", "-k", "stridenet8"],
     "layer and regulariser": ["tests/test_unit_length.py", "tests/test_frame_potential.py", "--doctest-modules",
                               "hyperzoo/layers/unit_length.py", "hyperzoo/regularizers/frame_potential.py"],
     "words of a recipe": ["tests/test_build.py", "-k", "frame_potential or agree"],
     "layers of the package": ["tests/test_structure.py", "-k",
-                              "strided_cnn or unit_length or frame_potential or explicitly or eats"],
+                              "stridenet or unit_length or frame_potential or explicitly or eats"],
     "recipe": ["tests/test_spine.py", "-k", "without_faults"],
 }  # fmt: skip
 
@@ -119,7 +119,7 @@ def test_the_additions_pass_the_tests_that_they_get(made, what):
 def test_the_data_set_has_its_name(made):
     program = (
         "from hyperzoo import names; from hyperzoo.data.sources import IMAGES; "
-        "print(IMAGES['fashion'].hub_id, names.parse('strided_cnn8.plain_fashion').dataset)"
+        "print(IMAGES['fashion'].hub_id, names.parse('stridenet8.plain_fashion').dataset)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=made, capture_output=True, text=True)
     assert done.stdout == "zalando-datasets/fashion_mnist fashion\n", done.stderr
