@@ -119,6 +119,18 @@ def test_training_learns_the_text(mirror, tmp_path):
     assert rows[0]["train_accuracy"] < 60 and rows[-1]["train_accuracy"] > 90 and rows[-1]["loss"] < 0.3
 
 
+def test_the_log_counts_every_token_once(mirror, tmp_path):
+    still = "optim.lr=1e-12", "train.epochs=1", "model.args={width: 8, drop_rate: 0.0}"
+    train.run(recipe(tmp_path, *still), tmp_path / "out")
+    model, text = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True), data.load_text("ptb", "train")
+    columns = text.tokens[: len(text) // 4 * 4].view(4, -1)
+    with torch.no_grad():
+        logits, targets = model.eval()(columns[:, :-1]).flatten(0, 1), columns[:, 1:].flatten()
+    (row,) = plots.rows(tmp_path / "out" / "metrics.jsonl")
+    assert row["loss"] == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
+    assert row["train_accuracy"] == pytest.approx(100 * float((logits.argmax(1) == targets).float().mean()), rel=1e-5)
+
+
 METHODS = [
     {},
     {"method.per": "{strength: 0.1, layers: 'type:LSTM', slices: 8}"},
