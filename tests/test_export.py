@@ -276,7 +276,7 @@ def test_a_run_folder_goes_by_its_path_and_a_weight_by_its_name(zoo, stub, tmp_p
         ([PLAIN, "net.pt2", "--format", "onnx"], 1, "a file of the format onnx ends in .onnx"),
         ([PLAIN, "net.h5", "--format", "keras"], 2, "'keras' is not one of 'torch', 'onnx'"),
         ([PLAIN, "nowhere/net.pt2"], 1, "cannot write nowhere/net.pt2: there is no folder"),
-        (["resnet20_cifar.orth_c10", "net.pt2"], 1, "Closest: resnet20_cifar.plain_c10"),
+        (["resnet20_cifar.orth_c10", "net.pt2"], 1, "no weight 'resnet20_cifar.orth_c10'. Closest: resnet20_cifar."),
         (["resnet32_cifar", "net.pt2"], 1, "resnet32_cifar has no published weight"),
         (["local-dir:nowhere", "net.pt2"], 1, "nowhere is no folder of a model: it holds no config.json"),
         (["../x", "net.pt2"], 1, "InvalidNameError"),
