@@ -105,8 +105,8 @@ def test_the_digest_is_that_of_what_the_recipe_says(tmp_path):
 def test_a_missing_file_and_hostile_names():
     with pytest.raises(RecipeError, match="cannot read the recipe nowhere.yaml"):
         load_recipe("nowhere.yaml")
-    with pytest.raises(RecipeError, match="no recipe 'spherenet20.mhe_c10'. Closest: spherenet20.sphere_c10"):
-        load_recipe("spherenet20.mhe_c10")
+    with pytest.raises(RecipeError, match="no recipe 'spherenet20.vcl_c10'. Closest: spherenet20"):
+        load_recipe("spherenet20.vcl_c10")
     with pytest.raises(InvalidNameError):
         load_recipe("../../etc/passwd")
 
