@@ -86,7 +86,7 @@ def main(updates: int) -> None:
             optimizer=make_optimizer(step, plan.optim),
             batches=batches,
             folder=Path(folder),
-            progress=Progress("benchmark", ROUNDS, active=False),
+            progress=Progress("benchmark", ROUNDS, active=False, unit=step.unit),
             evaluate=take_turns,
         )
         trainer.run()
