@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hyperzoo.data.shards import reshard
 from hyperzoo.errors import HyperzooError, InputError
@@ -74,7 +74,7 @@ def bring(
     out.mkdir(parents=True, exist_ok=True)
     left_out: list[Path] = []
     room = total - 2 * tarfile.RECORDSIZE  # the end, and what fills the last record
-    parts = _Parts(out, part_bytes)
+    parts: Any = _Parts(out, part_bytes)  # of the methods of a file, tarfile calls `write` only
     with tarfile.open(fileobj=parts, mode="w|", format=tarfile.GNU_FORMAT) as archive:
         for group in groups:
             size = sum(_tar_bytes(file) for file in group)
