@@ -163,7 +163,7 @@ def _number(text: str, kind: str) -> float | str:
 def _keys(block: Any, inner: list[Any]) -> list[str]:
     """The keys of a block inside a block; types that are not blocks have none."""
     for name in inner:
-        if isinstance(block, type) and name in getattr(block, "model_fields", ()):  # else a key of a dictionary
+        if name in getattr(block, "model_fields", ()):  # else a key of a dictionary
             annotation = block.model_fields[name].annotation
             kinds = (annotation, *get_args(annotation))
             block = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
