@@ -193,7 +193,7 @@ def _summary(name: str) -> str:
 
 def _row(info: WeightInfo) -> str:
     this = info.metrics.this_file
-    row = f"| `{info.name}` | {_mean(info)} | n = {info.score.n} | "
+    row = f"| `{info.name}` | {_mean(info)} | n = {info.score.n} | {info.training.epochs} | "
     if isinstance(this, ThisText):
         return f"{row}{as_text(info.metric, this.perplexity)} | {this.nll:.4f} |"
     return f"{row}{this.correct:,} of {this.total:,} | {this.nll:.4f} | {this.ece:.4f} |"
