@@ -11,6 +11,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import set_seed
 
+from hyperzoo import __version__
+
 
 def seed_epoch(seed: int, epoch: int) -> None:
     """Seed all global generators for an epoch; 0 is the time before the first.
@@ -26,7 +28,7 @@ def environment() -> dict[str, Any]:
     """What a result was made with: versions, threads, device, and the commit of the code."""
     packages = ("torch", "torchvision", "timm", "accelerate", "safetensors", "datasets")
     return {
-        "hyperzoo": version("hyperzoo"),
+        "hyperzoo": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "threads": torch.get_num_threads(),
