@@ -33,6 +33,8 @@ def test_one_start_and_one_order_for_three_methods(monkeypatch):
         assert torch.equal(seen[i], seen[i + 4]) and torch.equal(seen[i], seen[i + 8])
     values = [one.state_dict() for one in networks.values()]  # not trained at a rate of 0
     assert all(torch.equal(values[0][key], other[key]) for other in values[1:] for key in other)
+    another = perceptrons.trained(small, x, y, seed=1, **{**SETTINGS, "lr": 0.0})["none"]
+    assert not torch.equal(another.fc.weight, networks["none"].fc.weight)
 
 
 def test_trained_networks_differ_by_the_method_and_are_the_same_again():
