@@ -439,8 +439,8 @@ for reduce in ("mean", "sum"):
     term = PER(model, strength=1.0, layers=LAYERS, slices=None, reduce=reduce)
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     with term:
-        wrapped(images(4).chunk(2)[dist.get_rank()])
-        term().backward()
+        logits = wrapped(images(4).chunk(2)[dist.get_rank()])
+        (term() + 0 * logits.sum()).backward()  # DDP waits for every parameter that the output reaches
     if dist.get_rank() == 0:
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         save_file(found, f"{sys.argv[1]}/{reduce}.safetensors")

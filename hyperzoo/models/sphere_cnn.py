@@ -38,6 +38,13 @@ def average_to_4x4(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x, (4, 4))
 
 
+class To4x4(nn.Module):
+    """`average_to_4x4`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return average_to_4x4(x)
+
+
 class SphereCNN(Staged):
     """A plain network: three stages of convolutions and max pooling, a hidden layer, a classifier.
 
@@ -118,7 +125,7 @@ class SphereCNN(Staged):
         return dict(stem=r"^stage1\.0\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
 
     def _behind(self, x: Tensor) -> Tensor:
-        return self.fc6(average_to_4x4(x))
+        return self.fc6(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self._before(x)
@@ -132,8 +139,10 @@ class SphereCNN(Staged):
 
 
 def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: int = 0, **kind: Any) -> nn.Sequential:
-    """conv - norm - ReLU."""
+    """conv - norm - ReLU; a kernel of 4 x 4 has a map of its size before it."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if size == 4:
+        parts["size"] = To4x4()
     parts["conv"] = make_conv(in_chs, out_chs, size, norm=norm, padding=padding, **kind)
     parts["bn"] = make_norm(out_chs, norm, device=kind["device"], dtype=kind["dtype"])
     parts["act"] = nn.ReLU(inplace=norm != "none") if relu else nn.Identity()  # a bare cosine must not be overwritten
