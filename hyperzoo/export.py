@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hyperzoo import __version__, checkout, names, weights, zoo
 from hyperzoo.errors import ExportError, InputError, MissingExtraError
+from hyperzoo.files import write_whole
 from hyperzoo.verify import ATOL, RTOL, golden_input
 
 EXTRA_FILE = "hyperzoo.json"  # where a program holds its metadata
@@ -87,7 +88,10 @@ def export(name: str, out: Path, format: str = "torch") -> Exported:
     difference = max(float((got - wanted).abs().max()) for got, wanted in pairs)
     if not all(torch.allclose(got, wanted, rtol=RTOL, atol=ATOL) for got, wanted in pairs):
         raise ExportError(f"{what} gives other outputs than the network: largest difference {difference:.1e}")
-    _write_whole(out, content)
+    try:
+        write_whole({out: content})
+    except OSError as error:
+        raise ExportError(f"cannot write {out}: {error}") from error
     return Exported(out, metadata, difference)
 
 
@@ -189,15 +193,3 @@ def _first_cause(error: BaseException) -> str:
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _write_whole(out: Path, content: bytes) -> None:
-    """Beside its place first, then renamed: the file is whole, or as it was."""
-    new = out.with_name(f".{out.name}.new")
-    try:
-        new.write_bytes(content)
-        new.replace(out)
-    except OSError as error:
-        raise ExportError(f"cannot write {out}: {error}") from error
-    finally:
-        new.unlink(missing_ok=True)

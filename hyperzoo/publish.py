@@ -18,6 +18,7 @@ from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, 
 from hyperzoo.checkout import Checkout
 from hyperzoo.entry import Run
 from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
+from hyperzoo.files import write_whole
 from hyperzoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
 from hyperzoo.save import save_model
 from hyperzoo.training.config import Recipe, load_recipe
@@ -270,17 +271,7 @@ def _manifest_text(manifest: Manifest, scratch: Path) -> str:
 
 
 def _write(files: dict[Path, bytes]) -> None:
-    """Write all files beside their places first, then rename them in order: a full disk changes nothing."""
-    written: dict[Path, Path] = {}
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written[path] = path.with_name(f".{path.name}.new")
-            written[path].write_bytes(content)
-        for path, temporary in written.items():
-            temporary.replace(path)
+        write_whole(files)
     except OSError as error:
         raise PublishError(f"cannot write the published files: {error}") from error
-    finally:
-        for temporary in written.values():
-            temporary.unlink(missing_ok=True)

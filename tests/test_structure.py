@@ -20,6 +20,7 @@ BRANCHES = {"training", "data", "models", "losses", "regularizers", "mixup"}
 ALLOWED = {
     "names": {"errors"},
     "errors": set(),
+    "files": set(),
     "gradients": set(),
     "layers": {"gradients"},
     "taps": set(),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import texts
 import torch
 
 from hyperzoo.data import TextBatches, TextSet, load_text, sources
@@ -21,12 +22,7 @@ WORDS = ["the", "cat", "sat", "<eos>", "on", "mat", "<unk>"]
 
 @pytest.fixture
 def mirror(tmp_path, monkeypatch):
-    for repository in sources.TEXTS.values():
-        folder = tmp_path / repository.hub_id / repository.config
-        folder.mkdir(parents=True)
-        for split, lines in LINES.items():
-            table = pa.table({repository.text: pa.array(lines, pa.string())})
-            pq.write_table(table, folder / f"{split}-00000-of-00001.parquet")
+    texts.mirror(tmp_path, LINES)
     monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path))
     return tmp_path
 

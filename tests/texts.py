@@ -1,5 +1,6 @@
 """A mirror of both texts with a few hundred made words, and a recipe that trains on it within a second."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,9 +22,11 @@ def lines(count: int, start: int = 0) -> list[str]:
     return [" ".join(WORDS[(start + i * i + k) % len(WORDS)] for k in range(3)) for i in range(count)]
 
 
-def mirror(folder: Path) -> Path:
-    """Both texts, in the layout of HYPERZOO_DATA: 60, 20 and 25 lines; the validation split has an unknown word."""
-    splits = {"train": lines(60), "validation": [*lines(19, 1), "z a"], "test": lines(25, 2)}
+SPLITS = {"train": lines(60), "validation": [*lines(19, 1), "z a"], "test": lines(25, 2)}  # z is an unknown word
+
+
+def mirror(folder: Path, splits: Mapping[str, list[str]] = SPLITS) -> Path:
+    """Both texts, in the layout of HYPERZOO_DATA, with the lines of each split."""
     for repository in sources.TEXTS.values():
         place = folder / repository.hub_id / repository.config
         place.mkdir(parents=True)

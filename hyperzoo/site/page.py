@@ -18,6 +18,7 @@ from markupsafe import Markup
 from hyperzoo import __version__, cards, checkout, names, weights
 from hyperzoo.checkout import Checkout
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
+from hyperzoo.files import write_whole
 from hyperzoo.manifest import Manifest, WeightInfo
 from hyperzoo.site import demo as demos
 from hyperzoo.site.demo import Demo, png_url
@@ -76,14 +77,8 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place
             _logger.warning("the page has no demo: %s", error)
     text = html(weights.MANIFEST, place, shown)
     page = folder / "index.html"
-    written = page.with_name(".index.html.new")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            written.write_text(text, encoding="utf-8", newline="\n")
-            written.replace(page)
-        finally:
-            written.unlink(missing_ok=True)
+        write_whole({page: text.encode()})
     except OSError as error:
         raise SiteError(f"cannot write {page}: {error}") from error
     return page
