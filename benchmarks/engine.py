@@ -7,20 +7,16 @@ The two take turns, so that load from elsewhere hits both alike; the ratio is th
 
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import timm
 import torch
 from accelerate import Accelerator
+from engine_rate import median_rate
 
 from hyperzoo import build
 from hyperzoo.data import ImageSet
 from hyperzoo.training.config import Recipe
-from hyperzoo.training.loop import Trainer
-from hyperzoo.training.progress import Progress
-from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.training.step import TrainStep
 
 ROUNDS, BATCH, LIMIT = 5, 128, 0.90
@@ -64,19 +60,7 @@ def main(updates: int) -> None:
         bare.append(bare_epoch(step, resident, labels.to(engine.device), engine))
         return {}
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            recipe=plan,
-            accelerator=engine,
-            step=step,
-            optimizer=make_optimizer(step, plan.optim),
-            batches=build.batches(plan, images, model, engine),
-            folder=Path(folder),
-            progress=Progress("benchmark", ROUNDS, active=False),
-            evaluate=take_turns,
-        )
-        trainer.run()
-    ours = statistics.median(row["images_per_s"] for row in trainer.rows[1:])
+    ours = median_rate(plan, engine, step, build.batches(plan, images, model, engine), take_turns)
     theirs = statistics.median(bare[2:])
     where = f"{engine.device.type}, {torch.get_num_threads()} threads, {build.precision(plan)}, eager"
     print(f"spherenet20, batch {BATCH}, {where}: engine {ours:.0f} img/s, bare loop {theirs:.0f} img/s")

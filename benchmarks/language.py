@@ -7,20 +7,16 @@ The two take turns, so that load from elsewhere hits both alike; the ratio is th
 
 import statistics
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from engine_rate import median_rate
 from torch import Tensor, nn
 
 from hyperzoo import build
 from hyperzoo.data import TextBatches, TextSet
 from hyperzoo.training.config import Recipe
-from hyperzoo.training.loop import Trainer
-from hyperzoo.training.progress import Progress
-from hyperzoo.training.schedule import make_optimizer
 
 ROUNDS, COLUMNS, LENGTH, WORDS, UNITS, DROP, LIMIT = 5, 20, 35, 10_000, 200, 0.25, 0.95
 
@@ -78,19 +74,7 @@ def main(updates: int) -> None:
         rates.append(bare_epoch(bare, batches))
         return {}
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            recipe=plan,
-            accelerator=engine,
-            step=step,
-            optimizer=make_optimizer(step, plan.optim),
-            batches=batches,
-            folder=Path(folder),
-            progress=Progress("benchmark", ROUNDS, active=False, unit=step.unit),
-            evaluate=take_turns,
-        )
-        trainer.run()
-    ours = statistics.median(row["tokens_per_s"] for row in trainer.rows[1:])
+    ours = median_rate(plan, engine, step, batches, take_turns)
     theirs = statistics.median(rates[1:])
     where = f"{engine.device.type}, {torch.get_num_threads()} threads"
     print(f"lstm200, {COLUMNS} x {LENGTH}, {where}: engine {ours:.0f} tokens/s, bare loop {theirs:.0f} tokens/s")

@@ -14,20 +14,15 @@ without a rule for vmap, and hooks see one model.
 import argparse
 import multiprocessing
 import os
-import statistics
-import tempfile
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 
 import torch
+from engine_rate import median_rate
 
 from hyperzoo import build
 from hyperzoo.data import ImageSet
 from hyperzoo.training.config import Recipe
-from hyperzoo.training.loop import Trainer
-from hyperzoo.training.progress import Progress
-from hyperzoo.training.schedule import make_optimizer
 
 EPOCHS, BATCH = 4, 128
 KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1")}
@@ -63,20 +58,9 @@ def rate(arch: str, compiled: str, updates: int, together: Barrier) -> float:
         together.wait()
         return {}
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(
-            recipe=plan,
-            accelerator=engine,
-            step=step,
-            optimizer=make_optimizer(step, plan.optim),
-            batches=build.batches(plan, images, model, engine),
-            folder=Path(folder),
-            progress=Progress("benchmark", EPOCHS, active=False),
-            evaluate=wait,
-            compile_model=compiled == "on",
-        )
-        trainer.run()
-    return statistics.median(row["images_per_s"] for row in trainer.rows[1:])
+    return median_rate(
+        plan, engine, step, build.batches(plan, images, model, engine), wait, compile_model=compiled == "on"
+    )
 
 
 def total(arch: str, kind: str, count: int, updates: int) -> float | None:

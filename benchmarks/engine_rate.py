@@ -1,0 +1,40 @@
+"""How fast the engine trains on made samples: what several benchmarks measure."""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+
+from hyperzoo.training.config import Recipe
+from hyperzoo.training.loop import Batches, Trainer
+from hyperzoo.training.progress import Progress
+from hyperzoo.training.schedule import make_optimizer
+from hyperzoo.training.step import TrainStep
+
+
+def median_rate(
+    plan: Recipe,
+    engine: Accelerator,
+    step: TrainStep,
+    batches: Batches,
+    between: Callable[[nn.Module], dict[str, float]],
+    compile_model: bool = False,
+) -> float:
+    """Images or tokens per second, the median of all epochs but the first; `between` is called after every epoch."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            recipe=plan,
+            accelerator=engine,
+            step=step,
+            optimizer=make_optimizer(step, plan.optim),
+            batches=batches,
+            folder=Path(folder),
+            progress=Progress("benchmark", plan.train.epochs, active=False, unit=step.unit),
+            evaluate=between,
+            compile_model=compile_model,
+        )
+        trainer.run()
+    return statistics.median(row[f"{step.unit}_per_s"] for row in trainer.rows[1:])
