@@ -3,6 +3,7 @@
     python benchmarks/sphere_layers.py            # about 10 minutes on two cores, most of it compiling
     python benchmarks/sphere_layers.py --quick    # eager only, few repeats
     python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/sphere_layers.py --only spherenet20_learnable
 
 Batch 128 of 32 x 32 (resnet18: 32 of 64 x 64), channels-last, two threads. Twin and model take turns, and a ratio is
 the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over
@@ -151,6 +152,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ratios of spherenet20 to its twin.")
     parser.add_argument("--quick", action="store_true", help="eager only, few repeats")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
+    parser.add_argument("--only", choices=sorted({one.model for one in SPEED}), help="the speed of one model")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what this CPU computes in")
     parser.add_argument("--memory-of", metavar="ARCH", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
@@ -171,7 +173,7 @@ def main() -> None:
     twins: dict[tuple[str, bool, bool], Callable[[], None]] = {}
     profiles = []
     for one in SPEED:
-        if one.compiled and args.quick:
+        if (one.compiled and args.quick) or args.only not in (None, one.model):
             continue
         key = one.twin, one.compiled, one.training
         if key not in twins:
@@ -181,7 +183,7 @@ def main() -> None:
         a, b, ratio = compare(twins[key], step, repeats, clock)
         if row(one.what, one.model, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, one.limit):
             profiles.append(f"{one.what}, {one.model}:\n{profile(step)}")
-    for what, compiled in MEMORY[: 1 if args.quick else None]:
+    for what, compiled in [] if args.only else MEMORY[: 1 if args.quick else None]:
         own, twin = (peak_bytes(arch, compiled, dtype) for arch in ("spherenet20", TWIN))
         row(what, "spherenet20", f"{twin / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / twin, MEMORY_LIMIT)
     print(*profiles, sep="\n")

@@ -95,15 +95,25 @@ class FastLearnable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         cosine, k = ctx.saved_tensors
         size = cosine.abs()
-        v = _arcsin(size.clamp(max=_LARGEST)) * (0.5 / k)
+        rate = 0.5 / k
+        v = _arcsin(size.clamp(max=_LARGEST)) * rate
         e = torch.exp(-2 * v)
         bell = 4 * e / ((1 + e) * (1 + e))  # 1 / cosh(v)^2
-        u = math.pi / 4 / k
+        u = math.pi / 2 * rate
         top = 1 / torch.tanh(u)
-        slope = torch.rsqrt((1 - size) * (1 + size)) * bell * (0.5 * top / k)
-        grow = (u / torch.sinh(u).square() / k) * ((1 - e) / (1 + e)) - (top / k) * (v * bell)
-        grad_k = grad * grow * torch.sign(cosine)  # g is odd
-        return torch.where(size > _LARGEST, 0, grad * slope), grad_k.sum_to_size(k.shape)
+        slope = torch.rsqrt((1 - size) * (1 + size)) * bell * (top * rate)
+        odd = grad * torch.sign(cosine)  # g is odd
+        rising = _sum_per_filter(odd * ((1 - e) / (1 + e)), k)  # what depends on k alone stays outside the sums
+        falling = _sum_per_filter(odd * (v * bell), k)
+        grad_k = (u / torch.sinh(u).square() * rising - top * falling) / k
+        return torch.where(size > _LARGEST, 0, grad * slope), grad_k
+
+
+def _sum_per_filter(x: Tensor, k: Tensor) -> Tensor:
+    """Sum of x in the shape of k, image by image first, so that the compiled loop stays within the cache."""
+    if k.dim() == 3:
+        x = x.sum((-2, -1), keepdim=True)
+    return x.sum_to_size(k.shape)
 
 
 _LARGEST = 1 - 1e-6
