@@ -1,5 +1,6 @@
 """`hyperzoo export`: one file that gives the same outputs without hyperzoo, or one error and no file."""
 
+import copy
 import json
 import re
 import resource
@@ -44,7 +45,7 @@ ARCHS = [
 
 
 def made(arch):
-    """An untrained network in which every parameter and statistic counts and nothing grows from layer to layer."""
+    """An untrained network in which every parameter and statistic counts, and rounding hardly grows with the depth."""
     torch.manual_seed(0)
     model = timm.create_model(arch).train()
     for parameter in model.parameters():
@@ -53,8 +54,10 @@ def made(arch):
     for module in model.modules():
         if hasattr(module, "momentum"):
             module.momentum = 1.0  # the statistics become those of the next batch
+            if module.bias is not None:  # half-closed rectifiers are what amplifies; sphere layers forget at 1
+                torch.nn.init.normal_(module.bias, 1.0 if arch.startswith("plain") else 0.35, std=0.1)
     with torch.no_grad():
-        model(torch.randn(8, 3, 32, 32))
+        model(torch.rand(8, 3, 32, 32))
     return model.eval()
 
 
@@ -99,8 +102,11 @@ def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch
     for batch in (3, 1):
         x = torch.rand(batch, *model.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(batch))
         with torch.no_grad():
-            torch.testing.assert_close(run(x), model(x), **CLOSE)
-    assert model(x).std() > 1e-3, "outputs that hardly vary prove nothing"
+            exact = copy.deepcopy(model).double()(x.double())
+            rounding = float((model(x) - exact).abs().max())
+            assert rounding < 3e-3
+            assert batch == 1 or (exact[0] - exact[1]).abs().max() > 1e-3, "outputs that hardly vary prove nothing"
+            torch.testing.assert_close(run(x).double(), exact, rtol=1e-4, atol=1e-5 + rounding)
 
     said, cfg = metadata(out), model.pretrained_cfg
     assert said == done.metadata and said["label_names"] == list(words) and said["architecture"] == arch
