@@ -53,7 +53,9 @@ def test_a_short_sweep_leaves_the_test_set_alone_and_a_long_one_states_the_publi
     epochs = {run.recipe.train.epochs for run in runs}
     if runs[0].recipe.data.name == "imagenet":
         return
-    if max(epochs) < 30:
+    if sweep == "mhe_resnet20_c100":  # its runs are weights, and nothing was chosen by them
+        assert epochs == {30} and {run.recipe.data.hold_out for run in runs} == {0} and not said.published
+    elif max(epochs) < 30:
         assert {run.recipe.data.hold_out for run in runs} == {5000} and not said.published
     else:
         assert epochs == {109} and {run.recipe.data.hold_out for run in runs} == {0}
