@@ -140,11 +140,5 @@ def test_every_recipe_trains_on_all_of_its_data_and_says_what_to_expect(path):
 
 
 def test_the_twins_share_one_recipe():
-    """The plain one stops after the first of the two cycles."""
     sphere, plain = load_recipe("spherenet20.sphere_c10"), load_recipe("resnet20_cifar.plain_c10")
-    first = plain.train.epochs - plain.optim.warmup_epochs
-    assert sphere.train.epochs - sphere.optim.warmup_epochs == 2 * first == sphere.optim.cycles * first
-    both = plain.settings() | {"model": sphere.settings()["model"]}
-    both["train"] = both["train"] | {"epochs": sphere.train.epochs}
-    both["optim"] = both["optim"] | {"cycles": 2, "cycle_decay": sphere.optim.cycle_decay}
-    assert both == sphere.settings()
+    assert {**sphere.settings(), "model": None} == {**plain.settings(), "model": None}
