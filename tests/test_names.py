@@ -55,8 +55,8 @@ _opened: list[str] = []
 _watching = threading.Event()
 
 
-def _audit(event, args):
-    if _watching.is_set() and event in ("open", "os.listdir", "os.scandir", "socket.connect"):
+def _audit(event, args, watching=_watching):  # bound: at the end of the process globals go before the hook
+    if watching.is_set() and event in ("open", "os.listdir", "os.scandir", "socket.connect"):
         _opened.append(f"{event} {args[0]}")
 
 
