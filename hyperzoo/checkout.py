@@ -47,7 +47,7 @@ class Checkout:
         return self.root / "model_cards" / "TEMPLATE_TEXT.md"
 
     def card(self, name: str, suffix: str = ".md") -> Path:
-        """The card of a weight, or what lies beside it: '.png', '.metrics.jsonl'."""
+        """The card of a weight, or what lies beside it: '.png', '.energy.png', '.metrics.jsonl'."""
         return self.root / "model_cards" / f"{names.parse(name)}{suffix}"
 
     def golden(self, name: str) -> Path:

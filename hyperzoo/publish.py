@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from hyperzoo import build, cards, checkout, data, entry, evaluate, hub, names, plots, weights, zoo
+from hyperzoo import build, cards, checkout, data, energy, entry, evaluate, hub, names, plots, weights, zoo
 from hyperzoo.checkout import Checkout
 from hyperzoo.entry import Run
 from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
@@ -104,10 +104,12 @@ def _publish(
     manifest.weights[name] = dataclasses.replace(info, commit="0" * 40) if push else info
     _manifest_text(manifest, scratch)
     log = median.folder / "metrics.jsonl"
-    picture = plots.learning_curve(log, scratch / "curve.png", title=name)
+    curve = plots.learning_curve(log, scratch / "curve.png", title=name)
+    spread = energy.draw(energy.layer_energies(model, half_space=True), scratch / "energy.png", title=name)
     published = {part: (scratch / part).read_bytes() for part in info.files}
     golden = save(outputs(model, golden_input(model)), metadata={"format": "pt"})
-    beside = {place.card(name, ".metrics.jsonl"): log.read_bytes(), place.card(name, ".png"): picture.read_bytes()}
+    made = {".metrics.jsonl": log, ".png": curve, ".energy.png": spread}
+    beside = {place.card(name, suffix): file.read_bytes() for suffix, file in made.items()}
     texts = {path: text.encode() for path, text in cards.texts(manifest, place).items()}
     if push:
         sent = {**published, "README.md": texts[place.card(name)], "recipe.yaml": recipe_file.read_bytes()}

@@ -96,8 +96,9 @@ def test_the_texts_and_the_picture_are_made(published):
     assert cards.check(Manifest(place.package), place) == []
     assert NAME in place.readme.read_text() and place.readme.read_text().startswith("before\n")
     assert place.card(NAME, ".metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
-    picture = place.card(NAME, ".png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
+    for suffix in (".png", ".energy.png"):
+        picture = place.card(NAME, suffix).read_bytes()
+        assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
     notes = json.loads((place.package / "checkpoints" / NAME / "config.json").read_text())["hyperzoo"]
     assert notes["name"] == NAME and notes["recipe_sha256"] == info.recipe_sha256 and "sha256" not in notes
 
@@ -229,7 +230,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     assert double.commits(REPO) == [info.commit]
     calls = double.calls()
     pushed, read = (next(i for i, call in enumerate(calls) if word in call) for word in ("/commit/", "/resolve/"))
-    assert pushed < read and sum(call.startswith("HEAD ") for call in calls) == 7
+    assert pushed < read and sum(call.startswith("HEAD ") for call in calls) == 8
     local, before = contents(place.root), contents(published[0].root)
     manifest = json.loads(local.pop("hyperzoo/weights.json"))
     expected = json.loads(before.pop("hyperzoo/weights.json"))
@@ -240,6 +241,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
         "config.json": f"hyperzoo/checkpoints/{NAME}/config.json",
         "README.md": f"model_cards/{NAME}.md",
         f"{NAME}.png": f"model_cards/{NAME}.png",
+        f"{NAME}.energy.png": f"model_cards/{NAME}.energy.png",
         f"{NAME}.metrics.jsonl": f"model_cards/{NAME}.metrics.jsonl",
         "recipe.yaml": f"recipes/resnet_cifar/{NAME}.yaml",
         "test/rand_tensors.safetensors": f"tests/golden/{NAME}.safetensors",
@@ -248,7 +250,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     assert on_hub.keys() == sent.keys()
     for path, file in sent.items():
         assert on_hub[path] == weights.sha256(place.root / file), path
-    for link in (f"({NAME}.png)", f"({NAME}.metrics.jsonl)"):
+    for link in (f"({NAME}.png)", f"({NAME}.energy.png)", f"({NAME}.metrics.jsonl)"):
         assert link in (place.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
     assert not [path for path, content in contents(place.root).items() if TOKEN.encode() in content]
 
