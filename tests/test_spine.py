@@ -28,7 +28,8 @@ def test_all_places_hold_the_same_weights():
     recipes = [path for path in PLACE.recipes.rglob("*.*_*.yaml") if drafts not in path.parents]
     assert sorted(path.stem for path in recipes) == PUBLISHED
     assert stems(PLACE.root / "model_cards", "*.*_*.md", ".md") == PUBLISHED
-    assert stems(PLACE.root / "model_cards", "*.png", ".png") == PUBLISHED
+    pictures = stems(PLACE.root / "model_cards", "*.png", ".png")
+    assert pictures == sorted(name + kind for name in PUBLISHED for kind in ("", ".energy"))
     assert stems(PLACE.root / "model_cards", "*.jsonl", ".metrics.jsonl") == PUBLISHED
     assert stems(PLACE.root / "tests" / "golden", "*.safetensors", ".safetensors") == PUBLISHED
     assert stems(PLACE.package / "checkpoints", "*", "") == weights.MANIFEST.bundled()
