@@ -207,12 +207,31 @@ def test_gradients(operator, k, margin):
 
     def loss(x, w, annealing):
         z = angular_logits(x, w, y, operator=operator, margin=margin, k=k, eps=0.05, annealing=annealing)
-        return F.cross_entropy(z, y)
+        schedule = (annealing, annealing, 0.0)
+        return F.cross_entropy(z, y), AngularSoftmax(operator, margin, k=k, eps=0.05, annealing=schedule)(x, w, y)
 
     inputs = (x.requires_grad_(), w.requires_grad_())
     for annealing in (0.0, 5.0):
         # difference quotients are worse than the default 1e-5 where k = 0.1 bends sharply
         assert torch.autograd.gradcheck(partial(loss, annealing=annealing), inputs, atol=1e-4)
+
+
+@EACH_OPERATOR
+@EACH_MARGIN
+def test_gradients_of_gradients(operator, k, margin):
+    x, w, y = normal(3, 3).requires_grad_(), normal(3, 3, seed=1).requires_grad_(), torch.tensor([0, 1, 2])
+    loss = AngularSoftmax(operator, margin, k=k, annealing=None)
+    assert torch.autograd.gradgradcheck(lambda x, w: loss(x, w, y), (x, w), atol=1e-3)
+
+
+@EACH_OPERATOR
+@EACH_MARGIN
+def test_label_smoothing_counts_the_logit_with_the_margin(operator, k, margin):
+    x, w, y = normal(5, 3) * 4, normal(4, 3, seed=1), labels(5, 4)
+    rows = slow_logits(x, w, y, operator, margin, [k] * 4, 1e-4, 0.0)
+    log_p = rows - rows.exp().sum(1, keepdim=True).log()
+    expected = -(0.9 * log_p.gather(1, y[:, None]).squeeze(1) + 0.1 * log_p.mean(1)).mean()
+    close(AngularSoftmax(operator, margin, k=k, annealing=None, label_smoothing=0.1)(x, w, y), expected, 1e-10)
 
 
 @EACH_OPERATOR

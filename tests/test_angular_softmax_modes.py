@@ -55,6 +55,22 @@ def test_autocast_keeps_small_angles(operator, k, dtype):
     torch.testing.assert_close(loss.double(), exact_loss, atol=40 * torch.finfo(dtype).eps * 5, rtol=0)
 
 
+@EACH_OPERATOR
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_keeps_gradients(operator, k, dtype):
+    """As far from float64 as sums of 64 products of rounded numbers are; float32 leaves get float32 gradients."""
+    x, w, y = normal(16, 64), normal(8, 64, seed=1), torch.arange(16) % 8
+    grads = []
+    for leaves in ([x.clone(), w.clone()], [x.float(), w.float()]):
+        leaves = [leaf.requires_grad_() for leaf in leaves]
+        with torch.autocast("cpu", dtype, enabled=len(grads) > 0):
+            loss = AngularSoftmax(operator, 4, k=k, annealing=None)(*leaves, y)
+        grads.append(torch.autograd.grad(loss, leaves))
+    for exact, got in zip(*grads, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - exact).norm() <= 4 * torch.finfo(dtype).eps * exact.norm()
+
+
 def test_products_beyond_the_range_of_float16():
     x, w = torch.full((1, 64), 2000.0), torch.full((2, 64), 20.0)
     w[1] *= -1

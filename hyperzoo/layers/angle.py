@@ -64,7 +64,7 @@ class FastAngular(torch.autograd.Function):
         if operator == "linear":
             return angle * (2 / math.pi)
         top = 1 / math.tanh(math.pi / (4 * k))
-        return top - (2 * top) / (1 + torch.exp(angle * (1 / k)))
+        return top - (2 * top) / (1 + _exp(angle * (1 / k)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -73,9 +73,10 @@ class FastAngular(torch.autograd.Function):
         slope = torch.rsqrt((1 - size) * (1 + size))
         if ctx.operator == "linear":
             slope = slope * (2 / math.pi)
-        else:  # tanh' = 4 e / (e + 1)^2 is even: with e = exp(-|x|) nothing overflows
-            e = torch.exp(_arcsin(size.clamp(max=_LARGEST)) * (-1 / ctx.k))
-            slope = slope * e / ((1 + e) * (1 + e)) * (2 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
+        else:  # tanh' = 4 e / (e + 1)^2, from the same e as above, so that a compiler computes it once
+            e = _exp(_arcsin(cosine.clamp(-_LARGEST, _LARGEST)) * (1 / ctx.k))
+            share = 1 / (1 + e)
+            slope = slope * (e * share) * share * (2 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
         return torch.where(size > _LARGEST, 0, grad * slope), None, None
 
 
@@ -89,23 +90,23 @@ class FastLearnable(torch.autograd.Function):
     def forward(ctx: Any, cosine: Tensor, k: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, k)
         top = 1 / torch.tanh(math.pi / 4 / k)
-        return top - (2 * top) / (1 + torch.exp(_arcsin(cosine.clamp(-_LARGEST, _LARGEST)) / k))
+        return top - (2 * top) / (1 + _exp(_arcsin(cosine.clamp(-_LARGEST, _LARGEST)) * (1 / k)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         cosine, k = ctx.saved_tensors
         size = cosine.abs()
+        angle = _arcsin(cosine.clamp(-_LARGEST, _LARGEST))
+        e = _exp(angle * (1 / k))
+        share = 1 / (1 + e)
+        bell = 4 * (e * share) * share  # 1 / cosh(v)^2
         rate = 0.5 / k
-        v = _arcsin(size.clamp(max=_LARGEST)) * rate
-        e = torch.exp(-2 * v)
-        bell = 4 * e / ((1 + e) * (1 + e))  # 1 / cosh(v)^2
         u = math.pi / 2 * rate
         top = 1 / torch.tanh(u)
         slope = torch.rsqrt((1 - size) * (1 + size)) * bell * (top * rate)
-        odd = grad * torch.sign(cosine)  # g is odd
-        rising = _sum_per_filter(odd * ((1 - e) / (1 + e)), k)  # what depends on k alone stays outside the sums
-        falling = _sum_per_filter(odd * (v * bell), k)
-        grad_k = (u / torch.sinh(u).square() * rising - top * falling) / k
+        rising = _sum_per_filter(grad * (1 - 2 * share), k)  # what depends on k alone stays outside the sums
+        falling = _sum_per_filter(grad * (angle * bell), k)
+        grad_k = (u / torch.sinh(u).square() * rising - top * rate * falling) / k
         return torch.where(size > _LARGEST, 0, grad * slope), grad_k
 
 
@@ -119,6 +120,11 @@ def _sum_per_filter(x: Tensor, k: Tensor) -> Tensor:
 _LARGEST = 1 - 1e-6
 # (arcsin(s) - s) / s^3 in powers of s^2, highest first: the relative error of arcsin on [0, 1/2], 5e-9, is the smallest
 _ARCSIN = (0.0422191917896, 0.0241472553462, 0.0454771630466, 0.0749524161220, 0.1666675359010)
+
+
+def _exp(x: Tensor) -> Tensor:
+    """e^x, at most e^88, which float32 can hold."""
+    return torch.exp(x.clamp(max=88.0))
 
 
 def _arcsin(x: Tensor) -> Tensor:

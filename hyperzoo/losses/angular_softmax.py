@@ -5,6 +5,7 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -48,25 +49,8 @@ def angular_logits(
         The angle of the right class is clamped to a cosine of 1 - 1e-6 in size (0.08 degrees) when m > 1, so that its
         gradient stays finite. Under autocast the products have half precision, but that angle is exact in float32.
     """
-    squared = _squared_length(features, eps)
-    scale = squared.sqrt().unsqueeze(1)
-    # x first gets length 1: no product exceeds the length of a class row, which half precision can hold
-    product = F.linear((features / scale).to(weight.dtype), weight)
-    inverse = _squared_length(weight, eps).rsqrt()
-    cosine = product * inverse
-    response = learnable_angular(cosine, k) if isinstance(k, Tensor) else angular(cosine, operator, k)
-    logits = response * scale
-    if margin > 1:
-        index = target.unsqueeze(1)
-        own = cosine.gather(1, index)
-        if product.dtype != inverse.dtype:  # the value from float32 vectors, the gradient through the product
-            rows = weight.detach()[target] * inverse.detach()[target].unsqueeze(1)
-            own = own + ((features.detach() / scale.detach() * rows).sum(1, keepdim=True) - own.detach())
-        theta = torch.acos(own.clamp(-_LARGEST, _LARGEST))
-        own_k = k[index] if isinstance(k, Tensor) else k
-        value = (annealing * _on_angle(theta, operator, own_k) + _on_angle(margin * theta, operator, own_k)) * scale
-        logits = logits.scatter(1, index, value / (1 + annealing))
-    return logits
+    logits, own = _angular_logits(features, weight, target, operator, margin, k, eps, annealing)
+    return logits if own is None else logits.scatter(1, target.unsqueeze(1), own)
 
 
 def annealed(iteration: Tensor, start: float, floor: float, rate: float) -> Tensor:
@@ -157,21 +141,120 @@ class AngularSoftmax(nn.Module):
             annealing = annealed(self.iteration // self.accumulate, *self.annealing)
             if self.training:
                 self.iteration.add_(1)
-        logits = angular_logits(
-            features,
-            weight,
-            target,
-            operator=self.operator,
-            margin=self.margin,
-            k=self.k if raw_k is None else steepness(raw_k),
-            eps=self.eps,
-            annealing=annealing,
-        )
-        return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        k = self.k if raw_k is None else steepness(raw_k)
+        logits, own = _angular_logits(features, weight, target, self.operator, self.margin, k, self.eps, annealing)
+        if own is None:
+            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        if self.label_smoothing:
+            logits = logits.scatter(1, target.unsqueeze(1), own)
+            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        loss: Tensor = _CrossEntropyWithOwn.apply(logits, own, target.unsqueeze(1))
+        return loss.mean()
 
     def extra_repr(self) -> str:
         k = f", k={self.k:g}" if self.operator == "sigmoid" else ""
         return f"operator={self.operator}, margin={self.margin:g}{k}, annealing={self.annealing}"
+
+
+def _angular_logits(
+    features: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    operator: str,
+    margin: float,
+    k: float | Tensor,
+    eps: float,
+    annealing: float | Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    """The logits (B, K) without margin, and (B, 1) with it for the right classes; None for m = 1."""
+    squared = _squared_length(features, eps)
+    scale = squared.sqrt().unsqueeze(1)
+    # x first gets length 1: no product exceeds the length of a class row, which half precision can hold
+    unit = features / scale
+    inverse = _squared_length(weight, eps).rsqrt()
+    dtype = _product_dtype(weight)
+    cosine: Tensor = _Cosines.apply(unit, weight, inverse, dtype)
+    response = learnable_angular(cosine, k) if isinstance(k, Tensor) else angular(cosine, operator, k)
+    if margin == 1:
+        return response * scale, None
+    index = target.unsqueeze(1)
+    own: Tensor = _Gather.apply(cosine, index)
+    if dtype != inverse.dtype:  # the value from float32 vectors, the gradient through the product
+        rows = weight.detach()[target] * inverse.detach()[target].unsqueeze(1)
+        own = own + ((unit.detach() * rows).sum(1, keepdim=True) - own.detach())
+    theta = torch.acos(own.clamp(-_LARGEST, _LARGEST))
+    own_k = k[index] if isinstance(k, Tensor) else k
+    value = annealing * _on_angle(theta, operator, own_k) + _on_angle(margin * theta, operator, own_k)
+    return response * scale, value * scale / (1 + annealing)
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """What autocast makes of a matrix product with this weight."""
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return weight.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _Cosines(torch.autograd.Function):
+    """inverse_j <x_i, w_j>, where inverse_j is 1 / |w_j|: the gradient through it is in that of w, in one pass.
+
+    x has length 1 and the product is taken in `dtype`. Autograd would add the two gradients of w in three passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+        cosine = F.linear(x.to(dtype), weight.to(dtype)) * inverse
+        ctx.save_for_backward(x, weight, inverse, cosine)
+        ctx.dtype = dtype
+        return cosine
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, inverse, cosine = ctx.saved_tensors
+        scaled = (grad * inverse).to(ctx.dtype)
+        along = (grad * cosine).sum(0) * inverse.square()
+        grad_weight = (scaled.t() @ x.to(ctx.dtype)).to(weight.dtype) - weight * along.unsqueeze(1)
+        return (scaled @ weight.to(ctx.dtype)).to(x.dtype), grad_weight.to(weight.dtype), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """x.gather(1, index) for one index per row, with a gradient that a compiler can fuse."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+        ctx.save_for_backward(index)
+        ctx.columns = x.size(1)
+        return x.gather(1, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (index,) = ctx.saved_tensors
+        return torch.where(_is_column(index, ctx.columns), grad, 0.0), None
+
+
+class _CrossEntropyWithOwn(torch.autograd.Function):
+    """Cross-entropy (B, 1) of logits (B, K) in which those of the right classes are replaced by `own` (B, 1).
+
+    With the loss L = lse - own:  p_j = exp(z_j - own - L) for the other classes,  p_y - 1 = exp(-L) - 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        loss = torch.logsumexp(logits.scatter(1, index, own), 1, keepdim=True) - own
+        ctx.save_for_backward(logits, own, index, loss)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        logits, own, index, loss = ctx.saved_tensors
+        others = torch.exp(logits - (own + loss)) * grad
+        return torch.where(_is_column(index, logits.size(1)), 0.0, others), torch.expm1(-loss) * grad, None
+
+
+def _is_column(index: Tensor, columns: int) -> Tensor:
+    """(B, columns) with True at index (B, 1); by 32-bit numbers, which processors compare faster."""
+    return torch.arange(columns, device=index.device, dtype=torch.int32) == index.int()
 
 
 def _squared_length(x: Tensor, eps: float) -> Tensor:
