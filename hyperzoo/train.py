@@ -71,7 +71,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     progress = Progress(
         recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process, unit=step.unit
     )
-    compiled, reason = build.compiles(recipe, recipe.train.epochs * len(batches), engine.device)
+    compiled, reason = build.compiles(recipe, model, recipe.train.epochs * len(batches), engine.device)
     progress.say(
         f"{recipe.name}: {len(train)} {step.unit}, {len(batches)} updates an epoch, {build.precision(recipe)}, "
         f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"

@@ -19,14 +19,14 @@ TERMS = {
 }
 
 
-def recipe(arch="resnet20_cifar", **method):
+def recipe(arch="resnet20_cifar", data="c10", train=None, **method):
     return Recipe.model_validate(
         dict(
             name="some",
             model=dict(arch=arch),
-            data=dict(name="c10"),
+            data=dict(name=data, length=35) if data == "ptb" else dict(name=data),
             optim=dict(lr=0.1),
-            train=dict(epochs=1),
+            train=dict(epochs=1, **(train or {})),
             method=method,
         )
     )
@@ -127,3 +127,29 @@ def test_without_a_method_there_is_cross_entropy_alone():
 def test_contradictions_are_refused(method, expected):
     with pytest.raises(ValueError, match=expected):
         recipe(**method)
+
+
+@pytest.mark.parametrize(
+    ("arch", "wish", "precision", "updates", "device", "compiled", "reason"),
+    [
+        ("spherenet20", "auto", "fp32", 2000, "cpu", True, "compiling the model"),
+        ("spherenet20", "auto", "fp32", 1999, "cpu", False, "1999 updates are too few"),
+        ("spherenet20", "off", "fp32", 9999, "cpu", False, "as the recipe says"),
+        ("resnet20_cifar", "auto", "fp32", 9999, "cpu", False, "without sphere layers"),
+        ("resnet20_cifar", "auto", "bf16", 9999, "cpu", True, "compiling the model"),
+        ("resnet20_cifar", "auto", "fp32", 9999, "cuda", True, "compiling the model"),
+        ("resnet20_cifar", "on", "fp32", 1, "cpu", True, "as the recipe says"),
+        ("lstm200", "auto", "fp32", 9999, "cpu", False, "needs no compilation"),
+    ],
+)
+def test_what_is_compiled(arch, wish, precision, updates, device, compiled, reason):
+    plan = recipe(arch, "ptb" if arch == "lstm200" else "c10", dict(compile=wish, precision=precision))
+    network = torch.nn.Identity() if arch == "lstm200" else build.model(plan, 10, 3)
+    got, said = build.compiles(plan, network, updates, torch.device(device))
+    assert got is compiled and reason in said
+
+
+def test_nothing_is_compiled_without_a_compiler(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    got, said = build.compiles(recipe("spherenet20"), torch.nn.Identity(), 9999, torch.device("cpu"))
+    assert not got and "no C++ compiler" in said
