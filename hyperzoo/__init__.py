@@ -24,4 +24,4 @@ from hyperzoo.zoo import load as load
 from hyperzoo.zoo import preprocess as preprocess
 from hyperzoo.zoo import weight_info as weight_info
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
