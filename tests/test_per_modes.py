@@ -4,6 +4,7 @@ import copy
 import os
 import subprocess
 import sys
+from collections import namedtuple
 
 import pytest
 import timm
@@ -30,7 +31,8 @@ def test_in_place_modules_do_not_overwrite_what_was_recorded():
     assert model[1].inplace and model[2].inplace and model[4].inplace
 
 
-def test_in_place_code_of_the_model_is_an_error_that_names_the_layer():
+@pytest.mark.parametrize("slices", [None, 4])
+def test_in_place_code_of_the_model_is_an_error_that_names_the_layer(slices):
     class Adds(nn.Module):
         def __init__(self):
             super().__init__()
@@ -42,10 +44,39 @@ def test_in_place_code_of_the_model_is_an_error_that_names_the_layer():
             return y
 
     model = Adds()
-    term = PER(model, strength=1.0, layers="fc")
+    term = PER(model, strength=1.0, layers="fc", slices=slices)
     with pytest.raises(InputError, match="output of 'fc' was overwritten"):
         step(model, term, torch.randn(2, 3))
     assert not model.fc._forward_hooks
+
+
+Pair = namedtuple("Pair", "hidden twice")
+
+
+@pytest.mark.parametrize("make", [lambda *two: two, lambda *two: list(two), Pair])
+@pytest.mark.parametrize("slices", [None, 4])
+def test_the_first_of_several_outputs_counts_and_the_others_stay(make, slices):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 5)
+
+        def forward(self, x):
+            h = self.fc(x)
+            return make(h, 2 * h)
+
+    layer, x = Two(), torch.randn(4, 3)
+    model = nn.Sequential(layer)
+    term = PER(model, strength=1.0, layers="0", slices=slices)
+    with term:
+        out = model(x)
+        loss = out[0].square().sum() + out[1].sum() + term()
+    assert type(out) is type(make(1, 2))
+    h = layer.fc(x)
+    draws = torch.Generator().manual_seed(0)
+    expected = h.square().sum() + 2 * h.sum() + projected_error(h, slices=slices, generator=draws)
+    for got, wanted in zip(gradients(model, loss), gradients(model, expected), strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_accumulated_parts_equal_the_whole_batch():
@@ -95,8 +126,9 @@ def test_a_compiled_model_has_the_same_term(slices):
         compiled(x)
 
 
+@pytest.mark.parametrize("slices", [None, 16])
 @pytest.mark.parametrize("inside", [False, True])
-def test_gradient_checkpointing_changes_nothing(inside):
+def test_gradient_checkpointing_changes_nothing(inside, slices):
     torch.manual_seed(0)
     plain = timm.create_model("resnet20_cifar")
     for module in plain.modules():
@@ -107,7 +139,7 @@ def test_gradient_checkpointing_changes_nothing(inside):
     found = []
     for model in (plain, saving):
         for layers in ("type:ReLU", "stages"):
-            term = PER(model, strength=1.0, layers=layers, slices=16)
+            term = PER(model, strength=1.0, layers=layers, slices=slices)
             with term:
                 loss = model(images(2, 8)).square().mean() + term()
                 if inside:

@@ -5,14 +5,16 @@ Regularizing activations in neural networks via distribution matching with the W
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from hyperzoo.regularizers.exact_error import ExactError, full_precision
-from hyperzoo.regularizers.projections import SampledError, as_vectors, check_choices, draw_directions, reduced
+from hyperzoo.regularizers.exact_error import ExactError
+from hyperzoo.regularizers.projections import SampledError, as_vectors, axes_of, check_choices, draw_directions, reduced
 from hyperzoo.regularizers.recording import Recording, check_strength
 
 
@@ -62,7 +64,7 @@ class PER:
         self.slices = slices
         self.reduce = reduce
         self.view = view
-        self._recording = Recording(model, layers)
+        self._recording = Recording(model, layers, self._attach if slices is None else None)
         self._generator = torch.Generator()
         self._measured: dict[str, Tensor] = {}
         self.seed(seed)
@@ -85,13 +87,16 @@ class PER:
         """strength times the sum over layers, of the forward pass in this `with`."""
         self._measured = {}
         total = self._recording.zero()
-        for name, outputs in self._recording.take().items():
+        for name, calls in self._recording.take().items():
             measured = []
-            for output in outputs:
-                error, numbers = self._error(output)
+            for kept in calls:
+                errors, numbers = kept if self.slices is None else self._sampled(kept, self.slices)
+                error = reduced(errors, len(errors), self.reduce)
                 total = total + error
-                measured.append(numbers)
+                measured.append(torch.stack([errors.detach().mean(), *numbers]))
             self._measured[name] = torch.stack(measured).mean(0)
+        if self.reduce == "sum" and torch.distributed.is_available() and torch.distributed.is_initialized():
+            total = total * torch.distributed.get_world_size()
         return self.strength * total
 
     def report(self) -> dict[str, float]:
@@ -102,15 +107,29 @@ class PER:
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
         return table
 
-    def _error(self, output: Tensor) -> tuple[Tensor, Tensor]:
+    def _attach(self, output: Tensor) -> tuple[Tensor, Any]:
+        """The output, and its errors over all directions: their gradient joins that of the output."""
+        axes = axes_of(output, self.view)
+        with _not_checkpointed():
+            alias, errors, energy = ExactError.apply(output, axes)
+        return alias, (errors, _moments(output, energy))
+
+    def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Any]:
+        axes = axes_of(output, self.view)
+        _, errors, energy = ExactError.apply(output.detach(), axes)
         x, axis = as_vectors(output, self.view)
-        if self.slices is None:
-            errors, energy = ExactError.apply(x, axis)
-        else:
-            errors, energy = ExactError.apply(x.detach(), axis)
-            errors = SampledError.apply(x, axis, draw_directions(x, axis, self.slices, self._generator), errors)
-        error = reduced(errors, len(x), self.reduce)
-        if self.reduce == "sum" and torch.distributed.is_available() and torch.distributed.is_initialized():
-            error = error * torch.distributed.get_world_size()
-        mean = x.detach().mean(dtype=full_precision(x))
-        return error, torch.stack([errors.detach().mean(), mean, energy.mean() / x.shape[axis]])
+        directions = draw_directions(x, axis, slices, self._generator)
+        return SampledError.apply(x, axis, directions, errors), _moments(output, energy)
+
+
+def _moments(output: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of all entries, and of their squares."""
+    x = output.detach()
+    return x.mean(dtype=energy.dtype), energy.mean() * (energy.numel() / x.numel())
+
+
+def _not_checkpointed() -> AbstractContextManager[Any]:
+    """Keep what is saved for backward from gradient checkpointing, which counts it: its second pass is not recorded."""
+    if torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)

@@ -58,10 +58,10 @@ def projected_error(
         tensor(3.2474)
     """
     check_choices(slices, reduce, view)
-    x, axis = as_vectors(x, view)
     if slices is None:
-        errors, _ = ExactError.apply(x, axis)
+        _, errors, _ = ExactError.apply(x, axes_of(x, view))
     else:
+        x, axis = as_vectors(x, view)
         errors = SampledError.apply(x, axis, draw_directions(x, axis, slices, generator), None)
     return reduced(errors, len(x), reduce)
 
@@ -155,8 +155,8 @@ def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generato
     return unit.to(x.device)
 
 
-def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
-    """x and the axis of its vectors; samples stay in front."""
+def axes_of(x: Tensor, view: str) -> tuple[int, ...]:
+    """The axes along which the vectors of activations lie."""
     if x.dim() < 2 or not x.is_floating_point() or x.numel() == 0:
         kind = str(x.dtype).removeprefix("torch.")
         raise InputError(
@@ -164,8 +164,14 @@ def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
             f"(batch, channels, ...), none of them 0; got {kind} {tuple(x.shape)}"
         )
     if view == "flatten":
-        return x.flatten(1), 1
-    return x, 1 if x.dim() != 3 else 2
+        return tuple(range(1, x.dim()))
+    return (1 if x.dim() != 3 else 2,)
+
+
+def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
+    """x, flattened for that view, and the one axis of its vectors; samples stay in front."""
+    axes = axes_of(x, view)
+    return (x.flatten(1) if len(axes) > 1 else x), axes[0]
 
 
 def reduced(errors: Tensor, batch: int, reduce: str) -> Tensor:

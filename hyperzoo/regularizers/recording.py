@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError
 from hyperzoo.taps import attached, select
 
+Tap = Callable[[Tensor], tuple[Tensor, Any]]
+
 
 class Recording:
     """Between `with` and `take()`, keeps the outputs of layers that are in training mode.
@@ -20,14 +22,17 @@ class Recording:
     place for the length of the `with`; afterwards the model is as before.
 
     Args:
+        tap: what to do with an output: it gives the tensor that the model goes on with, an alias of the output, and
+            what `take()` returns in the place of the output.
         layers: words of `hyperzoo.taps.select`. Of an output that is a tuple (`nn.LSTM`), the first member counts; the
             outputs of a recurrent layer come as (B, T, H) whether or not it is `batch_first`.
     """
 
-    def __init__(self, model: nn.Module, layers: str | Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, layers: str | Sequence[str], tap: Tap | None = None) -> None:
         self.model = model
         self.modules = select(model, layers)
-        self._outputs: dict[str, list[tuple[Tensor, int, bool]]] = {}
+        self._tap = tap
+        self._outputs: dict[str, list[tuple[Any, Tensor, int, bool]]] = {}
         self._open = False
         self._end: Callable[[], None] | None = None
 
@@ -48,7 +53,7 @@ class Recording:
         if kind is not None:
             self._outputs = {}
 
-    def take(self) -> dict[str, list[Tensor]]:
+    def take(self) -> dict[str, list[Any]]:
         """Outputs by layer, one per call of the layer. What follows is not recorded, until the `with` is entered anew:
         the forward pass that gradient checkpointing repeats is not a second one.
 
@@ -72,16 +77,20 @@ class Recording:
         first = next(self.model.parameters(), torch.zeros(()))
         return torch.zeros((), device=first.device)
 
-    def _record(self, name: str, output: Any) -> None:
+    def _record(self, name: str, output: Any) -> Any:
         if not (self._open and self.modules[name].training):
-            return
-        while isinstance(output, (tuple, list)):
-            output = output[0]
-        if isinstance(self.modules[name], nn.RNNBase) and not self.modules[name].batch_first and output.dim() == 3:
-            output = output.transpose(0, 1)
+            return None
+        if isinstance(output, (tuple, list)):
+            first = self._record(name, output[0])
+            return None if first is None else _with_first(output, first)
+        module = self.modules[name]
+        steps_first = isinstance(module, nn.RNNBase) and not module.batch_first and output.dim() == 3
+        x = output.transpose(0, 1) if steps_first else output
         untracked = torch.compiler.is_compiling() or output.is_inference()
         version = -1 if untracked else output._version
-        self._outputs.setdefault(name, []).append((output, version, torch.is_grad_enabled()))
+        alias, kept = self._tap(x) if self._tap else (None, x)
+        self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
+        return alias if alias is None or not steps_first else alias.transpose(0, 1)
 
 
 def check_strength(strength: float) -> float:
@@ -91,7 +100,13 @@ def check_strength(strength: float) -> float:
     return float(strength)
 
 
-def _checked(name: str, output: Tensor, version: int, had_gradients: bool) -> Tensor:
+def _with_first(output: Any, first: Any) -> Any:
+    """A tuple, list or named tuple with another first member."""
+    rest = (first, *output[1:])
+    return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
+
+
+def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: bool) -> Any:
     if torch.is_grad_enabled() and not had_gradients:
         raise InputError(
             f"{name!r} ran without gradients, so the term could not act on it: use gradient checkpointing with "
@@ -102,7 +117,7 @@ def _checked(name: str, output: Tensor, version: int, had_gradients: bool) -> Te
             f"the output of {name!r} was overwritten by code of the model behind it (x += y, F.relu(x, inplace=True)); "
             "choose a layer after that, or write the operation out of place"
         )
-    return output
+    return kept
 
 
 @contextmanager
