@@ -37,6 +37,10 @@ class Checkout:
         """The embedded sample of the data sets, in the layout of HYPERZOO_DATA."""
         return self.root / "tests" / "assets" / "mirror"
 
+    def embeds(self, code: str) -> bool:
+        """Whether a sample of this data set is embedded; the terms of most allow none."""
+        return (self.mirror / names.DATASETS[code]).is_dir()
+
     @property
     def card_template(self) -> Path:
         return self.root / "model_cards" / "TEMPLATE.md"

@@ -67,7 +67,7 @@ class ThisFile:
     ece: float
     correct: int
     total: int
-    sample: Sample
+    sample: Sample | None  # None for a data set of which nothing is embedded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -182,8 +182,8 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
     """Every run is one of this recipe, on the same whole data set, with a seed of its own."""
     first = runs[0].result
-    sample: set[str] = set()  # no text is embedded
-    if recipe.data.name not in names.TEXTS:
+    sample: set[str] = set()
+    if place.embeds(recipe.data.name):
         sample = {data.load_images(recipe.data.name, split, place.mirror).fingerprint for split in ("train", "test")}
     for folder, result in runs:
         got = {"train": result["train_fingerprint"], "test": result["metrics"]["fingerprint"]}
@@ -233,14 +233,17 @@ def _this_file(model: nn.Module, code: str, run: Run, place: Checkout) -> ThisFi
         raise PublishError(f"{run.folder} says {stated['correct']} correct answers, its file gives {full.correct}")
     if isinstance(full, evaluate.TextMetrics):
         return ThisText(round(full.perplexity, 4), round(full.nll, 4), full.correct, full.total)
-    sample = evaluate.test_split(model, code, mirror=place.mirror)
+    sample: Sample | None = None
+    if place.embeds(code):
+        part = evaluate.test_split(model, code, mirror=place.mirror)
+        sample = Sample(part.correct, part.total, part.fingerprint)
     return ThisFile(
         accuracy=round(full.accuracy, 4),
         nll=round(full.nll, 4),
         ece=round(full.ece / 100, 4),
         correct=full.correct,
         total=full.total,
-        sample=Sample(sample.correct, sample.total, sample.fingerprint),
+        sample=sample,
     )
 
 

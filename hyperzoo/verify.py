@@ -114,11 +114,11 @@ def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
 
 def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     place, this = checkout.here(), info.metrics.this_file
-    if isinstance(this, ThisText):
-        return None, "no part of the text is embedded"
+    stated = None if isinstance(this, ThisText) else this.sample
+    if stated is None:
+        return None, f"no part of {info.dataset.id} is embedded"
     if place is None:
         return None, "the embedded sample is in a checkout only"
-    stated = this.sample
     try:
         metrics = evaluate.test_split(model, _code(info), mirror=place.mirror)
     except (DataError, MissingExtraError) as error:
@@ -137,7 +137,8 @@ def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
         metrics = evaluate.test_split(model, _code(info))
     except (DataError, MissingExtraError) as error:
         return None, str(error)
-    if not isinstance(stated, ThisText) and metrics.fingerprint == stated.sample.fingerprint:
+    sample = None if isinstance(stated, ThisText) else stated.sample
+    if sample and metrics.fingerprint == sample.fingerprint:
         return None, f"{VARIABLE} holds the embedded sample only"
     if metrics.fingerprint == info.dataset.test_fingerprint:
         near = abs(metrics.correct - stated.correct) <= TEST_SLACK

@@ -13,7 +13,7 @@ from finished import NAME, another_seed, contents
 from hub_double import TOKEN, Double, talk_to
 from safetensors.torch import load_file, save_file
 
-from hyperzoo import cards, cli, errors, publish, weights
+from hyperzoo import cards, cli, errors, publish, verify, weights
 from hyperzoo.manifest import Manifest
 
 REPO = f"hyperzoo/{NAME}"
@@ -55,6 +55,16 @@ def published(trained, tmp_path_factory):
         patch.setenv("HYPERZOO_DATA", str(data))
         info = publish.publish(NAME, [run], place=copy)
     return copy, run, info
+
+
+def test_a_data_set_of_which_nothing_is_embedded(trained, tmp_path, monkeypatch):
+    place, data, run = trained
+    copy = type(place)(shutil.copytree(place.root, tmp_path / "checkout"))
+    shutil.rmtree(copy.mirror)
+    monkeypatch.setenv("HYPERZOO_DATA", str(data))
+    info = publish.publish(NAME, [run], place=copy)
+    assert info.metrics.this_file.sample is None and Manifest(copy.package).info(NAME) == info
+    assert verify._sample(info, None) == (None, "no part of uoft-cs/cifar10 is embedded")
 
 
 def test_what_is_published_agrees_with_the_run(published):

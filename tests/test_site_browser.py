@@ -40,10 +40,11 @@ def demo_page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made_page(tmp_path_factory):
-    """A page with more weights, one of them hostile, and no demo."""
+    """A page with one weight of ours and made ones, all of them hostile, and no demo."""
     folder = tmp_path_factory.mktemp("made")
     manifest, place = Manifest(checkout.here().package), checkout.Checkout(folder)
     entry = manifest.info(NAME)
+    manifest.weights = {NAME: entry}
     for name, (mean, parameters, dataset) in MADE.items():
         spread = dataclasses.replace(entry.score, mean=mean)
         text = TextMetrics(spread, ThisText(mean, 4.7, 20_000, 82_430))
@@ -80,7 +81,7 @@ def opened(tmp_path):
 
 def test_columns_are_sorted_by_mouse_and_keyboard(made_page, opened):
     shown = opened(made_page)
-    names = sorted([*MADE, *hyperzoo.list_weights()])
+    names = sorted([*MADE, NAME])
     assert shown.run(NAMES) == names
     state = "[...document.querySelectorAll('thead th')].map((head) => head.getAttribute('aria-sort'))"
     assert shown.run(state) == ["ascending", *[None] * 7]
@@ -106,7 +107,7 @@ def choose(shown, column, choice):
 
 def test_filters_leave_what_has_all_of_them(made_page, opened):
     shown = opened(made_page)
-    total = len(MADE) + len(hyperzoo.list_weights())
+    total = len(MADE) + 1
     choose(shown, "Data set", "uoft-cs/cifar100")
     assert shown.run(NAMES) == sorted(name for name in MADE if name.endswith("_c100"))
     choose(shown, "Method", "no method")
@@ -187,7 +188,7 @@ def test_without_javascript_every_row_is_open(made_page, opened):
     shown.open(made_page)
     root = shown.send("DOM.getDocument", depth=-1)["root"]["nodeId"]
     html = shown.send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
-    assert html.count('class="opened"') == len(MADE) + len(hyperzoo.list_weights())
+    assert html.count('class="opened"') == len(MADE) + 1
     assert not re.search(r'class="opened"[^>]* hidden', html) and "Without JavaScript" in html
 
 
