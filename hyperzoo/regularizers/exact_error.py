@@ -21,7 +21,6 @@ from torch import Tensor
 from hyperzoo.gradients import first_only
 
 _NODES = 48  # of the sums; enough for 1e-13 at d = 1, where most are needed
-_CACHED = 2**16  # entries of a tensor that a core's cache holds beside others
 _OFFSET = 8  # r^2 = |h|^2 + d + 8: with this number the sums are shortest
 
 
@@ -34,7 +33,7 @@ class ExactError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        energy = _squared_length(x, axes)
+        energy = x.to(full_precision(x)).square().sum(axes, keepdim=True)
         d = 1
         for axis in axes:  # math.prod does not compile
             d *= x.shape[axis]
@@ -55,15 +54,6 @@ class ExactError(torch.autograd.Function):
         x, r = ctx.saved_tensors
         pull = grad.reshape(r.shape) / r * _chebyshev(_series(ctx.d, r.dtype)[1], _position(r, ctx.d))
         return (x * pull if onto is None else torch.addcmul(onto, x, pull)).to(x.dtype), None
-
-
-def _squared_length(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """|h|^2, the axes kept; on a CPU some samples at a time, so that the squares stay within the cache."""
-    dtype = full_precision(x)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return x.to(dtype).square().sum(axes, keepdim=True)
-    parts = x.split(max(1, _CACHED // x[0].numel()))
-    return torch.cat([part.to(dtype).square().sum(axes, keepdim=True) for part in parts])
 
 
 def full_precision(x: Tensor) -> torch.dtype:
