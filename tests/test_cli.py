@@ -68,7 +68,7 @@ def test_info_shows_the_manifest(zoo, run):
 @pytest.mark.parametrize(
     "words, code, text",
     [
-        (["info", "resnet20_cifar.plain_c1"], 1, "Closest: resnet20_cifar.plain_c10"),
+        (["info", "resnet110_cifar.plain_c10"], 1, "Closest: resnet20_cifar.plain_c10"),
         (["info", "../x"], 1, "InvalidNameError"),
         (["eval", "resnet21_cifar"], 1, "no architecture 'resnet21_cifar'. Closest: resnet"),
         (["verify"], 2, "--all"),

@@ -136,15 +136,16 @@ def hostile(info):
 
 def test_hostile_values_are_text(monkeypatch):
     manifest = Manifest(PLACE.package)
+    manifest.weights = {NAME: manifest.info(NAME)}
     harmless = Parsed(page.html(manifest, None, made_demo()))
-    manifest.weights = {NAME: hostile(manifest.info(NAME)), **{n: i for n, i in manifest.weights.items() if n != NAME}}
+    manifest.weights = {NAME: hostile(manifest.info(NAME))}
     shown = dataclasses.replace(made_demo(label_names=[HOSTILE, "dog"]), info=manifest.info(NAME))
     text = page.html(manifest, None, shown)
     parsed = Parsed(text)
     more = (("option", ()), ("wbr", ()))  # the choices of the filters, and the places where a line may end
     assert [x for x in parsed.shape if x not in more] == [x for x in harmless.shape if x not in more]
     assert "alert(2)>" not in re.sub(r"&[a-z#0-9]+;", "", text).replace("alert(2)&gt;", "")
-    assert HOSTILE in parsed.of("tr", id=NAME)[0] and HOSTILE in parsed.of("small")[1]
+    assert HOSTILE in parsed.of("tr", id=NAME)[0] and HOSTILE in parsed.of("small")[0]
     assert any(attributes.get("alt") == HOSTILE for _, attributes in parsed.tags)
     assert [json.loads(x)["label_names"][0] for x in parsed.of("script", id="facts")] == [HOSTILE]
     links = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
