@@ -2,12 +2,13 @@
 
     python benchmarks/per.py            # about 20 minutes on two cores
     python benchmarks/per.py --quick    # few repeats
+    python benchmarks/per.py --compiled # the network of images compiled, with the term's part inside
     python benchmarks/per.py --busy     # one thread, CPU time: for a machine that does other things too
 
 Fixup ResNet-56, batch 128 of 32 x 32, and a word LSTM of two layers of 200 units, 20 sequences of 35 words; float32,
-eager, PER on the output of every ReLU, or on every hidden state. Plain step and step with the term take turns, and a
-ratio is the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident
-set over one step, in a process of its own (Linux).
+eager unless asked, PER on the output of every ReLU, or on every hidden state. Plain step and step with the term take
+turns, and a ratio is the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of
+the resident set over one step, in a process of its own (Linux).
 """
 
 import argparse
@@ -36,7 +37,9 @@ SPEED: list[tuple[str, str, int | None, float]] = [
 MEMORY_LIMIT = 1.10
 
 
-def make_step(network: str, term: bool, slices: int | None, channels_last: bool = False) -> Callable[[], None]:
+def make_step(
+    network: str, term: bool, slices: int | None, channels_last: bool = False, compiled: bool = False
+) -> Callable[[], None]:
     """One step on resident tensors, with loss, backward and SGD."""
     torch.manual_seed(0)
     model = timm.create_model(network).train()
@@ -46,6 +49,8 @@ def make_step(network: str, term: bool, slices: int | None, channels_last: bool 
         x, y, layers = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,)), "type:ReLU"
         if channels_last:
             model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
+        if compiled:
+            model.compile(dynamic=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     per = PER(model, strength=1e-4, layers=layers, slices=slices) if term else None
 
@@ -118,6 +123,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few repeats")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     parser.add_argument("--channels-last", action="store_true", help="the images' memory format")
+    parser.add_argument("--compiled", action="store_true", help="compile the network of images")
     parser.add_argument("--memory-of", choices=("per", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1 if args.busy else 2)
@@ -132,7 +138,7 @@ def main() -> None:
     )
     print(f"{'what':28}{'network':24}{'plain':>10}{'PER':>10}{'ratio':>8}{'at most':>9}")
     for what, network, slices, limit in SPEED:
-        steps = [make_step(network, term, slices, args.channels_last) for term in (False, True)]
+        steps = [make_step(network, term, slices, args.channels_last, args.compiled) for term in (False, True)]
         a, b, ratio = compare(*steps, repeats * (4 if network == "lstm200" else 1), clock)
         row(what, network, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, limit)
     own, plain = (peak_bytes(term) for term in (True, False))
