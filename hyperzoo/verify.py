@@ -19,7 +19,7 @@ from hyperzoo.errors import (
     WeightHashError,
     WeightUnavailableError,
 )
-from hyperzoo.manifest import ThisText, WeightInfo
+from hyperzoo.manifest import Sample, ThisText, WeightInfo
 
 RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on another CPU; the measured differences are below 1e-6
 SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers: ties flip between CPUs
@@ -113,8 +113,7 @@ def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
 
 
 def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
-    place, this = checkout.here(), info.metrics.this_file
-    stated = None if isinstance(this, ThisText) else this.sample
+    place, stated = checkout.here(), _stated_sample(info)
     if stated is None:
         return None, f"no part of {info.dataset.id} is embedded"
     if place is None:
@@ -129,6 +128,11 @@ def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
 
 
+def _stated_sample(info: WeightInfo) -> Sample | None:
+    this = info.metrics.this_file
+    return None if isinstance(this, ThisText) else this.sample
+
+
 def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     if not os.environ.get(VARIABLE):
         return None, f"set {VARIABLE} to a mirror of {info.dataset.id} for the full test set"
@@ -137,7 +141,7 @@ def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
         metrics = evaluate.test_split(model, _code(info))
     except (DataError, MissingExtraError) as error:
         return None, str(error)
-    sample = None if isinstance(stated, ThisText) else stated.sample
+    sample = _stated_sample(info)
     if sample and metrics.fingerprint == sample.fingerprint:
         return None, f"{VARIABLE} holds the embedded sample only"
     if metrics.fingerprint == info.dataset.test_fingerprint:

@@ -31,19 +31,21 @@ def test_in_place_modules_do_not_overwrite_what_was_recorded():
     assert model[1].inplace and model[2].inplace and model[4].inplace
 
 
+class Fc(nn.Module):
+    """A linear layer, and what comes of its input and output."""
+
+    def __init__(self, then):
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.then = then
+
+    def forward(self, x):
+        return self.then(x, self.fc(x))
+
+
 @pytest.mark.parametrize("slices", [None, 4])
 def test_in_place_code_of_the_model_is_an_error_that_names_the_layer(slices):
-    class Adds(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(3, 3)
-
-        def forward(self, x):
-            y = self.fc(x)
-            y += x
-            return y
-
-    model = Adds()
+    model = Fc(lambda x, y: y.add_(x))
     term = PER(model, strength=1.0, layers="fc", slices=slices)
     with pytest.raises(InputError, match="output of 'fc' was overwritten"):
         step(model, term, torch.randn(2, 3))
@@ -56,16 +58,7 @@ Pair = namedtuple("Pair", "hidden twice")
 @pytest.mark.parametrize("make", [lambda *two: two, lambda *two: list(two), Pair])
 @pytest.mark.parametrize("slices", [None, 4])
 def test_the_first_of_several_outputs_counts_and_the_others_stay(make, slices):
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(3, 5)
-
-        def forward(self, x):
-            h = self.fc(x)
-            return make(h, 2 * h)
-
-    layer, x = Two(), torch.randn(4, 3)
+    layer, x = Fc(lambda x, h: make(h, 2 * h)), torch.randn(4, 3)
     model = nn.Sequential(layer)
     term = PER(model, strength=1.0, layers="0", slices=slices)
     with term:

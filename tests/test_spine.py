@@ -77,7 +77,7 @@ def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
         "tensors": True,
         "size": True,
         "golden": True,
-        "sample": True if PLACE.embeds(hyperzoo.weight_info(name).name.rpartition("_")[2]) else None,
+        "sample": True if PLACE.embeds(names.parse(name).dataset) else None,
         "test set": None,
     }, found
 

@@ -49,8 +49,7 @@ def angular_logits(
         The angle of the right class is clamped to a cosine of 1 - 1e-6 in size (0.08 degrees) when m > 1, so that its
         gradient stays finite. Under autocast the products have half precision, but that angle is exact in float32.
     """
-    logits, own = _angular_logits(features, weight, target, operator, margin, k, eps, annealing)
-    return logits if own is None else logits.scatter(1, target.unsqueeze(1), own)
+    return _with_own(*_angular_logits(features, weight, target, operator, margin, k, eps, annealing), target)
 
 
 def annealed(iteration: Tensor, start: float, floor: float, rate: float) -> Tensor:
@@ -143,11 +142,8 @@ class AngularSoftmax(nn.Module):
                 self.iteration.add_(1)
         k = self.k if raw_k is None else steepness(raw_k)
         logits, own = _angular_logits(features, weight, target, self.operator, self.margin, k, self.eps, annealing)
-        if own is None:
-            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
-        if self.label_smoothing:
-            logits = logits.scatter(1, target.unsqueeze(1), own)
-            return F.cross_entropy(logits, target, label_smoothing=self.label_smoothing)
+        if own is None or self.label_smoothing:
+            return F.cross_entropy(_with_own(logits, own, target), target, label_smoothing=self.label_smoothing)
         loss: Tensor = _CrossEntropyWithOwn.apply(logits, own, target.unsqueeze(1))
         return loss.mean()
 
@@ -167,8 +163,7 @@ def _angular_logits(
     annealing: float | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
     """The logits (B, K) without margin, and (B, 1) with it for the right classes; None for m = 1."""
-    squared = _squared_length(features, eps)
-    scale = squared.sqrt().unsqueeze(1)
+    scale = _squared_length(features, eps).sqrt().unsqueeze(1)
     # x first gets length 1: no product exceeds the length of a class row, which half precision can hold
     unit = features / scale
     inverse = _squared_length(weight, eps).rsqrt()
@@ -186,6 +181,10 @@ def _angular_logits(
     own_k = k[index] if isinstance(k, Tensor) else k
     value = annealing * _on_angle(theta, operator, own_k) + _on_angle(margin * theta, operator, own_k)
     return response * scale, value * scale / (1 + annealing)
+
+
+def _with_own(logits: Tensor, own: Tensor | None, target: Tensor) -> Tensor:
+    return logits if own is None else logits.scatter(1, target.unsqueeze(1), own)
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
@@ -214,7 +213,7 @@ class _Cosines(torch.autograd.Function):
         x, weight, inverse, cosine = ctx.saved_tensors
         scaled = (grad * inverse).to(ctx.dtype)
         along = (grad * cosine).sum(0) * inverse.square()
-        grad_weight = (scaled.t() @ x.to(ctx.dtype)).to(weight.dtype) - weight * along.unsqueeze(1)
+        grad_weight = scaled.t() @ x.to(ctx.dtype) - weight * along.unsqueeze(1)
         return (scaled @ weight.to(ctx.dtype)).to(x.dtype), grad_weight.to(weight.dtype), None, None
 
 

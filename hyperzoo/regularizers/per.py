@@ -109,15 +109,13 @@ class PER:
 
     def _attach(self, output: Tensor) -> tuple[Tensor, Any]:
         """The output, and its errors over all directions: their gradient joins that of the output."""
-        axes = axes_of(output, self.view)
         with _not_checkpointed():
-            alias, errors, energy = ExactError.apply(output, axes)
+            alias, errors, energy = ExactError.apply(output, axes_of(output, self.view))
         return alias, (errors, _moments(output, energy))
 
     def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Any]:
-        axes = axes_of(output, self.view)
-        _, errors, energy = ExactError.apply(output.detach(), axes)
         x, axis = as_vectors(output, self.view)
+        _, errors, energy = ExactError.apply(x.detach(), (axis,))
         directions = draw_directions(x, axis, slices, self._generator)
         return SampledError.apply(x, axis, directions, errors), _moments(output, energy)
 
@@ -125,7 +123,7 @@ class PER:
 def _moments(output: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of all entries, and of their squares."""
     x = output.detach()
-    return x.mean(dtype=energy.dtype), energy.mean() * (energy.numel() / x.numel())
+    return x.mean(dtype=energy.dtype), energy.sum() / x.numel()
 
 
 def _not_checkpointed() -> AbstractContextManager[Any]:
