@@ -106,7 +106,7 @@ def subject(
     """A network, a batch for it, and what the batch is, in words.
 
     The batch is the beginning of the test split of a data set (of a text: 20 columns of 35 words of the validation
-    split), or Gaussian noise of the input size where no data set is known.
+    split), of the size on which a run was trained, or Gaussian noise of the input size where no data set is known.
 
     Args:
         what: a run folder, or as for `zoo.any_network`.
@@ -118,10 +118,11 @@ def subject(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
-    folder = Path(what)
+    folder, size_px = Path(what), None
     if (folder / "result.json").is_file():
-        recipe = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"]
-        model, dataset = zoo.any_network(f"local-dir:{folder}"), dataset or recipe["data"]["name"]
+        trained_on = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"]["data"]
+        model, dataset = zoo.any_network(f"local-dir:{folder}"), dataset or trained_on["name"]
+        size_px = trained_on.get("size_px")
     else:
         model = zoo.any_network(what, pretrained=pretrained)
         with suppress(ValueError):  # no weight of ours
@@ -135,6 +136,8 @@ def subject(
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
         columns, length = piece.tokens.shape
         return model, piece.tokens, f"{columns} columns of {length} words of {samples.origin}"
+    if size_px and isinstance(samples, data.ImageSet):
+        samples = samples.take(torch.arange(min(batch_size, len(samples)))).resized(size_px)
     batch = next(evaluate.batches(model, samples, batch_size=batch_size))
     return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
 

@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from hyperzoo import data, losses, names, regularizers, zoo
+from hyperzoo.errors import RecipeError
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.config import Recipe
@@ -117,9 +118,21 @@ def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
 
 
 def images(recipe: Recipe) -> tuple[Images, Images | None]:
-    """The training images, and those held out for choices, of which no class is made rare."""
+    """The training images, and those held out for choices, of which no class is made rare.
+
+    Raises:
+        RecipeError: data.resize_px ends at another size than that of the images.
+    """
     train: Images = data.load_images(recipe.data.name, "train")
     held: Images | None = None
+    if isinstance(train, data.ImageSet):
+        train = train.resized(recipe.data.size_px) if recipe.data.size_px else train
+        sizes, size = recipe.data.resize_px, train.images.shape[-1]
+        if sizes and (last := sizes[max(sizes)]) != size:
+            raise RecipeError(
+                f"data.resize_px ends at {last} px, but images of {recipe.data.name} have {size} and are judged so; "
+                f"end it at {size}, or make all images smaller by data.size_px and data.hold_out"
+            )
     if recipe.data.hold_out:
         train, held = train.hold_out(recipe.data.hold_out)
     return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held

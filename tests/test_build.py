@@ -5,6 +5,7 @@ import timm
 import torch
 
 from hyperzoo import build, losses, mixup, regularizers
+from hyperzoo.errors import RecipeError
 from hyperzoo.layers import SphereLinear
 from hyperzoo.training.config import Recipe
 from hyperzoo.training.method import Method
@@ -52,6 +53,20 @@ def test_a_term_is_built_with_its_values_and_added(name):
     torch.testing.assert_close(result.loss, result.terms["task"] + result.terms[name])
     result.loss.backward()
     assert not [module for module in step.model.modules() if module._forward_hooks]
+
+
+def test_images_are_judged_at_the_size_at_which_the_training_ends(data_mirror):
+    half = {**recipe().settings()["data"], "hold_out": 50, "size_px": 16}
+    plan = recipe().model_dump() | {"data": half}
+    train, held = build.images(Recipe.model_validate(plan))
+    assert train.images.shape[1:] == held.images.shape[1:] == (3, 16, 16) and len(held) == 50
+    plan["data"] = {**half, "resize_px": {1: 8, 3: 16}}
+    plan["train"]["epochs"] = 3
+    assert build.images(Recipe.model_validate(plan))[1].fingerprint == held.fingerprint
+    assert Recipe.model_validate(plan).shortened(1).data.resize_px == {1: 16}
+    plan["data"] = {**half, "size_px": None, "resize_px": {1: 8, 3: 16}}
+    with pytest.raises(RecipeError, match="ends at 16 px, but images of c10 have 32 and are judged so; end it at 32"):
+        build.images(Recipe.model_validate(plan))
 
 
 def test_the_tables_agree():

@@ -94,6 +94,16 @@ def test_hold_out_is_stratified_disjoint_and_repeatable():
             images.hold_out(count)
 
 
+def test_half_size_is_a_triangle_over_four_pixels():
+    images = toy(4)
+    small = images.resized(images.images.shape[-1] // 2)
+    weights = torch.tensor([1, 3, 3, 1]) / 8  # of the distances 1.5, 0.5, 0.5, 1.5 to the center, 2 - |t| in size
+    windows = images.images[..., 1:-1, 1:-1].float().unfold(2, 4, 2).unfold(3, 4, 2)
+    expected = torch.einsum("nchwij,i,j->nchw", windows, weights, weights)
+    torch.testing.assert_close(small.images[..., 1:-1, 1:-1].float(), expected, atol=1.01, rtol=0)
+    assert small.labels is images.labels and small.fingerprint != images.fingerprint
+
+
 def test_image_sets_refuse_other_tensors():
     images = toy(4)
     with pytest.raises(InputError, match=r"torch\.float32"):

@@ -58,6 +58,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         ("lr: 1e-3", "lr: 1e-3\n  schedule: constant\n  cycles: 2", "optim.cycles 2 needs optim.schedule cosine"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
         ("name: c10", "name: c10\n  resize_px: {3: 16}", "names epoch 3, but there are 2"),
+        ("name: c10", "name: c10\n  size_px: 16", "data.size_px needs data.hold_out"),
     ],
 )
 def test_one_fault_one_sentence(tmp_path, old, new, expected):

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import hyperzoo
-from hyperzoo import train
+from hyperzoo import activations, train
 from hyperzoo.data import ImageBatches, load_images
 from hyperzoo.errors import LaunchError, NonFiniteError, RunError
 from hyperzoo.training import checkpoint
@@ -245,7 +245,7 @@ def small_recipe(tmp_path, data_mirror):
     path = tmp_path / "small.yaml"
     path.write_text(
         "model: {arch: resnet20_cifar}\n"
-        "data: {name: c10, batch_size: 16, hold_out: 100, resize_px: {1: 8}}\n"
+        "data: {name: c10, batch_size: 16, hold_out: 100, size_px: 8}\n"
         "optim: {lr: 0.1}\n"
         "train: {epochs: 1, precision: fp32}\n"
     )
@@ -256,6 +256,7 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
     result = train.run(recipe, out)
     assert result.values["split"] == "held-out part of train"  # choices never see the test split
+    assert activations.subject(str(out), batch_size=4)[1].shape == (4, 3, 8, 8)
     assert result.values["metrics"]["total"] == 100 and result.values["recipe_sha256"] == recipe.digest()
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "result.json", "metrics.jsonl", "checkpoints"} <= names

@@ -17,6 +17,7 @@ from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torchvision.transforms.v2.functional import resize
 
 from hyperzoo import names
 from hyperzoo.data import sources
@@ -114,6 +115,11 @@ class ImageSet:
             label = self.classes.index(name)
             quota[label] = max(1, round(fraction * int(quota[label])))
         return self.take(self._draw(quota, seed).nonzero().flatten())
+
+    def resized(self, size_px: int) -> "ImageSet":
+        """The same images as squares of size_px pixels, bilinear and antialiased, with a fingerprint of their own."""
+        images = resize(self.images, [size_px, size_px], antialias=True).contiguous()
+        return ImageSet(self.name, self.split, images, self.labels, self.classes, f"{self.origin} at {size_px} px")
 
     def _draw(self, quota: Tensor, seed: int) -> Tensor:
         """(N,) bool: true for so many samples of each class, the first ones of a permutation."""

@@ -54,6 +54,7 @@ class Data(Block):
     workers: Count = 0  # of images that are streamed: processes that decode
     length: AtLeastOne = 35  # of texts: tokens in a piece, through which the gradient flows
     choice: bool = False  # of texts: a run for a choice, judged on the validation split; the test split is not read
+    size_px: AtLeastOne | None = None  # of images in memory: all of them, those held out too, become so small first
     resize_px: dict[AtLeastOne, AtLeastOne] = {}  # from this epoch on, train at this size; the last is the full size
 
 
@@ -141,6 +142,8 @@ class Recipe(Block):
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]
         if late:
             faults.append(f"data.resize_px names epoch {late[0]}, but there are {self.train.epochs}")
+        if self.data.size_px and not self.data.hold_out and self.data.name not in names.TEXTS:
+            faults.append("data.size_px needs data.hold_out: only a run for a choice is judged on smaller images")
         faults += self._faults_of_texts() if self.data.name in names.TEXTS else []
         if names.is_language(self.model.arch) != (self.data.name in names.TEXTS):
             faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")
@@ -150,7 +153,7 @@ class Recipe(Block):
 
     def _faults_of_texts(self) -> list[str]:
         """What a recipe for a text says that only images have."""
-        said = {"data." + key: getattr(self.data, key) for key in ("hold_out", "keep", "resize_px")}
+        said = {"data." + key: getattr(self.data, key) for key in ("hold_out", "keep", "size_px", "resize_px")}
         said |= {"method." + key: getattr(self.method, key) for key in ("angular", "mixup", "manifold_mixup")}
         return [f"{key} is for images, not for {self.data.name}" for key, value in said.items() if value]
 
@@ -172,8 +175,8 @@ class Recipe(Block):
         values["train"]["epochs"] = epochs
         values["optim"]["warmup_epochs"] *= part
         values["optim"]["milestones"] = [milestone * part for milestone in self.optim.milestones]
-        sizes = {max(1, round((start - 1) * part) + 1): size for start, size in sorted(self.data.resize_px.items())}
-        values["data"]["resize_px"] = {start: size for start, size in sizes.items() if start <= epochs}
+        sizes = sorted(self.data.resize_px.items())  # the full size stays, were it for the last epoch only
+        values["data"]["resize_px"] = {min(epochs, round((start - 1) * part) + 1): size for start, size in sizes}
         return Recipe.model_validate(values)
 
     @classmethod
