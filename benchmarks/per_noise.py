@@ -1,0 +1,66 @@
+"""How noisy the gradient of PER is with sampled directions, beside the noise that mini-batches make anyway.
+
+    HYPERZOO_DATA=... python benchmarks/per_noise.py [MODEL]    # cnn11_elu as it begins, or local-dir:RUN
+
+CIFAR-10, batches of 128, PER on the output of every ELU. Noise is the root of the mean squared distance of gradients
+from their mean, over all parameters together, as a part of the length of that mean.
+"""
+
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hyperzoo import evaluate, zoo
+from hyperzoo.regularizers import PER
+
+BATCH, DRAWS, STRENGTH = 128, 16, 0.1
+
+
+def flat(model: nn.Module) -> Tensor:
+    """The gradient of all parameters as one vector, taken away from them."""
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    model.zero_grad()
+    return gradient
+
+
+def of_term(model: nn.Module, x: Tensor, slices: int | None, seed: int = 0) -> Tensor:
+    per = PER(model, strength=STRENGTH, layers="type:ELU", slices=slices, seed=seed)
+    with per:
+        model(x)
+        per().backward()
+    return flat(model)
+
+
+def noise(gradients: list[Tensor], mean: Tensor) -> float:
+    """Root of the mean squared distance from the mean."""
+    return float(torch.stack([(g - mean).square().sum() for g in gradients]).mean().sqrt())
+
+
+def main(name: str) -> None:
+    torch.manual_seed(0)
+    model = zoo.any_network(name).train()
+    images = evaluate.load_split("c10", "train").take(torch.arange(DRAWS * BATCH))
+    batches = list(evaluate.batches(model, images, batch_size=BATCH))
+    tasks = []
+    for batch in batches:
+        F.cross_entropy(model(batch.images), batch.labels).backward()
+        tasks.append(flat(model))
+    task = torch.stack(tasks).mean(0)
+    task_noise = noise(tasks, task) * (DRAWS / (DRAWS - 1)) ** 0.5
+    print(
+        f"{name}: gradient of the task {task.norm():.4g}, its noise from batch to batch {task_noise / task.norm():.2f}"
+    )
+    x = batches[0].images
+    exact = of_term(model, x, None)
+    print(f"PER of strength {STRENGTH:g}, all directions: gradient {exact.norm():.4g}, noise 0")
+    for slices in (256, 16):
+        sampled = noise([of_term(model, x, slices, seed) for seed in range(DRAWS)], exact)
+        print(
+            f"{slices:4} directions: noise {sampled / exact.norm():.3f} of it, {sampled / task_noise:.2g} of the task's"
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "cnn11_elu")
