@@ -28,7 +28,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     second = ("train_accuracy", "accuracy", "accuracy (%)")
     if "perplexity" in log[-1]:
         second = ("train_perplexity", "perplexity", "perplexity")
-        log = [row | {"train_perplexity": math.exp(row.get("loss_task", row["loss"]))} for row in log]
+        log = [row | {"train_perplexity": math.exp(task_loss(row))} for row in log]
     drawn, (left, right) = figure(1, 2, (8.0, 3.2))
     marker = "o" if len(log) < 3 else None
     for axes, key, held, unit in (
@@ -49,7 +49,10 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
 
 
 def curves(results: Path, picture: Path) -> Path:
-    """Draw the training loss and accuracy of the runs of a sweep side by side, a color a label; returns the picture.
+    """Draw the runs of a sweep side by side, a color a label; returns the picture.
+
+    Left the training loss, of the task alone: terms of different strength are not compared. Right the accuracy on the
+    images held out, of texts the perplexity of the validation split; where neither was measured, that of the training.
 
     Args:
         results: the `sweep.json` of a sweep.
@@ -59,16 +62,19 @@ def curves(results: Path, picture: Path) -> Path:
     """
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
-        runs = [(run["label"], run["log"]) for run in values["runs"]]
+        runs = [(run["label"], [row | {"task": task_loss(row)} for row in run["log"]]) for run in values["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
     drawn, (left, right) = figure(1, 2, (9.0, 3.8))
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
-    second = ("train_accuracy", "training accuracy (%)")
-    if runs and "perplexity" in runs[0][1][-1]:
-        second = ("perplexity", "validation perplexity")
-    for axes, key, unit in ((left, "loss", "training loss (nats)"), (right, *second)):
-        named = set()
+    kinds = (
+        ("perplexity", "validation perplexity"),
+        ("accuracy", "accuracy on held-out images (%)"),
+        ("train_accuracy", "training accuracy (%)"),
+    )
+    second = next(kind for kind in kinds if all(kind[0] in row for _, log in runs for row in log))
+    named = set()
+    for axes, key, unit in ((left, "task", "training loss (nats)"), (right, *second)):
         for label, log in runs:
             color, style = styles[label]
             points = [row["epoch"] for row in log], [row[key] for row in log]
@@ -78,7 +84,7 @@ def curves(results: Path, picture: Path) -> Path:
         axes.set_ylabel(unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    left.legend(frameon=False)
+    drawn.legend(frameon=False, loc="outside lower center", ncols=min(4, len(styles)))
     drawn.suptitle(values["sweep"].replace("_", " "))
     return save(drawn, picture)
 
@@ -113,6 +119,11 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
     drawn.suptitle(title)
     return save(drawn, picture)
+
+
+def task_loss(row: dict[str, Any]) -> float:
+    """The training loss of an epoch without what terms add to it."""
+    return float(row.get("loss_task", row["loss"]))
 
 
 def rows(metrics: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from hyperzoo import train
 from hyperzoo.errors import BusyError, RunError
+from hyperzoo.plots import task_loss
 from hyperzoo.training.grid import Run, Sweep, load_sweep
 
 COLUMNS = (
@@ -32,8 +33,8 @@ SIZES = ("train_images", "train_tokens")  # a run has one of them
 class Line(NamedTuple):
     """One line of a sweep's table.
 
-    Accuracy in %, of texts the perplexity, mean and sd over n seeds; nll and the training loss of the last epoch in
-    nats, mean over the seeds.
+    Accuracy in %, of texts the perplexity, mean and sd over n seeds; nll and the training loss of the last epoch,
+    without what terms add to it, in nats, mean over the seeds.
     rare: accuracy in % of the classes that were made rare, if any, mean over them and the seeds.
     """
 
@@ -151,7 +152,7 @@ def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Li
         mean=statistics.fmean(scores),
         sd=statistics.stdev(scores) if len(runs) > 1 else None,
         nll=statistics.fmean(run["metrics"]["nll"] for run in runs),
-        train_loss=statistics.fmean(run["log"][-1]["loss"] for run in runs),
+        train_loss=statistics.fmean(task_loss(run["log"][-1]) for run in runs),
         epochs=runs[0]["epochs"],
         published=published,
         rare=statistics.fmean(rare) if rare else None,

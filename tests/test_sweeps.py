@@ -194,6 +194,26 @@ def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
     }
 
 
+def test_curves_and_tables_compare_the_task_alone(tmp_path, monkeypatch):
+    logs = {
+        "none": [{"epoch": 1, "loss": 2.0, "train_accuracy": 10.0, "accuracy": 30.0}],
+        "strong": [
+            {"epoch": 1, "loss": 9.0, "loss_task": 1.5, "loss_per": 7.5, "train_accuracy": 20.0, "accuracy": 40.0}
+        ],
+    }
+    runs = [{"label": k, "split": "s", "epochs": 1, "metrics": metrics(1.0), "log": log} for k, log in logs.items()]
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": "x", "runs": [*runs, *runs], "published": {}}))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure))
+    plots.curves(tmp_path / "sweep.json", tmp_path / "x.png")
+    assert [[float(line.get_ydata()[0]) for line in axes.lines[:2]] for axes in drawn[0].axes] == [
+        [2.0, 1.5],
+        [30.0, 40.0],
+    ]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["none", "strong"]
+    assert [line.train_loss for line in sweep.lines(tmp_path / "sweep.json")] == [2.0, 1.5]
+
+
 def test_documents_quote_the_results(tmp_path):
     place = finished.checkout(tmp_path)
     runs = [
