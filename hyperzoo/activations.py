@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hyperzoo import data, evaluate, names, plots, taps, zoo
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.regularizers import sliced_wasserstein
+from hyperzoo.training.log import read_log
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
@@ -179,7 +180,7 @@ def draw(rows: Iterable[LayerActivations], picture: Path, *, title: str) -> Path
 def has_reports(run: Path, term: str = "per") -> bool:
     """Whether a folder is that of a run which logged what a term reports of the activations."""
     log = run / "metrics.jsonl"
-    return log.is_file() and all(term in row.get("reports", {}) for row in plots.rows(log))
+    return log.is_file() and all(term in row.get("reports", {}) for row in read_log(log))
 
 
 def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per") -> Path:
@@ -195,7 +196,7 @@ def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per")
     for (title, folder), panels in zip(runs.items(), axes.reshape(len(runs), 2), strict=True):
         if not has_reports(folder, term):
             raise RunError(f"{folder} has no reports of {term}: train with method.{term}, of strength 0 to only watch")
-        log = plots.rows(folder / "metrics.jsonl")
+        log = read_log(folder / "metrics.jsonl")
         epochs, reports = [row["epoch"] for row in log], [row["reports"][term] for row in log]
         layers = [key.removesuffix("/mean") for key in reports[0] if key.endswith("/mean")]
         for panel, kind in zip(panels, ("mean", "variance"), strict=True):

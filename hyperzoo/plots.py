@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RunError
+from hyperzoo.training.log import read_log, task_loss
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # told apart also by the color-blind
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
@@ -24,7 +25,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     Raises:
         RunError: no such file, or no finished epoch in it.
     """
-    log = rows(metrics)
+    log = read_log(metrics)
     second = ("train_accuracy", "accuracy", "accuracy (%)")
     if "perplexity" in log[-1]:
         second = ("train_perplexity", "perplexity", "perplexity")
@@ -119,22 +120,6 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
         place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
     drawn.suptitle(title)
     return save(drawn, picture)
-
-
-def task_loss(row: dict[str, Any]) -> float:
-    """The training loss of an epoch without what terms add to it."""
-    return float(row.get("loss_task", row["loss"]))
-
-
-def rows(metrics: Path) -> list[dict[str, Any]]:
-    """The epochs of a run, from its metrics.jsonl."""
-    try:
-        found = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
-    if not found:
-        raise RunError(f"{metrics} has no finished epoch to draw yet")
-    return found
 
 
 def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Any, Any]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from hyperzoo import train
 from hyperzoo.errors import BusyError, RunError
-from hyperzoo.plots import task_loss
 from hyperzoo.training.grid import Run, Sweep, load_sweep
+from hyperzoo.training.log import read_log, task_loss
 
 COLUMNS = (
     "run",
@@ -114,15 +114,11 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
                 "label": one.label,
                 "rare": sorted(one.recipe.data.keep),
                 **{key: result.values[key] for key in (*keep, *SIZES) if key in result.values},
-                "log": _log(result.folder),
+                "log": read_log(result.folder / "metrics.jsonl"),
             }
             for one, result in done
         ],
     }
-
-
-def _log(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(row) for row in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def lines(file: Path) -> list[Line]:

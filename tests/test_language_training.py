@@ -16,6 +16,7 @@ from hyperzoo.regularizers import projected_error
 from hyperzoo.training import checkpoint
 from hyperzoo.training.config import load_recipe
 from hyperzoo.training.grid import load_sweep
+from hyperzoo.training.log import read_log
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.text_step import TextStep
 
@@ -115,7 +116,7 @@ def test_a_run_for_a_choice_never_reads_the_test_split(mirror, tmp_path, monkeyp
 def test_training_learns_the_text(mirror, tmp_path):
     rule = "optim.optimizer=adam", "optim.lr=0.02", "train.epochs=12", "model.args={width: 16, drop_rate: 0.0}"
     train.run(recipe(tmp_path, *rule), tmp_path / "out")
-    rows = plots.rows(tmp_path / "out" / "metrics.jsonl")
+    rows = read_log(tmp_path / "out" / "metrics.jsonl")
     assert rows[0]["train_accuracy"] < 60 and rows[-1]["train_accuracy"] > 90 and rows[-1]["loss"] < 0.3
 
 
@@ -126,7 +127,7 @@ def test_the_log_counts_every_token_once(mirror, tmp_path):
     columns = text.tokens[: len(text) // 4 * 4].view(4, -1)
     with torch.no_grad():
         logits, targets = model.eval()(columns[:, :-1]).flatten(0, 1), columns[:, 1:].flatten()
-    (row,) = plots.rows(tmp_path / "out" / "metrics.jsonl")
+    (row,) = read_log(tmp_path / "out" / "metrics.jsonl")
     assert row["loss"] == pytest.approx(float(F.cross_entropy(logits, targets)), rel=1e-5)
     assert row["train_accuracy"] == pytest.approx(100 * float((logits.argmax(1) == targets).float().mean()), rel=1e-5)
 
@@ -249,7 +250,7 @@ def test_a_sweep_of_texts_has_perplexities_and_no_accuracies(mirror, tmp_path):
         plots.learning_curve(tmp_path / "out" / "few-flat" / "0" / "metrics.jsonl", tmp_path / "y.png", title="y")
     assert drawn[0].axes[1].lines[1].get_ydata()[-1] == pytest.approx(found)
     train_line, held_line = drawn[1].axes[1].lines
-    (row,) = plots.rows(tmp_path / "out" / "few-flat" / "0" / "metrics.jsonl")
+    (row,) = read_log(tmp_path / "out" / "few-flat" / "0" / "metrics.jsonl")
     assert train_line.get_ydata()[0] == pytest.approx(math.exp(row["loss"])) and held_line.get_ydata()[0] == found
 
 
