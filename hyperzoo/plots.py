@@ -19,21 +19,23 @@ COLUMNS = 6
 def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     """Draw loss and accuracy (or perplexity) against the epoch, also on held-out data where measured; returns the PNG.
 
+    The training loss is that of the task, without what terms add to it.
+
     Args:
         metrics: the `metrics.jsonl` of a run, one object a line.
         picture: a PNG file to write; its folder exists.
     Raises:
         RunError: no such file, or no finished epoch in it.
     """
-    log = read_log(metrics)
+    log = [row | {"task": task_loss(row)} for row in read_log(metrics)]
     second = ("train_accuracy", "accuracy", "accuracy (%)")
     if "perplexity" in log[-1]:
         second = ("train_perplexity", "perplexity", "perplexity")
-        log = [row | {"train_perplexity": math.exp(task_loss(row))} for row in log]
+        log = [row | {"train_perplexity": math.exp(row["task"])} for row in log]
     drawn, (left, right) = figure(1, 2, (8.0, 3.2))
     marker = "o" if len(log) < 3 else None
     for axes, key, held, unit in (
-        (left, "loss", "nll", "loss (nats)"),
+        (left, "task", "nll", "loss (nats)"),
         (right, *second),
     ):
         for name, label, color, style in ((key, "training", BLUE, "-"), (held, "held out", ORANGE, "--")):
