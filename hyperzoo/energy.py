@@ -193,9 +193,9 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
     places = range(len(rows))
     figure, (left, right) = plots.figure(1, 2, (11.0, 1.6 + 0.2 * len(rows)), sharey=True)
     for values, mark, color, label in (
-        ([row.energy for row in rows], "o", "#0072b2", "this layer"),
-        ([row.random for row in rows], "x", "#d55e00", "random directions"),
-        ([row.least for row in rows], "|", "#00734f", "least possible"),
+        ([row.energy for row in rows], "o", plots.BLUE, "this layer"),
+        ([row.random for row in rows], "x", plots.ORANGE, "random directions"),
+        ([row.least for row in rows], "|", plots.GREEN, "least possible"),
     ):
         known = [(value, i) for i, value in enumerate(values) if value is not None and math.isfinite(value)]
         if known:

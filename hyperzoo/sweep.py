@@ -25,8 +25,6 @@ COLUMNS = (
     "rare classes (%)",
     "perplexity",
 )
-
-
 SIZES = ("train_images", "train_tokens")  # a run has one of them
 
 

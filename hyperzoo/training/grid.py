@@ -5,10 +5,12 @@ set: {train.epochs: 12}               # for all runs
 rows:                                 # a line of the table each; keys as in `hyperzoo train RECIPE key=value`
   linear: {model.arch: spherenet20_linear}
   plain: {model.arch: resnet20_cifar}
-grid: {data.batch_size: [4, 16]}      # every row with every combination
 seeds: [0, 1]
 published: {linear: 94.68}            # accuracy in %, or perplexity, that the source states for a row
 source: arXiv 1711.03189, Table 4
+
+`columns`, written like `rows`, multiplies them: every row is run with every column as <row>-<column>, and `published`
+states a number for each column of a row.
 """
 
 import copy
