@@ -1,6 +1,6 @@
 """What Manifold Mixup costs: a training step with it against the plain step with soft targets, as ratios in one run.
 
-    python benchmarks/mixup.py            # on a GPU if there is one; about 10 minutes on two cores
+    python benchmarks/mixup.py            # on a GPU if there is one; about 15 minutes on two cores
     python benchmarks/mixup.py --quick    # resnet20_cifar, eager only, few repeats
     python benchmarks/mixup.py --busy     # one thread, CPU time: for a machine that does other things too
 
@@ -90,7 +90,8 @@ def main() -> None:
                 mixed()
             plain()
             before = counters["stats"]["unique_graphs"]
-            pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(6 if args.quick else 3 * DRAWS)]
+            repeats = 6 if args.quick else DRAWS if arch == "preact_resnet18" else 3 * DRAWS
+            pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(repeats)]
             late = counters["stats"]["unique_graphs"] - before
             ratio = statistics.median(b / a for a, b in pairs)
             own, twin = (1e3 * statistics.median(pair[i] for pair in pairs) for i in (1, 0))
