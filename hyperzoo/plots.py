@@ -27,7 +27,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     Raises:
         RunError: no such file, or no finished epoch in it.
     """
-    log = [row | {"task": task_loss(row)} for row in read_log(metrics)]
+    log = _with_task(read_log(metrics))
     second = ("train_accuracy", "accuracy", "accuracy (%)")
     if "perplexity" in log[-1]:
         second = ("train_perplexity", "perplexity", "perplexity")
@@ -42,10 +42,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
             points = [(row["epoch"], row[name]) for row in log if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker=marker)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        _by_epoch(axes, unit)
         axes.legend(frameon=False)
     drawn.suptitle(title)
     return save(drawn, picture)
@@ -65,7 +62,7 @@ def curves(results: Path, picture: Path) -> Path:
     """
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
-        runs = [(run["label"], [row | {"task": task_loss(row)} for row in run["log"]]) for run in values["runs"]]
+        runs = [(run["label"], _with_task(run["log"])) for run in values["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
     drawn, (left, right) = figure(1, 2, (9.0, 3.8))
@@ -83,13 +80,22 @@ def curves(results: Path, picture: Path) -> Path:
             points = [row["epoch"] for row in log], [row[key] for row in log]
             axes.plot(*points, style, color=color, label=None if label in named else label)
             named.add(label)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(unit)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        _by_epoch(axes, unit)
     drawn.legend(frameon=False, loc="outside lower center", ncols=min(4, len(styles)))
     drawn.suptitle(values["sweep"].replace("_", " "))
     return save(drawn, picture)
+
+
+def _by_epoch(axes: Any, unit: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+
+
+def _with_task(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The epochs of a run, each with the loss of the task alone as 'task'."""
+    return [row | {"task": task_loss(row)} for row in log]
 
 
 def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: int = 24) -> Path:
