@@ -26,6 +26,7 @@ from hyperzoo.mixup import ManifoldMixup
 BATCH, CLASSES, LIMIT = 128, 10, 1.02
 LAYERS = ("input", "layer1", "layer2")
 DRAWS = 24  # of an epoch that draws every layer
+REPEATS = {"resnet20_cifar": 3 * DRAWS, "preact_resnet18": DRAWS}
 
 
 def make_steps(arch: str, compiled: bool, device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
@@ -82,7 +83,7 @@ def main() -> None:
         f"{device}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, torch {torch.__version__}"
     )
     print(f"{'model':20}{'mode':10}{'plain':>10}{'mixed':>10}{'ratio':>8}{'at most':>9}{'late graphs':>13}")
-    for arch in ("resnet20_cifar",) if args.quick else ("resnet20_cifar", "preact_resnet18"):
+    for arch, repeats in ({"resnet20_cifar": 6} if args.quick else REPEATS).items():
         for compiled in (False,) if args.quick else (False, True):
             torch.compiler.reset()
             plain, mixed = make_steps(arch, compiled, device)
@@ -90,7 +91,6 @@ def main() -> None:
                 mixed()
             plain()
             before = counters["stats"]["unique_graphs"]
-            repeats = 6 if args.quick else DRAWS if arch == "preact_resnet18" else 3 * DRAWS
             pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(repeats)]
             late = counters["stats"]["unique_graphs"] - before
             ratio = statistics.median(b / a for a, b in pairs)
