@@ -138,7 +138,7 @@ def subject(
         columns, length = piece.tokens.shape
         return model, piece.tokens, f"{columns} columns of {length} words of {samples.origin}"
     if size_px and isinstance(samples, data.ImageSet):
-        samples = samples.resized(size_px)
+        samples = samples.take(torch.arange(min(batch_size, len(samples)))).resized(size_px)
     batch = next(evaluate.batches(model, samples, batch_size=batch_size))
     return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
 
