@@ -60,7 +60,7 @@ def layer_activations(
     def measure(name: str, output: Any) -> None:
         found.append(_described(name, output[0] if isinstance(output, tuple) else output))
 
-    with evaluate.evaluating(model), torch.inference_mode(), taps.attached(_selected(model, layers), measure):
+    with taps.evaluating(model), torch.inference_mode(), taps.attached(_selected(model, layers), measure):
         model(inputs)
     if not found:
         raise InputError("none of the chosen layers was called in the forward pass")

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hyperzoo import data, zoo
+from hyperzoo import data, taps, zoo
 from hyperzoo.data.sources import IMAGES
 from hyperzoo.errors import InputError
 from hyperzoo.names import DATASETS, TEXTS
@@ -149,18 +149,6 @@ def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
 def _in_float32(device: torch.device) -> Iterator[None]:
     """No gradients, no autocast, and none of the TF32 that CUDA otherwise takes for convolutions and LSTMs."""
     tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
@@ -206,7 +194,7 @@ def logits(
     In float32, evaluation mode and eager: a published number must not depend on the arithmetic of the training.
     """
     share = batches(model, images, batch_size=batch_size, engine=engine, workers=workers)
-    with evaluating(model), _in_float32(next(model.parameters()).device):
+    with taps.evaluating(model), _in_float32(next(model.parameters()).device):
         # forward, not a call: a compiled model would be compiled once more for evaluation
         parts = [model.forward(batch.images).float().cpu() for batch in share]
     return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
@@ -252,7 +240,7 @@ def read(model: nn.Module, text: data.TextSet) -> TextMetrics:
     pieces = data.TextBatches(text, batch_size=1, length=PIECE, device=device)
     loss, correct = (torch.zeros((), dtype=kind, device=device) for kind in (torch.float64, torch.int64))
     state = None  # nothing below waits for the device
-    with evaluating(model), _in_float32(device):
+    with taps.evaluating(model), _in_float32(device):
         for piece in pieces.epoch(1):
             logits, state = model.run(piece.tokens, state)  # type: ignore[operator]
             loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo import evaluate, plots
+from hyperzoo import evaluate, plots, taps
 from hyperzoo.attacks import fgsm, pgd
 from hyperzoo.data import DEFORMATIONS, Batch, TextSet, deform
 from hyperzoo.errors import InputError
@@ -84,7 +84,7 @@ def measure(
     nll = dict.fromkeys(conditions, 0.0)
     probabilities, hits = [], []
     batches = evaluate.batches(model, images, batch_size=batch_size, workers=workers, normalized=False)
-    with evaluate.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
+    with taps.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
         for batch in _shown(batches, -(-len(images) // batch_size)):
             for name, changed in conditions.items():
                 logits = network(changed(batch))

@@ -1,4 +1,4 @@
-"""Reach inside a model from outside: choose modules by stage, name or type; hooks for the length of a `with`.
+"""Reach inside a model from outside: choose modules by stage, name or type; hooks and evaluation mode in a `with`.
 
 Nothing here knows a model: stages come from timm's `feature_info`, names from `named_modules`.
 """
@@ -55,6 +55,18 @@ def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module
             if not any(modules[name] is module for module in chosen.values()):
                 chosen[name] = modules[name]
     return chosen
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @contextmanager

@@ -39,7 +39,7 @@ ALLOWED = {
     "attacks": set(),
     "save": set(),
     "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
-    "evaluate": BRANCHES | {"build", "weights", "manifest", "zoo"},
+    "evaluate": BRANCHES | {"build", "taps", "weights", "manifest", "zoo"},
     "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
 }
 ALLOWED["sweep"] = {"train", "training"}

@@ -143,15 +143,9 @@ class ManifoldMixup(Mixup):
             node = output.grad_fn if isinstance(output, Tensor) else None
             seen.setdefault(name, (output.shape[0] if isinstance(output, Tensor) and output.dim() else output, node))
 
-        modes = [(module, module.training) for module in self._model.modules()]
-        self._model.eval()
-        try:
-            with torch.enable_grad(), taps.attached(self._hidden, keep):
-                start = x[:2].detach().requires_grad_().clone()
-                logits = self._model.forward(start)  # not compiled, with whatever the model was
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with taps.evaluating(self._model), torch.enable_grad(), taps.attached(self._hidden, keep):
+            start = x[:2].detach().requires_grad_().clone()
+            logits = self._model.forward(start)  # not compiled, with whatever the model was
         outputs = logits if isinstance(logits, (tuple, list)) else [logits]
         for name in self._hidden:
             rows, node = seen.get(name, (None, None))
