@@ -10,7 +10,7 @@ from hyperzoo.training.grid import load_sweep
 
 SWEEPS = sorted({path.stem for folder in recipe_folders() for path in folder.glob("sweeps/mixup_*.yaml")})
 TABLES = [name for name in SWEEPS if name.startswith("mixup_table")]
-DRAFTS = ("resnet20_cifar.mixup_c10", "resnet20_cifar.manifoldmixup_c10", "preact_resnet18.manifoldmixup_c10")
+RECIPES = ("resnet20_cifar.mixup_c10", "resnet20_cifar.manifoldmixup_c10", "preact_resnet18.manifoldmixup_c10")
 
 
 def mixing_of(recipe):
@@ -74,8 +74,8 @@ def test_the_evidence_differs_in_the_method_alone():
     assert {**plain.settings()["data"], "resize_px": None} == {**settings[0]["data"], "resize_px": None}
 
 
-@pytest.mark.parametrize("name", DRAFTS)
-def test_the_drafts_mix(name):
-    (path,) = (path for folder in recipe_folders() for path in folder.glob(f"drafts/{name}.yaml"))
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_recipes_mix(name):
+    (path,) = (path for folder in recipe_folders() for path in folder.rglob(f"{name}.yaml"))
     kind = ManifoldMixup if "manifold" in name else Mixup
     assert type(mixing_of(load_recipe(path))) is kind
