@@ -103,6 +103,12 @@ def test_the_digest_is_that_of_what_the_recipe_says(tmp_path):
     assert read(tmp_path, GOOD).digest() == read(tmp_path, GOOD, "train.ema=0").digest() == expected
 
 
+def test_a_list_for_the_constructor_keeps_its_whole_numbers_whole(tmp_path):
+    text = GOOD.replace("  arch: spherenet20", "  arch: spherenet20\n  args: {widths: [16, 32], rates: [0, 0.05]}")
+    args = read(tmp_path, text).settings()["model"]["args"]
+    assert json.dumps(args) == '{"widths": [16, 32], "rates": [0, 0.05]}'  # so digests of older recipes stand
+
+
 def test_a_missing_file_and_hostile_names():
     with pytest.raises(RecipeError, match="cannot read the recipe nowhere.yaml"):
         load_recipe("nowhere.yaml")

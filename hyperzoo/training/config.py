@@ -29,7 +29,7 @@ class Model(Block):
     """What is trained."""
 
     arch: str
-    args: dict[str, bool | int | float | str | list[int]] = {}  # for the constructor: drop_rate, widths, ...
+    args: dict[str, bool | int | float | str | list[int | float]] = {}  # for the constructor: drop_rate, widths, ...
 
     @field_validator("arch")
     @classmethod
