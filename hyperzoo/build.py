@@ -6,6 +6,7 @@ from typing import Any
 import timm
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from hyperzoo import data, losses, names, regularizers, zoo
@@ -29,7 +30,11 @@ COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs mor
 
 
 def accelerator(recipe: Recipe) -> Accelerator:
-    """accelerate's, with the precision that the recipe names."""
+    """accelerate's, with the precision that the recipe names.
+
+    accelerate allows a process one precision; a sweep, or somebody's loop over recipes, may hold two.
+    """
+    AcceleratorState._reset_state()  # of the precision only; the group of processes stays
     return Accelerator(mixed_precision="bf16" if precision(recipe) == "bf16" else "no")
 
 
