@@ -139,7 +139,7 @@ def test_compile_without_graph_breaks(operator):
     torch.compiler.reset()
     model = net(operator)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_same(model, compiled, images(), 5e-6)  # a dozen roundings of 6e-8 and the polynomial arcsine, 2e-7
+    assert_same(model, compiled, images(), 3e-6)  # some dozens of roundings of 6e-8 and the polynomial arcsine, 2e-7
     with torch.no_grad():
         torch.testing.assert_close(compiled(images()), model(images()), atol=2e-6, rtol=0)
 

@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
+from hyperzoo import build
 from hyperzoo.data import ImageBatches, ImageSet
 from hyperzoo.training import checkpoint
 from hyperzoo.training.config import Recipe
@@ -30,7 +30,7 @@ def recipe(epochs=3, optimizer="sgd", **train) -> Recipe:
                 warmup_epochs=0.5,
                 clip_norm=train.pop("clip_norm", None),
             ),
-            train=dict(epochs=epochs, **train),
+            train=dict(epochs=epochs, **{"precision": "fp32"} | train),
         )
     )
 
@@ -48,7 +48,7 @@ def network(dropout=0.2) -> nn.Module:
 
 def trainer(folder: Path, plan: Recipe, *, model=None, batches=None, count=64) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    engine = Accelerator(cpu=True)
+    engine = build.accelerator(plan)
     seed_epoch(plan.train.seed, 0)
     step = TrainStep(model or network(), nn.CrossEntropyLoss())
     batches = batches or ImageBatches(
