@@ -35,10 +35,14 @@ def twin(name: str) -> str:
     Example:
         >>> twin('spherenet20_linear.sphere_c10'), twin('resnet56_cifar.mhe_c100')
         ('resnet20_cifar.plain_c10', 'resnet56_cifar.plain_c100')
+        >>> twin('spherenet20.mhe_c10')  # sphere layers are the method of `sphere` alone
+        'spherenet20.sphere_c10'
     """
     parsed = names.parse(name)
     for pattern, plain in _TWINS.items():
         if found := re.fullmatch(pattern + r"(_linear|_sigmoid|_learnable)?", parsed.arch):
+            if parsed.method != "sphere":
+                return f"{parsed.arch}.sphere_{parsed.dataset}"
             return f"{found.expand(plain)}.plain_{parsed.dataset}"
     return f"{parsed.arch}.plain_{parsed.dataset}"
 
@@ -47,14 +51,13 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
     """The card of a weight: the template with the values of its manifest entry.
 
     Args:
-        published: all entries; the card shows the twin's, or for a twin those that it is the baseline of.
+        published: all entries; the card shows the twin's, and those of the weights that it is the twin of.
     Raises:
         PublishError: the template names a value that does not exist.
     """
     this = info.metrics.this_file
-    compared = [name for name in sorted(published) if name != info.name and twin(name) == twin(info.name)]
-    if info.name != twin(info.name):
-        compared = [name for name in compared if name == twin(info.name)]
+    related = (name for name in sorted(published) if twin(info.name) == name or twin(name) == info.name)
+    compared = [name for name in related if name != info.name]
     values = {
         "name": info.name,
         "license": info.license,
