@@ -65,8 +65,7 @@ class FastAngular(torch.autograd.Function):
         angle = _arcsin(cosine.clamp(-_LARGEST, _LARGEST))
         if operator == "linear":
             return angle * (2 / math.pi)
-        m = _expm1(angle.abs() * (1 / k))
-        return torch.copysign(m / (m + 2), angle) * (1 / math.tanh(math.pi / (4 * k)))
+        return _tanh_of_half(angle * (1 / k)) * (1 / math.tanh(math.pi / (4 * k)))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -76,7 +75,7 @@ class FastAngular(torch.autograd.Function):
         if ctx.operator == "linear":
             slope = slope * (2 / math.pi)
         else:  # tanh' = 4 (m + 1) / (m + 2)^2
-            m = _expm1(_arcsin(size.clamp(max=_LARGEST)) * (1 / ctx.k))
+            m = _growth(_arcsin(cosine.clamp(-_LARGEST, _LARGEST)) * (1 / ctx.k))
             share = 1 / (m + 2)
             slope = slope * ((m + 1) * share) * share * (2 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
         return torch.where(size > _LARGEST, 0, grad * slope), None, None
@@ -92,15 +91,14 @@ class FastLearnable(torch.autograd.Function):
     def forward(ctx: Any, cosine: Tensor, k: Tensor) -> Tensor:
         ctx.save_for_backward(cosine, k)
         angle = _arcsin(cosine.clamp(-_LARGEST, _LARGEST))
-        m = _expm1(angle.abs() * (1 / k))
-        return torch.copysign(m / (m + 2), angle) * (1 / torch.tanh(math.pi / 4 / k))
+        return _tanh_of_half(angle * (1 / k)) * (1 / torch.tanh(math.pi / 4 / k))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         cosine, k = ctx.saved_tensors
         size = cosine.abs()
         angle = _arcsin(cosine.clamp(-_LARGEST, _LARGEST))
-        m = _expm1(angle.abs() * (1 / k))
+        m = _growth(angle * (1 / k))
         share = 1 / (m + 2)
         bell = 4 * ((m + 1) * share) * share  # 1 / cosh(v)^2
         rate = 0.5 / k
@@ -126,9 +124,15 @@ _LARGEST = 1 - 1e-6
 _ARCSIN = (0.0422191917896, 0.0241472553462, 0.0454771630466, 0.0749524161220, 0.1666675359010)
 
 
-def _expm1(x: Tensor) -> Tensor:
-    """e^x - 1, at most e^88, which float32 can hold."""
-    return torch.expm1(x.clamp(max=88.0))
+def _growth(x: Tensor) -> Tensor:
+    """e^|x| - 1, at most e^88, which float32 can hold."""
+    return torch.expm1(x.abs().clamp(max=88.0))
+
+
+def _tanh_of_half(x: Tensor) -> Tensor:
+    """tanh(x / 2)."""
+    m = _growth(x)
+    return torch.copysign(m / (m + 2), x)
 
 
 def _arcsin(x: Tensor) -> Tensor:
