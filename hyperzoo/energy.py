@@ -202,6 +202,8 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
             left.scatter(*zip(*known, strict=True), marker=mark, color=color, label=label, zorder=3)
     if min(row.energy for row in rows) > 0 and max(row.energy for row in rows) > 10:
         left.set_xscale("log")
+    else:
+        left.locator_params("x", nbins=6)  # more do not fit when they have five digits
     left.set_yticks(places, [f"{row.name}  {row.neurons} x {row.size}" for row in rows], fontsize=7)
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlabel("energy")
