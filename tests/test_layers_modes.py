@@ -250,6 +250,13 @@ def test_fast_operators_of_compiled_code(operator, k):
     assert FastAngular.apply(torch.tensor([math.nan]), operator, k).isnan().all()
 
 
+@pytest.mark.parametrize("operator, k", [("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 5.0)])
+def test_fast_operators_keep_the_digits_of_small_cosines(operator, k):
+    c = torch.logspace(-20, -0.1, 2001)
+    got = FastAngular.apply(c, operator, k)
+    torch.testing.assert_close(got.double(), angular(c.double(), operator, k), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fast_learnable_operator_of_compiled_code(dtype):
     """Value and both slopes against the functions of torch in float64, for each k and from -1 to 1."""
