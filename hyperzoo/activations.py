@@ -192,7 +192,8 @@ def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per")
     Raises:
         RunError: no such log, or one without these reports.
     """
-    figure, axes = plots.figure(len(runs), 2, (9.0, 2.9 * len(runs)))
+    figure, axes = plots.figure(len(runs), 2, (9.0, 1.0 + 2.4 * len(runs)), sharey="col")
+    named: dict[str, Any] = {}
     for (title, folder), panels in zip(runs.items(), axes.reshape(len(runs), 2), strict=True):
         if not has_reports(folder, term):
             raise RunError(f"{folder} has no reports of {term}: train with method.{term}, of strength 0 to only watch")
@@ -200,11 +201,11 @@ def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per")
         epochs, reports = [row["epoch"] for row in log], [row["reports"][term] for row in log]
         layers = [key.removesuffix("/mean") for key in reports[0] if key.endswith("/mean")]
         for panel, kind in zip(panels, ("mean", "variance"), strict=True):
-            for layer, (color, style) in zip(layers, plots.STYLES, strict=False):
-                panel.plot(epochs, [report[f"{layer}/{kind}"] for report in reports], style, color=color, label=layer)
+            for layer, color in zip(layers, plots.shades(len(layers)), strict=True):
+                values = [report[f"{layer}/{kind}"] for report in reports]
+                (named[layer],) = panel.plot(epochs, values, color=color)
             panel.axhline(float(kind == "variance"), color="#888888", linestyle=":", linewidth=1)
-            panel.set_title(f"{kind}, {title}", fontsize=9)
-            panel.set_xlabel("epoch")
-            panel.grid(alpha=0.3)
-        panels[0].legend(frameon=False, fontsize=7)
+            panel.set_title(title, fontsize=9)
+            plots.by_epoch(panel, kind)
+    figure.legend(named.values(), named, frameon=False, fontsize=8, loc="outside lower center", ncols=5)
     return plots.save(figure, picture)

@@ -42,7 +42,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
             points = [(row["epoch"], row[name]) for row in log if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker=marker)
-        _by_epoch(axes, unit)
+        by_epoch(axes, unit)
         axes.legend(frameon=False)
     drawn.suptitle(title)
     return save(drawn, picture)
@@ -80,13 +80,14 @@ def curves(results: Path, picture: Path) -> Path:
             points = [row["epoch"] for row in log], [row[key] for row in log]
             axes.plot(*points, style, color=color, label=None if label in named else label)
             named.add(label)
-        _by_epoch(axes, unit)
+        by_epoch(axes, unit)
     drawn.legend(frameon=False, loc="outside lower center", ncols=min(4, len(styles)))
     drawn.suptitle(values["sweep"].replace("_", " "))
     return save(drawn, picture)
 
 
-def _by_epoch(axes: Any, unit: str) -> None:
+def by_epoch(axes: Any, unit: str) -> None:
+    """Label a panel whose abscissa counts epochs."""
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -130,7 +131,7 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
     return save(drawn, picture)
 
 
-def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Any, Any]:
+def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool | str = False) -> tuple[Any, Any]:
     """A figure that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
     from matplotlib.figure import Figure
@@ -138,6 +139,13 @@ def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool =
     drawn = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(drawn)
     return drawn, drawn.subplots(rows, columns, sharey=sharey)
+
+
+def shades(count: int) -> list[Any]:
+    """Colors from dark to light, for things in an order, like layers."""
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def save(drawn: Any, picture: Path) -> Path:
