@@ -18,7 +18,7 @@ from torch import nn
 from hyperzoo import build, evaluate
 from hyperzoo.errors import BusyError, LaunchError, RunError
 from hyperzoo.save import save_model
-from hyperzoo.training import checkpoint, seeding
+from hyperzoo.training import checkpoint, freed_memory, seeding
 from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
@@ -64,6 +64,8 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
     started, environment = time.time(), seeding.environment()  # before the code can change under a long run
+    if engine.device.type == "cpu":
+        freed_memory.keep()
     train, held = build.samples(recipe)
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
     step = build.step(recipe, model).to(engine.device)
