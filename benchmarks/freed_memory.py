@@ -12,8 +12,7 @@ import subprocess
 import sys
 import time
 
-import torch
-from sphere_layers import make_step
+from sphere_layers import make_step, native_dtype
 
 from hyperzoo.training import freed_memory
 
@@ -24,8 +23,7 @@ def measure(arch: str, compiled: bool, kept: bool) -> None:
     """Print milliseconds and page faults of a step, and the megabytes of this process."""
     if kept:
         assert freed_memory.keep(), "this system's C library is not glibc"
-    dtype = torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
-    step = make_step(arch, compiled, training=True, dtype=dtype)
+    step = make_step(arch, compiled, training=True, dtype=native_dtype())
     for _ in range(4):
         step()
     faults, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []

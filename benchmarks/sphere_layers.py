@@ -57,6 +57,11 @@ MEMORY = [("peak memory of a step, eager", False), ("peak memory of a step, comp
 MEMORY_LIMIT = 1.30
 
 
+def native_dtype() -> torch.dtype:
+    """bfloat16 where this CPU computes in it, else float32."""
+    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
+
+
 def make_step(
     arch: str, compiled: bool, training: bool, dtype: torch.dtype, shape: tuple[int, int, int, int] = (128, 3, 32, 32)
 ) -> Callable[[], None]:
@@ -157,8 +162,7 @@ def main() -> None:
     parser.add_argument("--memory-of", metavar="ARCH", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    native = "bfloat16" if torch.backends.cpu.get_cpu_capability() == "AVX512" else "float32"
-    dtype = getattr(torch, args.dtype or native)
+    dtype = getattr(torch, args.dtype) if args.dtype else native_dtype()
     torch.set_num_threads(1 if args.busy else 2)
     if args.memory_of:
         print_peak_bytes(args.memory_of, args.compiled, dtype)

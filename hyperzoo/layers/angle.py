@@ -99,11 +99,12 @@ class FastLearnable(torch.autograd.Function):
         bell = _bell(angle * (-1 / k))
         u = math.pi / 4 / k
         top = 1 / torch.tanh(u)
-        slope = torch.rsqrt((1 - size) * (1 + size)) * bell * (top * 0.5 / k)
+        steepest = top * 0.5 / k
+        slope = torch.rsqrt((1 - size) * (1 + size)) * bell * steepest
         # what depends on k alone stays outside the sums
         rising = _sum_per_filter(grad * out, k) / top
         falling = _sum_per_filter(grad * torch.copysign(angle * bell, cosine), k)
-        grad_k = (u / torch.sinh(u).square() * rising - top * 0.5 / k * falling) / k
+        grad_k = (u / torch.sinh(u).square() * rising - steepest * falling) / k
         return torch.where(size > _LARGEST, 0, grad * slope), grad_k
 
 
