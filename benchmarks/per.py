@@ -4,14 +4,17 @@
     python benchmarks/per.py --quick    # few repeats
     python benchmarks/per.py --compiled # the network of images compiled, with the term's part inside
     python benchmarks/per.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/per.py --bf16     # autocast to bfloat16
 
-Fixup ResNet-56, batch 128 of 32 x 32, and a word LSTM of two layers of 200 units, 20 sequences of 35 words; float32,
-eager unless asked, PER on the output of every ReLU, or on every hidden state. Plain step and step with the term take
-turns, and a ratio is the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of
-the resident set over one step, in a process of its own (Linux).
+Fixup ResNet-56, batch 128 of 32 x 32, a word LSTM of two layers of 200 units, 20 sequences of 35 words, and CNN-11 with
+ELU, batch 128 of 16 x 16, as in the sweep `per_cnn11_short`; float32 and eager unless asked, PER on the output of every
+activation, or on every hidden state. Plain step and step with the term take turns, and a ratio is the median of the
+ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over one step, in a
+process of its own (Linux).
 """
 
 import argparse
+import contextlib
 import gc
 import os
 import statistics
@@ -28,17 +31,25 @@ import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.regularizers import PER
 
 BATCH, WORDS = 128, 10_000
-# what, network, slices, at most (issue 6)
-SPEED: list[tuple[str, str, int | None, float]] = [
+# what, network, slices, at most (None: no limit was set)
+SPEED: list[tuple[str, str, int | None, float | None]] = [
     ("all directions, location", "fixup_resnet56_cifar", None, 1.05),
     ("256 directions, location", "fixup_resnet56_cifar", 256, 1.35),
     ("all directions", "lstm200", None, 1.05),
+    ("all directions, location", "cnn11_elu", None, None),
+    ("256 directions, location", "cnn11_elu", 256, None),
+    ("16 directions, location", "cnn11_elu", 16, None),
 ]
 MEMORY_LIMIT = 1.10
 
 
 def make_step(
-    network: str, term: bool, slices: int | None, channels_last: bool = False, compiled: bool = False
+    network: str,
+    term: bool,
+    slices: int | None,
+    channels_last: bool = False,
+    compiled: bool = False,
+    half: bool = False,
 ) -> Callable[[], None]:
     """One step on resident tensors, with loss, backward and SGD."""
     torch.manual_seed(0)
@@ -46,7 +57,8 @@ def make_step(
     if network == "lstm200":
         x, y, layers = torch.randint(WORDS, (20, 35)), torch.randint(WORDS, (700,)), "type:LSTM"
     else:
-        x, y, layers = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,)), "type:ReLU"
+        size, layers = (16, "type:ELU") if network == "cnn11_elu" else (32, "type:ReLU")
+        x, y = torch.randn(BATCH, 3, size, size), torch.randint(10, (BATCH,))
         if channels_last:
             model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
         if compiled:
@@ -55,11 +67,10 @@ def make_step(
     per = PER(model, strength=1e-4, layers=layers, slices=slices) if term else None
 
     def train() -> None:
-        if per is None:
-            loss = F.cross_entropy(model(x).flatten(0, -2), y)
-        else:
-            with per:
-                loss = F.cross_entropy(model(x).flatten(0, -2), y) + per()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half), per or contextlib.nullcontext():
+            loss = F.cross_entropy(model(x).flatten(0, -2).float(), y)
+            if per is not None:
+                loss = loss + per()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -113,9 +124,9 @@ def peak_bytes(term: bool) -> int:
     return int(subprocess.check_output(command, env=env, text=True).split()[-1])
 
 
-def row(what: str, network: str, plain: str, own: str, ratio: float, limit: float) -> None:
-    verdict = "MISSED" if ratio > limit else "ok"
-    print(f"{what:28}{network:24}{plain:>10}{own:>10}{ratio:8.3f}{limit:9.2f}  {verdict}", flush=True)
+def row(what: str, network: str, plain: str, own: str, ratio: float, limit: float | None) -> None:
+    verdict = "" if limit is None else f"{limit:9.2f}  {'MISSED' if ratio > limit else 'ok'}"
+    print(f"{what:28}{network:24}{plain:>10}{own:>10}{ratio:8.3f}{verdict}", flush=True)
 
 
 def main() -> None:
@@ -124,6 +135,8 @@ def main() -> None:
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     parser.add_argument("--channels-last", action="store_true", help="the images' memory format")
     parser.add_argument("--compiled", action="store_true", help="compile the network of images")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--only", help="rows of one network only, without memory")
     parser.add_argument("--memory-of", choices=("per", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1 if args.busy else 2)
@@ -132,15 +145,21 @@ def main() -> None:
         return
     clock = time.process_time if args.busy else time.perf_counter
     repeats = 3 if args.quick else 15
+    dtype = "bfloat16" if args.bf16 else "float32"
     print(
-        f"float32, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
+        f"{dtype}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
         f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     )
     print(f"{'what':28}{'network':24}{'plain':>10}{'PER':>10}{'ratio':>8}{'at most':>9}")
     for what, network, slices, limit in SPEED:
-        steps = [make_step(network, term, slices, args.channels_last, args.compiled) for term in (False, True)]
-        a, b, ratio = compare(*steps, repeats * (4 if network == "lstm200" else 1), clock)
+        if args.only not in (None, network):
+            continue
+        form = (args.channels_last, args.compiled, args.bf16)
+        plain_step, step = (make_step(network, term, slices, *form) for term in (False, True))
+        a, b, ratio = compare(plain_step, step, repeats * (4 if network == "lstm200" else 1), clock)
         row(what, network, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, limit)
+    if args.only:
+        return
     own, plain = (peak_bytes(term) for term in (True, False))
     what = "peak memory of a step"
     row(what, "fixup_resnet56_cifar", f"{plain / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / plain, MEMORY_LIMIT)
