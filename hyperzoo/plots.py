@@ -2,8 +2,9 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from hyperzoo.training.log import read_log, task_loss
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # told apart also by the color-blind
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
 COLUMNS = 6
+LEGEND_WIDTH, LEGEND_HANDLE = 110, 9  # letters that fit below the curves of a sweep, and those a line's sample takes
 
 
 def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
@@ -53,6 +55,7 @@ def curves(results: Path, picture: Path) -> Path:
 
     Left the training loss, of the task alone: terms of different strength are not compared. Right the accuracy on the
     images held out, of texts the perplexity of the validation split; where neither was measured, that of the training.
+    Losses and perplexities above ten times the median of all points, as of a run that diverged, are outside of it.
 
     Args:
         results: the `sweep.json` of a sweep.
@@ -65,8 +68,9 @@ def curves(results: Path, picture: Path) -> Path:
         runs = [(run["label"], _with_task(run["log"])) for run in values["runs"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
-    drawn, (left, right) = figure(1, 2, (9.0, 3.8))
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
+    columns = max(1, min(4, len(styles), LEGEND_WIDTH // (LEGEND_HANDLE + max(map(len, styles)))))
+    drawn, (left, right) = figure(1, 2, (9.0, 3.4 + 0.2 * -(-len(styles) // columns)))
     kinds = (
         ("perplexity", "validation perplexity"),
         ("accuracy", "accuracy on held-out images (%)"),
@@ -80,8 +84,13 @@ def curves(results: Path, picture: Path) -> Path:
             points = [row["epoch"] for row in log], [row[key] for row in log]
             axes.plot(*points, style, color=color, label=None if label in named else label)
             named.add(label)
+        if key in ("task", "perplexity"):
+            every = [row[key] for _, log in runs for row in log]
+            if max(every) > (most := 10 * statistics.median(every)):
+                kept = [value for value in every if value <= most]
+                axes.set_ylim(0.95 * min(kept), 1.05 * max(kept))
         by_epoch(axes, unit)
-    drawn.legend(frameon=False, loc="outside lower center", ncols=min(4, len(styles)))
+    drawn.legend(frameon=False, loc="outside lower center", ncols=columns)
     drawn.suptitle(values["sweep"].replace("_", " "))
     return save(drawn, picture)
 
@@ -131,7 +140,9 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
     return save(drawn, picture)
 
 
-def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool | str = False) -> tuple[Any, Any]:
+def figure(
+    rows: int, columns: int, size: tuple[float, float], *, sharey: bool | Literal["col"] = False
+) -> tuple[Any, Any]:
     """A figure that needs no display and leaves pyplot's state alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
     from matplotlib.figure import Figure

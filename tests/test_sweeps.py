@@ -214,6 +214,33 @@ def test_curves_and_tables_compare_the_task_alone(tmp_path, monkeypatch):
     assert [line.train_loss for line in sweep.lines(tmp_path / "sweep.json")] == [2.0, 1.5]
 
 
+def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_path, monkeypatch):
+    losses = {f"a_long_name_of_a_row-and_column_{i}": [2.5, 1.5] for i in range(6)} | {"diverged": [7e5, 2e3]}
+    runs = [
+        {
+            "label": label,
+            "split": "s",
+            "epochs": 2,
+            "metrics": metrics(1.0),
+            "log": [{"epoch": i + 1, "loss": loss, "accuracy": 1.0 if i else 99.0} for i, loss in enumerate(values)],
+        }
+        for label, values in losses.items()
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": "x", "runs": runs, "published": {}}))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure))
+    plots.curves(tmp_path / "sweep.json", tmp_path / "x.png")
+    (figure,) = drawn
+    figure.canvas.draw()
+    left, right = figure.axes
+    low, high = left.get_ylim()
+    assert 1 < low < 1.5 and 2.5 < high < 3
+    assert right.get_ylim()[1] > 99  # no accuracy is too high
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
+    assert all(axes.yaxis.label.get_window_extent().y1 <= figure.bbox.height for axes in figure.axes)
+
+
 def test_documents_quote_the_results(tmp_path):
     place = finished.checkout(tmp_path)
     runs = [
