@@ -134,12 +134,45 @@ def test_bad_arguments_are_refused(arguments, kind, message):
         VCL(net(), **{"layers": "0", "input_size": (3, 6, 6), **arguments})
 
 
-def test_small_batches_and_other_sizes_are_refused():
+def means_over_parts(beta, size):
+    """One location at a time: the rows and columns of the whole map that it overlaps."""
+    channels, height, width = beta.shape
+
+    def part(index, whole):
+        return range(index * whole // size, -(-(index + 1) * whole // size))
+
+    grid = torch.empty(channels, size, size)
+    for c in range(channels):
+        for i in range(size):
+            for j in range(size):
+                values = [float(beta[c, k, m]) for k in part(i, height) for m in part(j, width)]
+                grid[c, i, j] = sum(values) / len(values)
+    return grid
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 8])
+def test_a_map_of_another_size_takes_the_means_of_the_betas_over_its_parts(size):
+    model = net()
+    term = VCL(model, layers="0", input_size=(3, 6, 6))  # a map of 4 x 4
+    (beta,) = term.parameters()
+    with torch.no_grad():
+        beta += torch.rand(beta.shape, generator=torch.Generator().manual_seed(2))
+    with term:
+        maps = model[0](images(size=size + 2))
+        value = term()
+    assert float(value) == pytest.approx(0.01 * slow(maps, means_over_parts(beta, size), 5), rel=1e-4)
+    value.backward()
+    assert (beta.grad != 0).all()
+
+
+def test_small_batches_and_other_shapes_are_refused():
     model = net()
     term = VCL(model, layers="0", input_size=(3, 6, 6))
     with pytest.raises(InputError, match=r"two groups of 5 samples.*\(8, 4, 4, 4\)"), term:
         model(images(8))
         term()
-    with pytest.raises(InputError, match=r"each of \(4, 4, 4\) entries.*\(4, 5, 5\) each"), term:
-        model[:3](images(size=7))
+    rows = nn.Sequential(nn.Linear(3, 2))
+    term = VCL(rows, layers="0", input_size=(5, 3))
+    with pytest.raises(InputError, match=r"each of \(5, 2\) entries.*\(7, 2\) each"), term:
+        rows(torch.randn(12, 7, 3))
         term()

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
@@ -56,7 +57,8 @@ class VCL:
     """VCL on layers of a model, as a term of the loss: strength times the sum over layers of `variance_constancy`.
 
     The term owns one beta for each entry of each layer's output; they are trained with the model and stay out of its
-    state dict. Nothing is added in evaluation.
+    state dict. A map (B, C, H, W) of another size, as progressive resizing makes them, takes at each location the mean
+    of the betas over its part of the map; this is ours, the authors have one size. Nothing is added in evaluation.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -110,11 +112,18 @@ class VCL:
     def __call__(self) -> Tensor:
         """strength times the sum over layers, of the forward pass in this `with`."""
         values = {
-            name: torch.stack([variance_constancy(x, self._betas[name], group=self.group) for x in calls]).sum()
+            name: torch.stack([variance_constancy(x, self._beta(name, x), group=self.group) for x in calls]).sum()
             for name, calls in self._recording.take().items()
         }
         self._values = {name: value.detach() for name, value in values.items()}
         return self.strength * sum(values.values(), self._recording.zero())
+
+    def _beta(self, name: str, x: Tensor) -> Tensor:
+        """The betas of a layer, of a map of another size their means over the parts that its locations cover."""
+        beta = self._betas[name]
+        if x.dim() == 4 and x.shape[2:] != beta.shape[1:]:
+            return F.adaptive_avg_pool2d(beta, (x.shape[2], x.shape[3]))
+        return beta
 
     def report(self) -> dict[str, float]:
         """Of the last call: the value of each layer, without strength."""
