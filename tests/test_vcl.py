@@ -1,6 +1,7 @@
 """VCL has the value of its formula, owns one beta for each entry, and reaches layer and betas."""
 
 import copy
+from fractions import Fraction
 
 import pytest
 import timm
@@ -134,24 +135,14 @@ def test_bad_arguments_are_refused(arguments, kind, message):
         VCL(net(), **{"layers": "0", "input_size": (3, 6, 6), **arguments})
 
 
-def means_over_parts(beta, size):
-    """One location at a time: the rows and columns of the whole map that it overlaps."""
-    channels, height, width = beta.shape
-
-    def part(index, whole):
-        return range(index * whole // size, -(-(index + 1) * whole // size))
-
-    grid = torch.empty(channels, size, size)
-    for c in range(channels):
-        for i in range(size):
-            for j in range(size):
-                values = [float(beta[c, k, m]) for k in part(i, height) for m in part(j, width)]
-                grid[c, i, j] = sum(values) / len(values)
-    return grid
+def nearest(index, size, whole):
+    """Of `whole` cells on the unit interval the one that holds the middle of cell `index` of `size`."""
+    middle = Fraction(2 * index + 1, 2 * size)
+    return next(cell for cell in range(whole) if middle < Fraction(cell + 1, whole))
 
 
-@pytest.mark.parametrize("size", [2, 3, 5, 8])
-def test_a_map_of_another_size_takes_the_means_of_the_betas_over_its_parts(size):
+@pytest.mark.parametrize("size, untouched", [(2, 3 / 4), (3, 7 / 16), (5, 0), (8, 0)])
+def test_a_map_of_another_size_takes_the_nearest_betas(size, untouched):
     model = net()
     term = VCL(model, layers="0", input_size=(3, 6, 6))  # a map of 4 x 4
     (beta,) = term.parameters()
@@ -160,9 +151,11 @@ def test_a_map_of_another_size_takes_the_means_of_the_betas_over_its_parts(size)
     with term:
         maps = model[0](images(size=size + 2))
         value = term()
-    assert float(value) == pytest.approx(0.01 * slow(maps, means_over_parts(beta, size), 5), rel=1e-4)
+    cells = [nearest(index, size, 4) for index in range(size)]
+    taken = torch.stack([torch.stack([beta[:, row, column] for column in cells], -1) for row in cells], -2)
+    assert float(value) == pytest.approx(0.01 * slow(maps, taken, 5), rel=1e-4)
     value.backward()
-    assert (beta.grad != 0).all()
+    assert float((beta.grad == 0).float().mean()) == untouched
 
 
 def test_small_batches_and_other_shapes_are_refused():

@@ -57,8 +57,8 @@ class VCL:
     """VCL on layers of a model, as a term of the loss: strength times the sum over layers of `variance_constancy`.
 
     The term owns one beta for each entry of each layer's output; they are trained with the model and stay out of its
-    state dict. A map (B, C, H, W) of another size, as progressive resizing makes them, takes at each location the mean
-    of the betas over its part of the map; this is ours, the authors have one size. Nothing is added in evaluation.
+    state dict. A map (B, C, H, W) of another size, as progressive resizing makes them, takes at each location the
+    nearest beta; this is ours, the authors have one size. Nothing is added in evaluation.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -119,10 +119,14 @@ class VCL:
         return self.strength * sum(values.values(), self._recording.zero())
 
     def _beta(self, name: str, x: Tensor) -> Tensor:
-        """The betas of a layer, of a map of another size their means over the parts that its locations cover."""
+        """The betas of a layer; for a map of another size the nearest ones.
+
+        Not means or a smooth blend of them: behind these single betas fall below 0 unseen, and where a larger map
+        takes them by themselves, v2 + beta meets 0.
+        """
         beta = self._betas[name]
         if x.dim() == 4 and x.shape[2:] != beta.shape[1:]:
-            return F.adaptive_avg_pool2d(beta, (x.shape[2], x.shape[3]))
+            return F.interpolate(beta[None], size=(x.shape[2], x.shape[3]), mode="nearest-exact")[0]
         return beta
 
     def report(self) -> dict[str, float]:
