@@ -148,7 +148,10 @@ def test_every_published_weight_agrees_with_its_golden_outputs(name, form, tmp_p
         and done.metadata["sha256"] == hyperzoo.weight_info(name).files["model.safetensors"]
     )
     golden = export.load_file(Checkout(ROOT).golden(name))
-    torch.testing.assert_close(opened(done.file, monkeypatch)(golden["input"]), golden["output"], **CLOSE)
+    taken, run = golden["input"], opened(done.file, monkeypatch)
+    if not taken.is_floating_point():  # to the length that the file takes; what follows a word does not change it
+        taken = torch.nn.functional.pad(taken, (0, 35 - taken.shape[1]))
+    torch.testing.assert_close(run(taken)[:, : golden["output"].shape[1]], golden["output"], **CLOSE)
 
 
 # The rest needs no exporter: the network itself stands for the file.
