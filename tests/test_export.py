@@ -149,8 +149,8 @@ def test_every_published_weight_agrees_with_its_golden_outputs(name, form, tmp_p
     )
     golden = export.load_file(Checkout(ROOT).golden(name))
     taken, run = golden["input"], opened(done.file, monkeypatch)
-    if not taken.is_floating_point():  # to the length that the file takes; what follows a word does not change it
-        taken = torch.nn.functional.pad(taken, (0, 35 - taken.shape[1]))
+    if not taken.is_floating_point():  # what follows a word does not change it
+        taken = torch.nn.functional.pad(taken, (0, done.metadata["input_size"][0] - taken.shape[1]))
     torch.testing.assert_close(run(taken)[:, : golden["output"].shape[1]], golden["output"], **CLOSE)
 
 
