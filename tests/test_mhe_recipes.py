@@ -7,10 +7,10 @@ import timm
 
 from hyperzoo import build
 from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import load_sweep
+from hyperzoo.training.grid import load_sweep, sweep_files
 
 DRAFTS = recipe_folders()[-1] / "drafts"
-SWEEPS = sorted(path.stem for path in (DRAFTS.parent / "sweeps").glob("mhe_*.yaml"))
+SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mhe_")]
 # strengths (hidden, output) of the published logs, in the convention of the authors' code
 LOGS = {
     ("mhe", "half"): {0: (1.0, 10.0), 1: (1.0, 10.0), 2: (1.0, 10.0)},

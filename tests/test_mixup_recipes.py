@@ -6,9 +6,9 @@ import timm
 from hyperzoo import build
 from hyperzoo.mixup import ManifoldMixup, Mixup
 from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import load_sweep
+from hyperzoo.training.grid import load_sweep, sweep_files
 
-SWEEPS = sorted({path.stem for folder in recipe_folders() for path in folder.glob("sweeps/mixup_*.yaml")})
+SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mixup_")]
 TABLES = [name for name in SWEEPS if name.startswith("mixup_table")]
 RECIPES = ("resnet20_cifar.mixup_c10", "resnet20_cifar.manifoldmixup_c10", "preact_resnet18.manifoldmixup_c10")
 

@@ -8,6 +8,7 @@ import pytest
 from hyperzoo import build, names
 from hyperzoo.errors import InvalidNameError, RecipeError
 from hyperzoo.training.config import Recipe, load_recipe, recipe_folders
+from hyperzoo.training.grid import sweep_files
 
 GOOD = """\
 model:
@@ -138,7 +139,7 @@ RECIPES = sorted(
     path
     for folder in recipe_folders()
     for path in folder.rglob("*.yaml")
-    if path.parent.name != "sweeps" and path.name != "queue.yaml"
+    if path not in sweep_files() and path.name != "queue.yaml"
 )
 
 

@@ -10,8 +10,8 @@ from hyperzoo import cards, plots, sweep
 from hyperzoo.cli import _exit_code
 from hyperzoo.errors import RecipeError, RunError
 from hyperzoo.manifest import Manifest
-from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import is_sweep, load_sweep
+from hyperzoo.training.config import load_recipe
+from hyperzoo.training.grid import is_sweep, load_sweep, sweep_files
 
 BASE = """\
 model: {arch: resnet20_cifar}
@@ -160,13 +160,18 @@ def test_bad_results_and_overrides(tmp_path, capsys):
     assert "a sweep takes no overrides" in capsys.readouterr().err
 
 
-SWEEPS = sorted({path for folder in recipe_folders() for path in folder.glob("sweeps/*.yaml")})
+SWEEPS = sweep_files()
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_sweep_of_the_package_is_sound(path):
     _, runs = load_sweep(path)
     assert runs and len({(label, recipe.train.seed) for label, recipe in runs}) == len(runs)
+
+
+def test_a_name_means_one_sweep():
+    stems = [path.stem for path in SWEEPS]
+    assert len(set(stems)) == len(stems) and {path.parent.name for path in SWEEPS} == {"papers", "studies"}
 
 
 def metrics(accuracy, **classes):

@@ -89,6 +89,12 @@ class Run(NamedTuple):
     recipe: Recipe
 
 
+def sweep_files() -> list[Path]:
+    """The sweeps of the package: tables of the papers, and our studies."""
+    rooms = [folder / room for folder in recipe_folders() for room in ("papers", "studies")]
+    return [file for room in rooms for file in sorted(room.glob("*.yaml"))]
+
+
 def is_sweep(path_or_name: str | Path) -> bool:
     """Whether `load_sweep` is meant: a file with the key `base`, or the name of a sweep of the package."""
     path = _find(path_or_name)
@@ -96,7 +102,7 @@ def is_sweep(path_or_name: str | Path) -> bool:
 
 
 def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
-    """Read a sweep, from a file or by its name from `recipes/sweeps`, and the recipe of each of its runs.
+    """Read a sweep, from a file or by its name from `recipes/papers` or `recipes/studies`, with the recipe of each run.
 
     Raises:
         RecipeError: a missing file, faults of the sweep (all, with lines), or of the first of its runs that has some.
@@ -154,4 +160,4 @@ def _find(path_or_name: str | Path) -> Path | None:
 
 
 def _known() -> dict[str, Path]:
-    return {file.stem: file for folder in recipe_folders() for file in sorted(folder.glob("sweeps/*.yaml"))}
+    return {file.stem: file for file in sweep_files()}
