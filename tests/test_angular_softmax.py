@@ -3,11 +3,11 @@
 import math
 from functools import partial
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import close, labels, normal
+from support import oracles
+from support.oracles import close, labels, normal
 
 from hyperzoo.layers import SphereLinear
 from hyperzoo.losses import AngularSoftmax, angular_logits

@@ -3,12 +3,12 @@
 import math
 import weakref
 
-import oracles
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from oracles import labels, normal
+from support import oracles
+from support.oracles import labels, normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

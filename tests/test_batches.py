@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from made_images import toy
+from support.made_images import toy
 
 from hyperzoo.data import ImageBatches, ImageSet, augment, eval_batches, plan_epoch
 from hyperzoo.errors import InputError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from published import MHE, PLAIN, publish, withdraw
+from support.published import MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import cards, checkout, errors, plots, weights

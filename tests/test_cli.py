@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from published import ARCH, MHE, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 from hyperzoo import cli, errors, verify, weights
 
@@ -181,7 +181,7 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     """Against one's own slow count, over twelve images."""
     import dataclasses
 
-    import finished
+    from support import finished
 
     import hyperzoo
     from hyperzoo import data

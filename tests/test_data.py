@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from huggingface_hub import constants
-from made_images import CIFAR, toy, write_mirror
 from PIL import Image as Pillow
+from support.made_images import CIFAR, toy, write_mirror
 
 from hyperzoo.data import ImageSet, load_images, sources
 from hyperzoo.errors import DataError, InputError, UnknownNameError

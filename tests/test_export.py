@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from published import ARCH, MHE, PLAIN, publish, withdraw
 from safetensors.torch import save_file
+from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import cli, errors, export, verify, weights

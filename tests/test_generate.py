@@ -3,9 +3,9 @@
 import math
 
 import pytest
-import texts
 import timm
 import torch
+from support import texts
 
 from hyperzoo import generate, train, zoo
 from hyperzoo.cli import _exit_code

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from hub_double import TOKEN, Double, talk_to
 from huggingface_hub import constants, file_download
 from huggingface_hub.errors import EntryNotFoundError
-from published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, withdraw
+from support.hub_double import TOKEN, Double, talk_to
+from support.published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, withdraw
 
 import hyperzoo
 from hyperzoo import cli, errors, verify, weights

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from hub_double import TOKEN, Double, talk_to
 from huggingface_hub import constants
+from support.hub_double import TOKEN, Double, talk_to
 
 from hyperzoo import errors, hub
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from published import ARCH, MHE, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 

@@ -4,10 +4,10 @@ import json
 import math
 
 import pytest
-import texts
 import timm
 import torch
 import torch.nn.functional as F
+from support import texts
 from torch import nn
 
 from hyperzoo import build, data, evaluate, plots, sweep, train

@@ -5,11 +5,11 @@ import itertools
 import math
 import random
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import close, normal
+from support import oracles
+from support.oracles import close, normal
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereConv2d, SphereLinear

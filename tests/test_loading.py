@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN, publish, withdraw
 from safetensors.torch import load_file, save_file
+from support.published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors, weights

@@ -2,11 +2,11 @@
 
 import math
 
-import oracles
 import pytest
 import torch
-from oracles import close, normal
-from slow_energy import slow_energy, slow_label_energy
+from support import oracles
+from support.oracles import close, normal
+from support.slow_energy import slow_energy, slow_label_energy
 from torch import nn
 
 from hyperzoo.errors import InputError

@@ -5,7 +5,19 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mixing import K, a_seed_for_each, batch, draw, fixed, generator, gradients, mixed_by_hand, small, tiny, traces
+from support.mixing import (
+    K,
+    a_seed_for_each,
+    batch,
+    draw,
+    fixed,
+    generator,
+    gradients,
+    mixed_by_hand,
+    small,
+    tiny,
+    traces,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
-from mixing import K, batch, generator, traces
-from mixing import tiny as small
+from support import tiny
+from support.mixing import K, batch, generator, traces
+from support.mixing import tiny as small
 from timm.loss import SoftTargetCrossEntropy
 from torch import nn
 
@@ -77,7 +77,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import tiny
+from support import tiny
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from hyperzoo.mixup import ManifoldMixup

@@ -8,7 +8,7 @@ from importlib.metadata import version
 
 import pytest
 import timm
-from published import ARCH, PLAIN, publish, withdraw
+from support.published import ARCH, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors, names

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from slow_energy import slow_energy
+from support.slow_energy import slow_energy
 from torch import nn
 
 from hyperzoo.errors import InputError, UnknownNameError

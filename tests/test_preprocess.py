@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from published import ARCH, MHE, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
+from support import tiny
 
 HERE = Path(__file__).parent
 
@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import tiny
+from support import tiny
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from hyperzoo.errors import NonFiniteError

@@ -6,12 +6,12 @@ import shutil
 import subprocess
 import sys
 
-import finished
 import pytest
 import torch
-from finished import NAME, another_seed, contents
-from hub_double import TOKEN, Double, talk_to
 from safetensors.torch import load_file, save_file
+from support import finished
+from support.finished import NAME, another_seed, contents
+from support.hub_double import TOKEN, Double, talk_to
 
 from hyperzoo import cards, cli, errors, publish, verify, weights
 from hyperzoo.manifest import Manifest

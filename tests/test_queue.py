@@ -13,11 +13,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tiny
 import torch
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
+from support import tiny
 
 from hyperzoo import evaluate, names, queue, train
 from hyperzoo.data import sources

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import network
+from support.tiny import network
 
 from hyperzoo.errors import InputError
 from hyperzoo.training.config import Optim

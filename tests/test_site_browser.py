@@ -5,8 +5,8 @@ import re
 
 import pytest
 import torch
-from chromium import Page
 from PIL import Image
+from support.chromium import Page
 
 import hyperzoo
 from hyperzoo import checkout, data, weights

@@ -3,11 +3,11 @@
 import itertools
 import math
 
-import oracles
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import close, labels, normal
+from support import oracles
+from support.oracles import close, labels, normal
 
 from hyperzoo.errors import InputError
 from hyperzoo.losses import SoftTarget

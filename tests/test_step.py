@@ -3,8 +3,8 @@
 import json
 
 import pytest
-import tiny
 import torch
+from support import tiny
 from torch import nn
 
 from hyperzoo.losses import AngularSoftmax, SoftTarget, replace_classifier

@@ -3,8 +3,8 @@
 import json
 import shutil
 
-import finished
 import pytest
+from support import finished
 
 from hyperzoo import cards, plots, sweep
 from hyperzoo.cli import _exit_code

@@ -6,8 +6,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import texts
 import torch
+from support import texts
 
 from hyperzoo.data import TextBatches, TextSet, load_text, sources
 from hyperzoo.errors import DataError, InputError, UnknownNameError

@@ -6,11 +6,11 @@ import re
 import shutil
 
 import pytest
-import texts
 import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
+from support import texts
 
 import hyperzoo
 from hyperzoo import cards, checkout, evaluate, publish, reproduce, train, verify, weights, zoo

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import timm
-import tiny
 import torch
+from support import tiny
 from torch import nn
 
 import hyperzoo
@@ -195,7 +195,7 @@ sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import tiny
+from support import tiny
 from hyperzoo.training import checkpoint
 folder, seed, plan = Path(sys.argv[1]), int(sys.argv[3]), tiny.recipe(200)
 moments, kills, before = random.Random(seed), 0, 0

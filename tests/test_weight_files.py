@@ -9,12 +9,12 @@ import random
 import struct
 import zipfile
 
-import fuzz_weights
 import pytest
 import timm
 import torch
-from published import ARCH, MHE, PLAIN, publish, withdraw
 from safetensors.torch import load_file, save_file
+from support import fuzz_weights
+from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors, hub, weights

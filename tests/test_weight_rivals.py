@@ -3,11 +3,11 @@
 import itertools
 import math
 
-import oracles
 import pytest
 import torch
-from oracles import close, normal
-from slow_energy import EACH_BLOCK, distance, small, unit
+from support import oracles
+from support.oracles import close, normal
+from support.slow_energy import EACH_BLOCK, distance, small, unit
 
 from hyperzoo.errors import InputError
 from hyperzoo.regularizers import (

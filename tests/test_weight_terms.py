@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from oracles import normal
-from slow_energy import gradients, small
+from support.oracles import normal
+from support.slow_energy import gradients, small
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import texts
 import timm
 import torch
 from scipy.stats import norm, wasserstein_distance
+from support import texts
 from torch import nn
 
 from hyperzoo import activations, train

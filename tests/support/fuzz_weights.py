@@ -1,7 +1,7 @@
 """Random damage to a weight file: the loader refuses it with one kind of error, or loads it; never anything else.
 
-`python tests/fuzz_weights.py 1000000 [SEED]` tries a million. Mutation n of a seed is always the same, so a finding can
-be looked at again: it is named by both numbers, and its file is kept.
+`python tests/support/fuzz_weights.py 1000000 [SEED]` tries a million. Mutation n of a seed is always the same: both
+numbers name a finding, and its file is kept.
 """
 
 import random

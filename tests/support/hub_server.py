@@ -4,7 +4,7 @@ It holds model repositories in memory: commits, regular and LFS files, and Xet f
 folder. Routes and headers are those that huggingface_hub 1.31 to 2.4 asks for; any other path gets 404. It never
 leaves the loopback, and LFS contents lie on a second port, so that the client sees another origin.
 
-`python tests/hub_server.py [FOLDER for Xet]` prints both ports.
+`python tests/support/hub_server.py [FOLDER for Xet]` prints both ports.
 """
 
 import base64

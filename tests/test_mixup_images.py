@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mixing import K, by_loop, close, draw, fixed, generator, oracle, tiny, traces
+from support.mixing import K, by_loop, close, draw, fixed, generator, oracle, tiny, traces
 
 from hyperzoo.errors import InputError
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup

@@ -12,7 +12,8 @@ from hyperzoo.mixup import Mixup
 from hyperzoo.mixup.rows import Draw
 from hyperzoo.models.resnet_cifar import ResNetCifar
 
-ORACLES = {case["id"]: case for case in json.loads((Path(__file__).parent / "assets/mixup_oracles.json").read_text())}
+_FILE = Path(__file__).parents[1] / "assets" / "mixup_oracles.json"
+ORACLES = {case["id"]: case for case in json.loads(_FILE.read_text())}
 K = 5
 
 

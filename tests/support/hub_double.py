@@ -13,8 +13,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import hub_server
-from hub_server import TOKEN
+from support import hub_server
+from support.hub_server import TOKEN
 
 
 class Double:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-ASSETS = Path(__file__).parent / "assets"
+ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def load(subject: str) -> dict[str, dict[str, Any]]:

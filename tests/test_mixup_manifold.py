@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from mixing import K, batch, by_loop, close, draw, fixed, generator, mixed_by_hand, oracle, small, tiny, traces
+from support.mixing import K, batch, by_loop, close, draw, fixed, generator, mixed_by_hand, oracle, small, tiny, traces
 from torch import nn
 
 from hyperzoo.errors import InputError, UnknownNameError

@@ -10,7 +10,7 @@ from hyperzoo import train
 from hyperzoo.checkout import Checkout
 from hyperzoo.training.config import load_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NAME = "resnet20_cifar.plain_c10"
 CIFAR = Path("uoft-cs", "cifar10", "plain_text")
 RECIPE = """

@@ -1,6 +1,5 @@
 """A training run that takes milliseconds: the real engine on 64 made images and a small net with dropout."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -77,8 +76,3 @@ def run(folder: Path, plan: Recipe, **parts) -> dict[str, torch.Tensor]:
     """Train to the end, from the newest checkpoint if there is one; returns the published tensors."""
     published = trainer(folder, plan, **parts).run(checkpoint.newest(folder / "checkpoints"))
     return {name: value.clone() for name, value in published.state_dict().items()}
-
-
-if __name__ == "__main__":  # python tiny.py FOLDER EPOCHS: a run as a process of its own
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), recipe(int(sys.argv[2])))

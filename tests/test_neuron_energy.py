@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from slow_energy import slow_energy
+from support.slow_energy import slow_energy
 from torch import nn
 
 from hyperzoo import cards, energy, zoo

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from slow_energy import slow_energy
+from support.slow_energy import slow_energy
 from torch import nn
 
 from hyperzoo.data import ImageSet
