@@ -127,7 +127,7 @@ def texts(manifest: Manifest, place: Checkout) -> dict[Path, str]:
 
     Raises:
         PublishError: the README has lost the marks around its table.
-        RunError: a document names a sweep whose results are not in docs/evidence.
+        RunError: a document names a study without a file in results/.
     """
     generated = {}
     for name, info in manifest.weights.items():
@@ -145,10 +145,10 @@ def texts(manifest: Manifest, place: Checkout) -> dict[Path, str]:
 
 
 def _with_sweeps(text: str, place: Checkout) -> str:
-    """A document whose lines `<!-- sweep: NAME -->` are each followed by the table of docs/evidence/NAME.json."""
+    """The document with the table of results/NAME.json under each line `<!-- sweep: NAME -->`."""
 
     def filled(match: re.Match[str]) -> str:
-        rows = sweep.table(sweep.lines(place.evidence(match[1])))
+        rows = sweep.table(sweep.lines(place.results(match[1])))
         return f"<!-- sweep: {match[1]} -->\n{_markdown(rows)}\n<!-- end of sweep -->"
 
     return _SWEEP.sub(filled, text)

@@ -28,9 +28,9 @@ class Checkout:
     def docs(self) -> Path:
         return self.root / "docs"
 
-    def evidence(self, sweep: str) -> Path:
-        """The results of a sweep that the documents quote."""
-        return self.docs / "evidence" / f"{sweep}.json"
+    def results(self, study: str) -> Path:
+        """The results of a study, which the documents quote."""
+        return self.root / "results" / f"{study}.json"
 
     @property
     def mirror(self) -> Path:

@@ -58,16 +58,19 @@ def curves(results: Path, picture: Path) -> Path:
     Losses and perplexities above ten times the median of all points, as of a run that diverged, are outside of it.
 
     Args:
-        results: the `sweep.json` of a sweep.
+        results: the `sweep.json` of a sweep, or a file of results/ that has all epochs.
         picture: a PNG file to write; its folder exists.
     Raises:
-        RunError: no such file, or not the results of a sweep.
+        RunError: no such file, not the results of a sweep, or results without all epochs.
     """
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
         runs = [(run["label"], _with_task(run["log"])) for run in values["runs"]]
+        whole = all(len(run["log"]) == run["epochs"] for run in values["runs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
+    if not whole:
+        raise RunError(f"{results} has the last epoch of each run only; draw the sweep.json of the run folders")
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
     columns = max(1, min(4, len(styles), LEGEND_WIDTH // (LEGEND_HANDLE + max(map(len, styles)))))
     drawn, (left, right) = figure(1, 2, (9.0, 3.4 + 0.2 * -(-len(styles) // columns)))

@@ -256,8 +256,9 @@ def test_documents_quote_the_results(tmp_path):
             ("b", 60.0, [{"loss": 0.125}]),
         )
     ]
-    place.evidence("some").parent.mkdir(parents=True)
-    place.evidence("some").write_text(json.dumps({"runs": runs, "published": {"b": 61.0}}))
+    for folder in (place.docs, place.results("some").parent):
+        folder.mkdir()
+    place.results("some").write_text(json.dumps({"runs": runs, "published": {"b": 61.0}}))
     (place.docs / "some.md").write_text("before\n<!-- sweep: some -->\nold\n<!-- end of sweep -->\nafter\n")
     (place.docs / "other.md").write_text("no table\n")
     manifest = Manifest(place.package)
@@ -269,6 +270,6 @@ def test_documents_quote_the_results(tmp_path):
         ["b", "60.00", "-", "1.250", "0.125", "1", "2", "test", "61.00"],
     ]
     assert (place.docs / "other.md").read_text() == "no table\n"
-    place.evidence("some").unlink()
+    place.results("some").unlink()
     with pytest.raises(RunError, match="cannot read the results"):
         cards.texts(manifest, place)

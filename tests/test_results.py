@@ -1,0 +1,91 @@
+"""Results belong to the studies as they stand; they hold what documents and figures read, and no more."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from hyperzoo import plots, sweep
+from hyperzoo.errors import RunError
+from hyperzoo.training.grid import load_sweep
+
+ROOT = Path(__file__).parent.parent
+RESULTS = sorted(ROOT.glob("results/*.json"))
+EACH = pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
+DOCUMENTS = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md"))
+
+
+def tool():
+    spec = importlib.util.spec_from_file_location("study_results", ROOT / "tools" / "study_results.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@EACH
+def test_a_file_holds_runs_of_the_study_as_it_stands(file):
+    _, runs = load_sweep(ROOT / "recipes" / "studies" / f"{file.stem}.yaml")
+    digests = {(label, recipe.train.seed): recipe.digest() for label, recipe in runs}
+    stated = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    found = {(run["label"], run["seed"]): run["recipe_sha256"] for run in stated}
+    assert found and len(found) == len(stated) and found.items() <= digests.items()
+    assert f"<!-- sweep: {file.stem} -->" in DOCUMENTS
+
+
+@EACH
+def test_only_what_a_figure_reads_is_kept_of_earlier_epochs(file, tmp_path, monkeypatch):
+    runs = json.loads(file.read_text(encoding="utf-8"))["runs"]
+    assert all(run["log"][-1]["epoch"] == run["epochs"] for run in runs)
+    monkeypatch.setattr(plots, "save", lambda figure, picture: picture)
+    if all("reports" in run["log"][0] for run in runs) or (ROOT / "docs" / f"{file.stem}.png").exists():
+        assert all(len(run["log"]) == run["epochs"] for run in runs)
+        assert plots.curves(file, tmp_path / "x.png") == tmp_path / "x.png"
+    else:
+        assert all(len(run["log"]) == 1 for run in runs)
+        with pytest.raises(RunError, match="has the last epoch of each run only"):
+            plots.curves(file, tmp_path / "x.png")
+
+
+def made(tmp_path):
+    """A sweep.json of two runs of two epochs."""
+    reports = {"per": {"conv/mean": 0.5, "conv/variance": 1.5, "conv/error": 0.75}, "vcl": {"conv/beta": 2.0}}
+    log = [{"epoch": n, "loss": 3.0 - n, "loss_task": 2.5 - n, "sample": "sha", "reports": reports} for n in (1, 2)]
+    common = {"split": "test", "epochs": 2, "metrics": {"accuracy": 50.0, "nll": 1.0}, "log": log}
+    values = {"sweep": "x", "published": {}, "environments": [{"torch": "2"}, {"torch": "3"}]}
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps(values | {"runs": [{"label": label, **common} for label in "ab"]}))
+    return file
+
+
+def test_reducing_keeps_the_table_and_the_numbers_of_the_last_epoch(tmp_path):
+    whole = made(tmp_path)
+    values, last = json.loads(whole.read_text()), {"epoch": 2, "loss": 1.0, "loss_task": 0.5}
+    reduced = tmp_path / "reduced.json"
+    reduced.write_text(tool().text(values))
+    kept = json.loads(reduced.read_text())
+    assert kept == values | {"runs": [run | {"log": [last]} for run in values["runs"]]}
+    assert sweep.lines(reduced) == sweep.lines(whole)
+
+
+def test_a_figure_may_ask_for_all_epochs_and_for_reports_of_activations(tmp_path):
+    values = json.loads(made(tmp_path).read_text())
+    (log, other) = (run["log"] for run in json.loads(tool().text(values, epochs=True, reports="per"))["runs"])
+    reports = {"per": {"conv/mean": 0.5, "conv/variance": 1.5}}
+    assert (
+        log
+        == other
+        == [
+            {"epoch": 1, "loss": 2.0, "loss_task": 1.5, "reports": reports},
+            {"epoch": 2, "loss": 1.0, "loss_task": 0.5, "reports": reports},
+        ]
+    )
+
+
+def test_the_command_writes_the_file(tmp_path, monkeypatch):
+    shutil.copy(ROOT / "results" / "spherenet_deep.json", tmp_path / "sweep.json")
+    command = ["study_results.py", str(tmp_path / "sweep.json"), str(tmp_path / "out.json"), "--epochs"]
+    monkeypatch.setattr("sys.argv", command)
+    tool().main()
+    assert (tmp_path / "out.json").read_bytes() == (ROOT / "results" / "spherenet_deep.json").read_bytes()

@@ -1,0 +1,55 @@
+"""Write results/STUDY.json from the sweep.json of a study: what its table, the documents and the figures read.
+
+    python tools/study_results.py runs/sweeps/per_lstm/sweep.json results/per_lstm.json [--epochs] [--reports TERM]
+
+Keeps the settings, environments and metrics of every run, and of its log the last epoch. `--epochs` keeps all epochs,
+for curves; `--reports TERM` keeps the means and variances of activations that a term reported, for their course over
+the training. A line of the file is a run, an epoch or an environment.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+
+def reduced(row: dict[str, Any], reports: str | None) -> dict[str, Any]:
+    """The numbers of an epoch, with the means and variances that a term reported."""
+    kept = {key: value for key, value in row.items() if isinstance(value, int | float)}
+    if reports:
+        of_layers = row["reports"][reports].items()
+        kept["reports"] = {reports: {k: v for k, v in of_layers if k.endswith(("/mean", "/variance"))}}
+    return kept
+
+
+def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = None) -> str:
+    """The contents of a sweep.json as those of a results file."""
+    parts = {key: json.dumps(value) for key, value in values.items()}
+    parts["environments"] = _lines(map(json.dumps, values["environments"]), " ")
+    runs = []
+    for run in values["runs"]:
+        rows = [json.dumps(reduced(row, reports)) for row in run["log"][0 if epochs else -1 :]]
+        head = json.dumps({key: value for key, value in run.items() if key != "log"})
+        runs.append(f'{head[:-1]}, "log": {_lines(rows, "  ")}}}')
+    parts["runs"] = _lines(runs, " ")
+    return "{\n" + ",\n".join(f' "{key}": {part}' for key, part in parts.items()) + "\n}\n"
+
+
+def _lines(items: Any, indent: str) -> str:
+    """A JSON list, an item a line."""
+    return "[\n" + ",\n".join(f"{indent} {item}" for item in items) + f"\n{indent}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the sweep.json that `hyperzoo train STUDY` wrote")
+    parser.add_argument("out", type=Path, help="the file to write, results/STUDY.json")
+    parser.add_argument("--epochs", action="store_true", help="keep every epoch, for a figure of curves")
+    parser.add_argument("--reports", metavar="TERM", help="keep what this term reported of the activations")
+    given = parser.parse_args()
+    values = json.loads(given.sweep.read_text(encoding="utf-8"))
+    given.out.write_text(text(values, epochs=given.epochs, reports=given.reports), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
