@@ -18,7 +18,8 @@ import timm  # noqa: E402  after the environment is set
 import torch  # noqa: E402
 
 import hyperzoo  # noqa: E402
-from hyperzoo import data, evaluate, plots  # noqa: E402
+from hyperzoo import data  # noqa: E402
+from hyperzoo.analysis import evaluate, plots  # noqa: E402
 from hyperzoo.training import checkpoint  # noqa: E402
 
 

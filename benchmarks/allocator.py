@@ -1,9 +1,9 @@
 """What keeping freed buffers saves: training steps on the CPU in processes that take turns, with and without.
 
-    python benchmarks/freed_memory.py    # about 4 minutes on two cores
+    python benchmarks/allocator.py    # about 4 minutes on two cores
 
 Batch 128 of 32 x 32, channels-last, bfloat16 where the CPU computes in it. The ratio is the median of the ratios of
-neighbors: time, page faults of a step, and the largest resident set, each with and without `freed_memory.keep`.
+neighbors: time, page faults of a step, and the largest resident set, each with and without `allocator.keep`.
 """
 
 import resource
@@ -14,7 +14,7 @@ import time
 
 from sphere_layers import make_step, native_dtype
 
-from hyperzoo.training import freed_memory
+from hyperzoo.training import allocator
 
 ROUNDS, STEPS = 3, 12
 
@@ -22,7 +22,7 @@ ROUNDS, STEPS = 3, 12
 def measure(arch: str, compiled: bool, kept: bool) -> None:
     """Print milliseconds and page faults of a step, and the megabytes of this process."""
     if kept:
-        assert freed_memory.keep(), "this system's C library is not glibc"
+        assert allocator.keep(), "this system's C library is not glibc"
     step = make_step(arch, compiled, training=True, dtype=native_dtype())
     for _ in range(4):
         step()

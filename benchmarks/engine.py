@@ -14,9 +14,9 @@ import torch
 from accelerate import Accelerator
 from engine_rate import median_rate
 
-from hyperzoo import build
 from hyperzoo.data import ImageSet
-from hyperzoo.training.config import Recipe
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.step import TrainStep
 
 ROUNDS, BATCH, LIMIT = 5, 128, 0.90

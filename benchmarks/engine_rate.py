@@ -8,9 +8,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from torch import nn
 
-from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Batches, Trainer
 from hyperzoo.training.progress import Progress
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.training.step import TrainStep
 

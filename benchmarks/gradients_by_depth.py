@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import hyperzoo  # noqa: F401  registers the models
-from hyperzoo import evaluate
+from hyperzoo import data
+from hyperzoo.analysis import evaluate
 
 IMAGES, NARROW, WIDE = 64, [16, 24, 32], [128, 192, 256]
 NETWORKS: list[tuple[str, dict[str, Any]]] = [
@@ -27,7 +28,7 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
 
 
 def main() -> None:
-    samples = evaluate.load_split("c10", "train").take(torch.arange(IMAGES)).resized(12)
+    samples = data.load_split("c10", "train").take(torch.arange(IMAGES)).resized(12)
     print("network\tgradient, first\tgradient, last\ttheir ratio\tlikeness, first\tlikeness, last")
     for arch, args in NETWORKS:
         torch.manual_seed(0)

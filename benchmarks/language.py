@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from engine_rate import median_rate
 from torch import Tensor, nn
 
-from hyperzoo import build
 from hyperzoo.data import TextBatches, TextSet
-from hyperzoo.training.config import Recipe
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import Recipe
 
 ROUNDS, COLUMNS, LENGTH, WORDS, UNITS, DROP, LIMIT = 5, 20, 35, 10_000, 200, 0.25, 0.95
 

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo import evaluate, zoo
+from hyperzoo import data, zoo
+from hyperzoo.analysis import evaluate
 from hyperzoo.regularizers import PER
 
 BATCH, DRAWS, STRENGTH = 128, 16, 0.1
@@ -41,7 +42,7 @@ def noise(gradients: list[Tensor], mean: Tensor) -> float:
 def main(name: str) -> None:
     torch.manual_seed(0)
     model = zoo.any_network(name).train()
-    images = evaluate.load_split("c10", "train").take(torch.arange(DRAWS * BATCH))
+    images = data.load_split("c10", "train").take(torch.arange(DRAWS * BATCH))
     batches = list(evaluate.batches(model, images, batch_size=BATCH))
     tasks = []
     for batch in batches:

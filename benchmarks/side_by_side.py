@@ -5,7 +5,7 @@
 
 Each process trains the ordinary engine on made images that are resident on the device; after an epoch to warm up and to
 compile, all start together, and the rates of the epochs that follow are added. CUDA graphs are those that
-TORCHINDUCTOR_CUDAGRAPHS=1 switches on for a compiled model; it does so for `hyperzoo.queue` too.
+TORCHINDUCTOR_CUDAGRAPHS=1 switches on for a compiled model; it does so for `hyperzoo queue` too.
 
 Models stacked with torch.func.vmap are not compared: the operators of SphereNet and the terms are autograd functions
 without a rule for vmap, and hooks see one model.
@@ -20,9 +20,9 @@ from multiprocessing.synchronize import Barrier
 import torch
 from engine_rate import median_rate
 
-from hyperzoo import build
 from hyperzoo.data import ImageSet
-from hyperzoo.training.config import Recipe
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import Recipe
 
 EPOCHS, BATCH = 4, 128
 KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1")}

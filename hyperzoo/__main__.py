@@ -1,5 +1,5 @@
 """`python -m hyperzoo` is the command `hyperzoo`."""
 
-from hyperzoo.cli import main
+from hyperzoo.cli.main import main
 
 main()

@@ -9,12 +9,13 @@ from scipy.stats import norm, wasserstein_distance
 from support import texts
 from torch import nn
 
-from hyperzoo import activations, train
-from hyperzoo.activations import layer_activations
-from hyperzoo.cli import _exit_code
+from hyperzoo.analysis import activation_statistics
+from hyperzoo.analysis.activation_statistics import layer_activations
+from hyperzoo.analysis.figures import clouds
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, RunError, UnknownNameError
-from hyperzoo.figures import clouds
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
 
 
 def network():
@@ -36,7 +37,7 @@ def test_numbers_are_those_of_a_slow_count():
     last = model[4](model[3](output)).flatten().tolist()  # one channel: one direction, up to its sign
     gaussian = norm.ppf((torch.arange(20_000).double() + 0.5) / 20_000)
     assert rows["4"].distance == pytest.approx(wasserstein_distance(last, gaussian), abs=1e-3)  # of the fine grid
-    assert [len(r.shown()) for r in rows.values()] == [len(activations.COLUMNS)] * 2
+    assert [len(r.shown()) for r in rows.values()] == [len(activation_statistics.COLUMNS)] * 2
 
 
 def test_known_distributions_have_known_numbers():
@@ -76,9 +77,9 @@ def test_what_cannot_be_measured():
     with pytest.raises(InputError, match="none of the chosen layers was called"):
         layer_activations(silent, torch.zeros(1, 3, 8, 8), "unused")
     with pytest.raises(InputError, match="no layers to draw"):
-        activations.draw([], "x.png", title="x")
+        activation_statistics.draw([], "x.png", title="x")
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
-        activations.subject("resnet20_cifar", batch_size=0)
+        activation_statistics.subject("resnet20_cifar", batch_size=0)
 
 
 @pytest.fixture
@@ -99,12 +100,12 @@ def test_a_run_has_a_report_of_its_end_and_of_its_course(run, tmp_path, capsys, 
         assert (tmp_path / picture[0]).read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     drawn = []
-    monkeypatch.setattr(activations.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
-    activations.draw_training({"x": run}, tmp_path / "b.png")
+    monkeypatch.setattr(activation_statistics.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
+    activation_statistics.draw_training({"x": run}, tmp_path / "b.png")
     curve = drawn[0].axes[1].lines[0].get_xydata().tolist()
     assert curve == [[row["epoch"], row["reports"]["per"]["layers.0/variance"]] for row in log]
     with pytest.raises(RunError, match="no reports of vcl"):
-        activations.draw_training({"x": run}, tmp_path / "c.png", term="vcl")
+        activation_statistics.draw_training({"x": run}, tmp_path / "c.png", term="vcl")
 
 
 def test_images_of_a_data_set_or_noise(data_mirror, tmp_path, capsys):

@@ -6,13 +6,13 @@ import sys
 
 import pytest
 
-from hyperzoo.training import freed_memory
+from hyperzoo.training import allocator
 
 FAULTS = """
 import resource, sys
 import torch
-from hyperzoo.training import freed_memory
-assert not sys.argv[1:] or freed_memory.keep()
+from hyperzoo.training import allocator
+assert not sys.argv[1:] or allocator.keep()
 torch.ones(2**23)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(16):
@@ -33,4 +33,4 @@ def test_freed_buffers_are_used_again_without_page_faults():
 
 def test_a_system_without_glibc_is_left_alone(monkeypatch):
     monkeypatch.setattr("platform.libc_ver", lambda: ("", ""))
-    assert not freed_memory.keep()
+    assert not allocator.keep()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hyperzoo.attacks import fgsm, pgd
+from hyperzoo.analysis.attacks import fgsm, pgd
 from hyperzoo.errors import InputError
 
 with warnings.catch_warnings():

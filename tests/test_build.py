@@ -4,11 +4,12 @@ import pytest
 import timm
 import torch
 
-from hyperzoo import build, losses, mixup, regularizers
+from hyperzoo import losses, mixup, regularizers
 from hyperzoo.errors import RecipeError
+from hyperzoo.experiments import build
 from hyperzoo.layers import SphereLinear
-from hyperzoo.training.config import Recipe
-from hyperzoo.training.method import Method
+from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.recipe_methods import Method
 
 TERMS = {
     "mhe": (dict(hidden=1.0, output=10.0, power=0, half_space=True), regularizers.MHE),

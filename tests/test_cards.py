@@ -11,8 +11,11 @@ from PIL import Image
 from support.published import MHE, PLAIN, publish, withdraw
 
 import hyperzoo
-from hyperzoo import cards, checkout, errors, plots, weights
+from hyperzoo import errors
+from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
+from hyperzoo.publishing import cards, checkout
+from hyperzoo.zoo import weight_files
 
 PLACE = checkout.here()
 TEMPLATES = {"accuracy": PLACE.card_template, "perplexity": PLACE.text_card_template}
@@ -25,8 +28,8 @@ def zoo(tmp_path, monkeypatch):
 
 
 def text(name):
-    info = weights.MANIFEST.info(name)
-    return cards.card(info, weights.MANIFEST.weights, TEMPLATES[info.metric].read_text(encoding="utf-8"))
+    info = weight_files.MANIFEST.info(name)
+    return cards.card(info, weight_files.MANIFEST.weights, TEMPLATES[info.metric].read_text(encoding="utf-8"))
 
 
 def holds_what_the_manifest_says(name):
@@ -86,7 +89,7 @@ def test_twins_are_shown_beside_each_other(zoo):
 
 
 def test_the_table_has_a_line_for_each_weight(zoo):
-    lines = cards.table(weights.MANIFEST.weights).splitlines()
+    lines = cards.table(weight_files.MANIFEST.weights).splitlines()
     assert len(lines) == 2 + 3
     assert next(line for line in lines if PLAIN in line) == (
         f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | 91.25 % | 1 | uoft-cs/cifar10 | 0.27 M | "
@@ -96,7 +99,7 @@ def test_the_table_has_a_line_for_each_weight(zoo):
 
 def test_a_value_that_does_not_exist_is_named(zoo):
     with pytest.raises(errors.PublishError, match="wrong_word"):
-        cards.card(weights.MANIFEST.info(PLAIN), {}, "$wrong_word")
+        cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word")
 
 
 def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
@@ -104,13 +107,13 @@ def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
     place.card_template.parent.mkdir(parents=True)
     place.card_template.write_text(PLACE.card_template.read_text(encoding="utf-8"))
     place.readme.write_text(f"{cards.BEGIN}\n{cards.END}\n")
-    assert len(cards.write(weights.MANIFEST, place)) == 4
-    assert cards.check(weights.MANIFEST, place) == []
+    assert len(cards.write(weight_files.MANIFEST, place)) == 4
+    assert cards.check(weight_files.MANIFEST, place) == []
     place.card(PLAIN).write_text(text(PLAIN).replace("91.25", "95.00"))
     place.card(MHE).unlink()
     strange = place.card("spherenet20.mhe_c10")
     strange.write_text("no weight")
-    assert cards.check(weights.MANIFEST, place) == sorted([place.card(PLAIN), place.card(MHE), strange])
+    assert cards.check(weight_files.MANIFEST, place) == sorted([place.card(PLAIN), place.card(MHE), strange])
 
 
 def log(folder, rows):

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
-from hyperzoo import cli, errors, verify, weights
+from hyperzoo import errors
+from hyperzoo.cli import main
+from hyperzoo.publishing import verify
+from hyperzoo.zoo import weight_files
 
-COMMANDS = sorted(cli.cli.commands)
+COMMANDS = sorted(main.cli.commands)
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def run(capsys):
 
     def command(*words):
         with pytest.raises(SystemExit) as end:
-            cli.main(list(words))
+            main.main(list(words))
         return end.value.code, *capsys.readouterr()
 
     return command
@@ -61,7 +64,7 @@ def test_info_shows_the_manifest(zoo, run):
     code, out, _ = run("info", ARCH)
     values = dict(line.split("\t") for line in out.splitlines())
     assert code == 0 and values["name"] == PLAIN and values["metrics.accuracy.sd"] == "-"
-    assert values["files.model.safetensors"] == weights.MANIFEST.info(PLAIN).files["model.safetensors"]
+    assert values["files.model.safetensors"] == weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
     assert values["input.mean"] == "0.5, 0.4, 0.3"
 
 
@@ -101,7 +104,7 @@ def test_exit_codes(run, monkeypatch, error, code):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(cli.cli.commands["list"], "callback", fail)
+    monkeypatch.setattr(main.cli.commands["list"], "callback", fail)
     found, _, err = run("list")
     assert found == code
     assert not isinstance(error, ModuleNotFoundError) or 'pip install "hyperzoo[train]"' in err
@@ -113,7 +116,7 @@ def test_a_signal_that_stopped_a_run_is_in_the_exit_code(run, monkeypatch):
     def stop(*_):
         raise Stopped(signal.SIGTERM, 3)
 
-    monkeypatch.setattr(cli.cli.commands["list"], "callback", stop)
+    monkeypatch.setattr(main.cli.commands["list"], "callback", stop)
     code, _, err = run("list")
     assert code == 143 and "resumes after epoch 3" in err
 
@@ -122,16 +125,16 @@ def test_a_fault_of_ours_is_not_hidden(monkeypatch):
     def fail():
         raise ModuleNotFoundError("No module", name="hyperzoo.nothing")
 
-    monkeypatch.setattr(cli.cli.commands["list"], "callback", fail)
+    monkeypatch.setattr(main.cli.commands["list"], "callback", fail)
     with pytest.raises(ModuleNotFoundError):
-        cli.main(["list"])
+        main.main(["list"])
 
 
 def test_a_reader_that_leaves_early_is_no_error():
     """The reader of the pipe is gone before anything is printed."""
     read, write = os.pipe()
     os.close(read)
-    code = "from hyperzoo.cli import main; main(['--help'])"
+    code = "from hyperzoo.cli.main import main; main(['--help'])"
     done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.returncode == 1 and done.stderr == ""
@@ -160,12 +163,12 @@ def test_verify_compares_golden_outputs(zoo, tmp_path, monkeypatch):
     from safetensors.torch import load_file, save_file
 
     import hyperzoo
-    from hyperzoo.checkout import Checkout
-    from hyperzoo.publish import golden_input
+    from hyperzoo.publishing.checkout import Checkout
+    from hyperzoo.publishing.publish import golden_input
 
     place = Checkout(tmp_path)
     monkeypatch.setattr(verify.checkout, "here", lambda: place)
-    info, model = weights.MANIFEST.info(PLAIN), hyperzoo.load(PLAIN).model
+    info, model = weight_files.MANIFEST.info(PLAIN), hyperzoo.load(PLAIN).model
     assert verify._golden(info, model) == (False, f"tests/golden/{PLAIN}.safetensors is missing")
     place.golden(PLAIN).parent.mkdir(parents=True)
     save_file(verify.outputs(model, golden_input(model)), place.golden(PLAIN))
@@ -185,7 +188,7 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
 
     import hyperzoo
     from hyperzoo import data
-    from hyperzoo.checkout import Checkout
+    from hyperzoo.publishing.checkout import Checkout
 
     place = Checkout(tmp_path / "clone")
     finished.mirror(place.mirror, slice(0, 4), slice(0, 12))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperzoo.cli import cli
+from hyperzoo.cli.group import cli
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

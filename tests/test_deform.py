@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import affine_transform
 
-from hyperzoo.data import DEFORMATIONS, deform
+from hyperzoo.analysis.deform import DEFORMATIONS, deform
 from hyperzoo.errors import InputError
 
 

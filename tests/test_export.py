@@ -17,9 +17,12 @@ from safetensors.torch import save_file
 from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
-from hyperzoo import cli, errors, export, verify, weights
-from hyperzoo.checkout import Checkout
-from hyperzoo.save import save_model
+from hyperzoo import errors
+from hyperzoo.cli import main
+from hyperzoo.publishing import export, verify
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.model_folder import save_model
 
 ROOT = Path(__file__).parent.parent
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
@@ -112,7 +115,7 @@ def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch
     assert said == done.metadata and said["label_names"] == list(words) and said["architecture"] == arch
     assert (said["input_size"], said["mean"]) == (list(cfg["input_size"]), list(cfg["mean"]))
     assert (said["std"], said["crop_pct"]) == (list(cfg["std"]), cfg["crop_pct"])
-    assert said["sha256"] == weights.sha256(tmp_path / "model" / "model.safetensors")
+    assert said["sha256"] == weight_files.sha256(tmp_path / "model" / "model.safetensors")
     for name, content in parts(out).items():
         assert "/weights/" in name or not content.startswith((b"\x80", b"PK")), f"{name} is a pickle"
         assert b'"use_pickle": true' not in content
@@ -295,7 +298,7 @@ def test_a_run_folder_goes_by_its_path_and_a_weight_by_its_name(zoo, stub, tmp_p
 def test_mistakes_are_explained_in_one_sentence(zoo, stub, tmp_path, monkeypatch, capsys, words, code, text):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    assert cli._exit_code(["export", *words]) == code
+    assert main._exit_code(["export", *words]) == code
     out, err = capsys.readouterr()
     assert out == "" and text in err and sorted(tmp_path.iterdir()) == before
 
@@ -309,7 +312,7 @@ def test_an_unknown_format_and_missing_packages_are_named(tmp_path, monkeypatch)
 
 
 def test_the_command_says_what_it_wrote(zoo, stub, tmp_path, capsys):
-    assert cli._exit_code(["export", PLAIN, str(tmp_path / "net.pt2")]) == 0
+    assert main._exit_code(["export", PLAIN, str(tmp_path / "net.pt2")]) == 0
     name, size, difference = capsys.readouterr().out.strip().split("\t")
     assert (name, size) == (str(tmp_path / "net.pt2"), "9000 bytes")
     assert float(difference.removeprefix("largest difference of outputs ")) < 1e-5

@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from hyperzoo.cli import _exit_code, plot
-from hyperzoo.figures import FIGURES, operators
+from hyperzoo.analysis.figures import FIGURES, operators
+from hyperzoo.cli.main import _exit_code
+from hyperzoo.cli.runs import plot
 
 
 def test_operators(monkeypatch, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 import torch
 from matplotlib.collections import PathCollection
 
-from hyperzoo.figures import hidden_states, perceptrons, spectrum, spiral
+from hyperzoo.analysis.figures import hidden_states, perceptrons, spectrum, spiral
+from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_spiral
 from hyperzoo.mixup import ManifoldMixup, Mixup
-from hyperzoo.models.mlp import BottleneckMLP, mlp_spiral
 
 
 def small():

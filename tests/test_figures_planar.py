@@ -7,8 +7,8 @@ import torch
 from support.slow_energy import slow_energy
 from torch import nn
 
+from hyperzoo.analysis.figures import half_space, planar, rare_class, softmax_features
 from hyperzoo.data import ImageSet
-from hyperzoo.figures import half_space, planar, rare_class, softmax_features
 
 
 def bars(count=240, classes=3, channels=1, seed=0) -> ImageSet:

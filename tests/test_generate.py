@@ -7,12 +7,14 @@ import timm
 import torch
 from support import texts
 
-from hyperzoo import generate, train, zoo
-from hyperzoo.cli import _exit_code
+from hyperzoo import zoo
+from hyperzoo.analysis import generate
+from hyperzoo.analysis.generate import Generated, probabilities
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, UnknownNameError, WeightFileError
-from hyperzoo.generate import Generated, probabilities
-from hyperzoo.save import save_model
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.zoo.model_folder import save_model
 
 
 def slow(logits, temperature, top_k, top_p):

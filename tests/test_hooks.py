@@ -7,8 +7,8 @@ import timm
 import torch
 from torch import nn
 
-from hyperzoo import taps
 from hyperzoo.errors import InputError, UnknownNameError
+from hyperzoo.layers import hooks
 
 
 def net():
@@ -38,32 +38,32 @@ STAGES = {
 
 @pytest.mark.parametrize("arch", STAGES)
 def test_stages_are_the_modules_that_timm_names(arch):
-    chosen = taps.select(timm.create_model(arch, device="meta"), "stages")
+    chosen = hooks.select(timm.create_model(arch, device="meta"), "stages")
     assert list(chosen) == STAGES[arch]
 
 
 def test_names_patterns_and_types():
     model = resnet()
-    assert list(taps.select(model, ["layer2", "layer1.0.conv1"])) == ["layer2", "layer1.0.conv1"]
-    assert list(taps.select(model, "layer?")) == ["layer1", "layer2", "layer3"]
-    assert list(taps.select(model, "layer[12].*.conv2")) == [f"layer{i}.{j}.conv2" for i in (1, 2) for j in (0, 1, 2)]
-    assert list(taps.select(model, "*")) == [name for name, _ in model.named_children()]  # a star ends at a dot
+    assert list(hooks.select(model, ["layer2", "layer1.0.conv1"])) == ["layer2", "layer1.0.conv1"]
+    assert list(hooks.select(model, "layer?")) == ["layer1", "layer2", "layer3"]
+    assert list(hooks.select(model, "layer[12].*.conv2")) == [f"layer{i}.{j}.conv2" for i in (1, 2) for j in (0, 1, 2)]
+    assert list(hooks.select(model, "*")) == [name for name, _ in model.named_children()]  # a star ends at a dot
     relu = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
-    assert list(taps.select(model, "type:ReLU")) == relu and len(relu) == 19
-    assert list(taps.select(model, ["fc", "layer3", "stages"])) == ["fc", "layer3", "layer1", "layer2"]
-    assert all(module is model.get_submodule(name) for name, module in taps.select(model, "*.*").items())
+    assert list(hooks.select(model, "type:ReLU")) == relu and len(relu) == 19
+    assert list(hooks.select(model, ["fc", "layer3", "stages"])) == ["fc", "layer3", "layer1", "layer2"]
+    assert all(module is model.get_submodule(name) for name, module in hooks.select(model, "*.*").items())
 
 
 def test_a_module_with_two_names_is_chosen_once_under_either():
     shared = nn.Linear(2, 2)
     model = nn.Sequential(shared, nn.ReLU(), shared)
-    assert list(taps.select(model, "type:Linear")) == ["0"] and list(taps.select(model, "2")) == ["2"]
+    assert list(hooks.select(model, "type:Linear")) == ["0"] and list(hooks.select(model, "2")) == ["2"]
 
 
 def test_wrappers_are_looked_through():
     model = resnet("cpu")
     for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
-        assert taps.select(wrapped, "layer1")["layer1"] is model.layer1
+        assert hooks.select(wrapped, "layer1")["layer1"] is model.layer1
 
 
 @pytest.mark.parametrize(
@@ -81,32 +81,32 @@ def test_wrappers_are_looked_through():
 )
 def test_a_wrong_choice_is_named_with_the_closest(layers, kind, message):
     with pytest.raises(kind) as caught:
-        taps.select(resnet(), layers)
+        hooks.select(resnet(), layers)
     assert message in str(caught.value) and isinstance(caught.value, ValueError)
 
 
 def test_a_model_without_stages_and_a_list_that_is_never_called():
     with pytest.raises(InputError, match="Sequential has no feature_info.*name layers: 0, 1, 2, 3"):
-        taps.select(net(), "stages")
+        hooks.select(net(), "stages")
     model = nn.Module()
     model.parts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
     with pytest.raises(InputError, match=r"'parts' of Module is a ModuleList.*'parts\.\*'"):
-        taps.select(model, "parts")
-    assert list(taps.select(model, ["parts.*"])) == ["parts.0", "parts.1"]
+        hooks.select(model, "parts")
+    assert list(hooks.select(model, ["parts.*"])) == ["parts.0", "parts.1"]
     model.feature_info = [dict(module="gone")]
     with pytest.raises(UnknownNameError, match="names 'gone'"):
-        taps.select(model, "stages")
+        hooks.select(model, "stages")
 
 
 def test_fn_sees_the_outputs_in_order_and_may_replace_them():
     model, x = net(), torch.randn(5, 2)
     expected, seen = model(x), []
-    with taps.attached(taps.select(model, ["3", "0", "2"]), lambda name, output: seen.append((name, output))):
+    with hooks.attached(hooks.select(model, ["3", "0", "2"]), lambda name, output: seen.append((name, output))):
         torch.testing.assert_close(model(x), expected)
     assert [name for name, _ in seen] == ["0", "2", "3"]
     torch.testing.assert_close(seen[1][1], model[:3](x))
     doubled = model[3](2 * model[:3](x))
-    with taps.attached(taps.select(model, "2"), lambda name, output: 2 * output):
+    with hooks.attached(hooks.select(model, "2"), lambda name, output: 2 * output):
         torch.testing.assert_close(model(x), doubled)
     torch.testing.assert_close(model(x), expected)
 
@@ -114,24 +114,24 @@ def test_fn_sees_the_outputs_in_order_and_may_replace_them():
 def test_nothing_is_left_behind():
     model = net()
     before = traces(model)
-    modules = taps.select(model, "type:ReLU")
-    with taps.attached(modules, lambda *_: None):
+    modules = hooks.select(model, "type:ReLU")
+    with hooks.attached(modules, lambda *_: None):
         assert traces(model) != before
-        with taps.attached(modules, lambda *_: None):  # a term and a mixup on the same modules
+        with hooks.attached(modules, lambda *_: None):  # a term and a mixup on the same modules
             model(torch.zeros(1, 2))
         assert sum(hooks for hooks, _ in traces(model)) == 2
     assert traces(model) == before
-    with pytest.raises(ZeroDivisionError), taps.attached(modules, lambda *_: 1 / 0):
+    with pytest.raises(ZeroDivisionError), hooks.attached(modules, lambda *_: 1 / 0):
         model(torch.zeros(1, 2))
     assert traces(model) == before
-    with pytest.raises(AttributeError), taps.attached({"1": model[1], "bad": None}, lambda *_: None):
+    with pytest.raises(AttributeError), hooks.attached({"1": model[1], "bad": None}, lambda *_: None):
         pass
     assert traces(model) == before
 
 
 def test_a_copy_made_inside_is_not_tapped():
     model, fired = net(), []
-    with taps.attached(taps.select(model, "0"), lambda name, _: fired.append(name)):
+    with hooks.attached(hooks.select(model, "0"), lambda name, _: fired.append(name)):
         twin = copy.deepcopy(model)
         torch.testing.assert_close(twin(torch.ones(1, 2)), nn.Sequential.forward(model, torch.ones(1, 2)))
         assert fired == ["0"]
@@ -147,8 +147,8 @@ def test_a_stage_is_seen_once_also_under_gradient_checkpointing(arch):
     model = timm.create_model(arch, device="meta").train()
     model.set_grad_checkpointing()
     fired = []
-    chosen = taps.select(model, "stages")
-    with taps.attached(chosen, lambda name, _: fired.append(name)):
+    chosen = hooks.select(model, "stages")
+    with hooks.attached(chosen, lambda name, _: fired.append(name)):
         model(torch.zeros(2, 3, 32, 32, device="meta"))
     assert fired == list(chosen)
 
@@ -156,7 +156,7 @@ def test_a_stage_is_seen_once_also_under_gradient_checkpointing(arch):
 def test_an_activation_that_serves_twice_does_not_stand_for_the_stage_that_it_ends():
     relu, fired = nn.ReLU(), []
     model = nn.Sequential(nn.Sequential(nn.Linear(2, 2), relu), nn.Sequential(nn.Linear(2, 3), relu))
-    with taps.attached(taps.select(model, "1"), lambda _, output: fired.append(tuple(output.shape))):
+    with hooks.attached(hooks.select(model, "1"), lambda _, output: fired.append(tuple(output.shape))):
         model(torch.zeros(1, 2))
     assert fired == [(1, 3)]
 
@@ -167,9 +167,9 @@ def test_a_compiled_model_notices_hooks_that_come_and_go():
     frames = torch._dynamo.testing.CompileCounter()
     compiled, x = torch.compile(model, backend=frames, fullgraph=True), torch.randn(5, 2)
     expected = compiled(x)
-    modules = taps.select(model, ["0", "2"])
+    modules = hooks.select(model, ["0", "2"])
     for _ in range(3):
-        with taps.attached(modules, lambda name, output: 2 * output):
+        with hooks.attached(modules, lambda name, output: 2 * output):
             torch.testing.assert_close(compiled(x), model(x))
             assert not torch.allclose(compiled(x), expected)
         torch.testing.assert_close(compiled(x), expected)

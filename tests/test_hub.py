@@ -17,8 +17,11 @@ from support.hub_double import TOKEN, Double, talk_to
 from support.published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, withdraw
 
 import hyperzoo
-from hyperzoo import cli, errors, verify, weights
-from hyperzoo.manifest import FILES
+from hyperzoo import errors
+from hyperzoo.cli import main
+from hyperzoo.publishing import verify
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import FILES
 
 ROOT = str(Path(__file__).parent.parent)
 REPO = f"hyperzoo/{MIXUP}"
@@ -103,8 +106,8 @@ def test_the_token_does_not_leave_the_hub(double, zoo):
 
 def test_a_download_is_announced(zoo, caplog):
     with caplog.at_level(logging.INFO, "hyperzoo"):
-        weights.path(MIXUP)
-        weights.path(MIXUP)
+        weight_files.path(MIXUP)
+        weight_files.path(MIXUP)
     announced = [record.getMessage() for record in caplog.records]
     assert announced == [f"{MIXUP} (1.1 MB): fetching model.safetensors of {REPO}@{COMMIT}"]
 
@@ -119,9 +122,9 @@ def test_wrong_bytes_are_fetched_once_more_and_then_refused(double, zoo):
         ROUTES["tag"]()
     assert bodies(double) == 2
     wanted, file = zoo.entries[MIXUP]["files"]["model.safetensors"], next(cache().rglob("model.safetensors"))
-    start = f"{MIXUP}: {file} has sha256 {weights.sha256(file)}, weights.json says {wanted}. "
+    start = f"{MIXUP}: {file} has sha256 {weight_files.sha256(file)}, weights.json says {wanted}. "
     assert str(caught.value).startswith(f"{start}Fetched twice from {REPO}@{COMMIT}. ")
-    assert weights.sha256(file) != wanted
+    assert weight_files.sha256(file) != wanted
     double.fault("ok")
     assert is_mixup(ROUTES["tag"](), zoo) and bodies(double) == 1
 
@@ -136,7 +139,7 @@ def test_wrong_bytes_once_are_repaired(double, zoo):
 @pytest.mark.parametrize("links", [True, False])
 def test_a_rotted_cache_is_fetched_once_and_loads(double, zoo, monkeypatch, links):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_SYMLINKS", not links)
-    file = weights.path(MIXUP)
+    file = weight_files.path(MIXUP)
     assert file.is_symlink() == links and bodies(double) == 1
     flip(file)
     assert is_mixup(ROUTES["load"](), zoo)
@@ -147,7 +150,7 @@ def test_a_rotted_cache_is_fetched_once_and_loads(double, zoo, monkeypatch, link
 @pytest.mark.fault("rotted file of the cache")
 def test_a_rotted_cache_without_a_hub_names_both_hashes(double, zoo):
     ROUTES["tag"]()  # all files are cached
-    file = weights.path(MIXUP)
+    file = weight_files.path(MIXUP)
     flip(file)
     double.stop()
     with pytest.raises(errors.WeightHashError) as caught:
@@ -224,7 +227,7 @@ def test_a_connection_that_breaks_once_is_resumed(double, zoo):
 @pytest.mark.fault("error status of the Hub")
 @pytest.mark.parametrize("status", ["401", "403", "404", "429", "500", "502", "503"])
 def test_a_status_is_named(double, zoo, status):
-    weights.path(MIXUP, "config.json"), double.calls()
+    weight_files.path(MIXUP, "config.json"), double.calls()
     double.fault(status, "model.safetensors")
     assert f"{REPO}@{COMMIT} answered {status} (HfHubHTTPError)" in refused()
     calls = double.calls()
@@ -239,9 +242,9 @@ def test_a_status_is_named(double, zoo, status):
 def test_a_commit_or_repository_that_is_gone_is_named(double, zoo, monkeypatch):
     zoo.entries[MIXUP]["commit"] = gone = "9" * 40
     zoo.save()
-    monkeypatch.setattr(weights.MANIFEST, "weights", type(weights.MANIFEST)(zoo.root).weights)
+    monkeypatch.setattr(weight_files.MANIFEST, "weights", type(weight_files.MANIFEST)(zoo.root).weights)
     assert f"{REPO}@{gone} answered 404 (RevisionNotFoundError)" in refused("load")
-    monkeypatch.setattr(weights.MANIFEST, "namespace", "nobody")
+    monkeypatch.setattr(weight_files.MANIFEST, "namespace", "nobody")
     assert f"nobody/{MIXUP}@{gone} answered 404 (RepositoryNotFoundError)" in refused("load")
 
 
@@ -255,7 +258,7 @@ def test_an_answer_that_is_no_hubs_is_refused(double, zoo, kind, says):
 def test_a_wrong_etag_does_no_harm(double, zoo):
     double.fault("other-etag", "HEAD ")
     assert is_mixup(ROUTES["tag"](), zoo)
-    assert weights.path(MIXUP).resolve().name == "9" * 64  # the cache calls the blob so; the hash was ours
+    assert weight_files.path(MIXUP).resolve().name == "9" * 64  # the cache calls the blob so; the hash was ours
 
 
 @pytest.mark.fault("Hub that is not there")
@@ -294,11 +297,11 @@ def test_offline(double, zoo, monkeypatch):
 def test_a_cache_that_cannot_be_written(zoo, tmp_path):
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(errors.WeightUnavailableError, match=r"1\.1 MB.*could not be stored there: \w+"):
-        weights.path(MIXUP, cache_dir=tmp_path / "file")
+        weight_files.path(MIXUP, cache_dir=tmp_path / "file")
 
 
 def test_a_cache_that_is_read_only_serves_what_it_has(double, zoo):
-    weights.path(MIXUP), weights.path(MIXUP, "config.json")
+    weight_files.path(MIXUP), weight_files.path(MIXUP, "config.json")
     double.calls()
     folders = [folder for folder in cache().rglob("*") if folder.is_dir() and not folder.is_symlink()]
     try:
@@ -326,7 +329,7 @@ def test_a_full_disk_names_the_size_and_leaves_nothing(double, zoo, tmp_path):
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
         try:
-            weights.path(MIXUP)
+            weight_files.path(MIXUP)
         except errors.WeightUnavailableError as error:
             (tmp_path / "message").write_text(str(error))
 
@@ -342,7 +345,7 @@ def test_a_full_disk_names_the_size_and_leaves_nothing(double, zoo, tmp_path):
 @pytest.mark.fault("kill -9 while downloading")
 def test_a_process_killed_while_downloading_leaves_nothing_that_counts(double, zoo):
     double.fault("slow", FETCH, times=1)
-    process, end = child(lambda: weights.path(MIXUP)), time.monotonic() + 30
+    process, end = child(lambda: weight_files.path(MIXUP)), time.monotonic() + 30
     while not bodies(double) and time.monotonic() < end:
         time.sleep(0.01)
     process.kill()
@@ -383,7 +386,7 @@ def test_processes_at_once_all_get_the_weight(double, zoo, monkeypatch, processe
 
 def test_verify_reads_the_files_of_the_pinned_commit_again(double, zoo, monkeypatch):
     monkeypatch.setattr(verify, "_sample", lambda info, model: (None, "not here"))
-    weights.path(MIXUP), weights.path(MIXUP, "config.json")
+    weight_files.path(MIXUP), weight_files.path(MIXUP, "config.json")
     double.calls()
     assert "hub" not in {check.what for check in verify.verify(MIXUP)} and double.calls() == []
     check = verify.verify(MIXUP, on_hub=True)[-1]
@@ -401,5 +404,5 @@ def test_verify_reads_the_files_of_the_pinned_commit_again(double, zoo, monkeypa
 def test_the_command_asks_the_hub_on_request_only(monkeypatch):
     asked = []
     monkeypatch.setattr(verify, "verify", lambda name, on_hub: asked.append((name, on_hub)) or [])
-    assert [cli._exit_code(["verify", MIXUP, *words]) for words in ([], ["--hub"])] == [0, 0]
+    assert [main._exit_code(["verify", MIXUP, *words]) for words in ([], ["--hub"])] == [0, 0]
     assert asked == [(MIXUP, False), (MIXUP, True)]

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import constants
 from support.hub_double import TOKEN, Double, talk_to
 
-from hyperzoo import errors, hub
+from hyperzoo import errors
+from hyperzoo.zoo import hub
 
 # The client's own: it hands an open file to the upload of a large one.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -133,7 +134,7 @@ package = types.ModuleType("hyperzoo")
 package.__path__ = [sys.argv[1]]
 sys.modules["hyperzoo"] = package
 from pathlib import Path
-from hyperzoo import hub
+from hyperzoo.zoo import hub
 
 files = {"README.md": b"---\\na: b\\n---\\n", "model.safetensors": os.urandom(300_000)}
 commit = hub.push("hyperzoo/x", files, "message")
@@ -150,7 +151,7 @@ def test_the_environment_is_enough_and_xet_carries_the_same_bytes(tmp_path, xet)
     try:
         env = {"HF_ENDPOINT": running.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
         env |= {"HF_HUB_DISABLE_XET": str(int(not xet)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-        command = [sys.executable, "-c", ALONE, str(Path(hub.__file__).parent)]
+        command = [sys.executable, "-c", ALONE, str(Path(hub.__file__).parent.parent)]
         done = subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         calls = running.calls()

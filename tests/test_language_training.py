@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from support import texts
 from torch import nn
 
-from hyperzoo import build, data, evaluate, plots, sweep, train
+from hyperzoo import data
+from hyperzoo.analysis import evaluate, plots
+from hyperzoo.data import load
 from hyperzoo.errors import InputError, NonFiniteError, RecipeError
+from hyperzoo.experiments import build, sweep, train
 from hyperzoo.regularizers import projected_error
 from hyperzoo.training import checkpoint
-from hyperzoo.training.config import load_recipe
-from hyperzoo.training.grid import load_sweep
 from hyperzoo.training.log import read_log
 from hyperzoo.training.progress import Progress
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.sweep_file import load_sweep
 from hyperzoo.training.text_step import TextStep
 
 
@@ -82,7 +85,7 @@ def slow_perplexity(model, text):
 def test_a_whole_run_and_its_folder(mirror, tmp_path, capsys, monkeypatch):
     asked = []
     read = data.load_text
-    monkeypatch.setattr(data, "load_text", lambda name, split, *rest: asked.append(split) or read(name, split, *rest))
+    monkeypatch.setattr(load, "load_text", lambda name, split, *rest: asked.append(split) or read(name, split, *rest))
     result = train.run(recipe(tmp_path), tmp_path / "out").values
     assert asked == ["train", "validation", "test"] and result["split"] == "test"  # each once, the test split last
     model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True)
@@ -104,11 +107,11 @@ def test_a_whole_run_and_its_folder(mirror, tmp_path, capsys, monkeypatch):
 def test_a_run_for_a_choice_never_reads_the_test_split(mirror, tmp_path, monkeypatch):
     read = data.load_text
 
-    def load(name, split, *rest):
+    def not_test(name, split, *rest):
         assert split != "test"
         return read(name, split, *rest)
 
-    monkeypatch.setattr(data, "load_text", load)
+    monkeypatch.setattr(load, "load_text", not_test)
     result = train.run(recipe(tmp_path, "data.choice=true", "train.epochs=1"), tmp_path / "out").values
     assert result["split"] == "validation" and result["metrics"]["total"] == len(read("ptb", "validation")) - 1
 

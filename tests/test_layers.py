@@ -13,7 +13,7 @@ from support.oracles import close, normal
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereConv2d, SphereLinear
-from hyperzoo.layers.angle import steepness
+from hyperzoo.layers.operators import steepness
 
 ORACLES = oracles.load("sphere")
 OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]

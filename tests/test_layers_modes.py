@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.optim import create_optimizer_v2
 
 from hyperzoo.layers import SphereConv2d, SphereLinear
-from hyperzoo.layers.angle import FastAngular, FastLearnable, angular, learnable_angular
+from hyperzoo.layers.operators import FastAngular, FastLearnable, angular, learnable_angular
 
 OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
 EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)

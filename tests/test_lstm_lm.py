@@ -13,8 +13,8 @@ import hyperzoo
 from hyperzoo.errors import InputError, UnknownTagError
 from hyperzoo.layers import BatchNormLSTM
 from hyperzoo.models.lstm_lm import LSTMLanguageModel
-from hyperzoo.save import save_model
-from hyperzoo.weights import MANIFEST
+from hyperzoo.zoo.model_folder import save_model
+from hyperzoo.zoo.weight_files import MANIFEST
 
 ARCHS = hyperzoo.list_models("text-generation")
 WORDS = 30

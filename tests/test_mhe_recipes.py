@@ -5,9 +5,9 @@ import itertools
 import pytest
 import timm
 
-from hyperzoo import build
-from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import load_sweep, sweep_files
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import load_recipe, recipe_folders
+from hyperzoo.training.sweep_file import load_sweep, sweep_files
 
 DRAFTS = recipe_folders()[-1] / "drafts"
 SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mhe_")]

@@ -7,7 +7,7 @@ from support.mixing import K, by_loop, close, draw, fixed, generator, oracle, ti
 
 from hyperzoo.errors import InputError
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
-from hyperzoo.mixup.rows import mix
+from hyperzoo.mixup.mix import mix
 
 
 def test_rule_of_the_sheet():

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from support.mixing import K, batch, by_loop, close, draw, fixed, generator, mixed_by_hand, oracle, small, tiny, traces
 from torch import nn
 
+from hyperzoo.analysis.figures.mlp import BottleneckMLP
 from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.mixup import ManifoldMixup
-from hyperzoo.models.mlp import BottleneckMLP
 
 
 class TwoLayers(nn.Module):

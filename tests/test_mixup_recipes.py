@@ -3,10 +3,10 @@
 import pytest
 import timm
 
-from hyperzoo import build
+from hyperzoo.experiments import build
 from hyperzoo.mixup import ManifoldMixup, Mixup
-from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import load_sweep, sweep_files
+from hyperzoo.training.recipe import load_recipe, recipe_folders
+from hyperzoo.training.sweep_file import load_sweep, sweep_files
 
 SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mixup_")]
 TABLES = [name for name in SWEEPS if name.startswith("mixup_table")]

@@ -11,7 +11,7 @@ from torch import nn
 
 import hyperzoo
 from hyperzoo.errors import InputError
-from hyperzoo.save import save_model
+from hyperzoo.zoo.model_folder import save_model
 
 ARCHS = hyperzoo.list_models("image-classification")
 # Narrower than they are, where that saves time and the widths do not matter.

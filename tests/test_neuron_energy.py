@@ -1,4 +1,4 @@
-"""`hyperzoo.energy` measures layers as they are, beside values that are known in closed form."""
+"""`hyperzoo.analysis.neuron_energy` measures layers as they are, beside values that are known in closed form."""
 
 import itertools
 import math
@@ -10,9 +10,11 @@ import torch
 from support.slow_energy import slow_energy
 from torch import nn
 
-from hyperzoo import cards, energy, zoo
-from hyperzoo.energy import BINS, draw, layer_energies, side_by_side
+from hyperzoo import zoo
+from hyperzoo.analysis import neuron_energy
+from hyperzoo.analysis.neuron_energy import BINS, draw, layer_energies, side_by_side
 from hyperzoo.errors import InputError, UnknownNameError
+from hyperzoo.publishing import cards
 
 
 def layer(rows) -> nn.Linear:
@@ -45,15 +47,15 @@ def test_the_simplex_and_orthogonal_rows_reach_the_least_energy(power, angular):
 def test_random_directions_have_their_known_energy():
     # full space, Euclidean, with the cosine's distribution: s = 2: (d - 2) / (2 (d - 3)); s = 1 in three dimensions: 1
     for size in (4, 5, 27, 576):
-        assert energy._random(9, size, 2, False, False) == pytest.approx((size - 2) / (2 * (size - 3)), rel=1e-3)
-    assert energy._random(9, 3, 1, False, False) == pytest.approx(1, rel=1e-6)
-    assert energy._random(9, 2, 0, False, False) == pytest.approx(0, abs=1e-3)  # the mean of log |1 - e^it| is 0
-    assert energy._random(9, 3, 2, False, False) == math.inf
-    assert energy._random(2, 1, 0, False, False) == math.inf
-    assert energy._random(1, 8, 2, False, False) == 0
-    assert energy._random(1, 8, 2, True, False) == 0.25
+        assert neuron_energy._random(9, size, 2, False, False) == pytest.approx((size - 2) / (2 * (size - 3)), rel=1e-3)
+    assert neuron_energy._random(9, 3, 1, False, False) == pytest.approx(1, rel=1e-6)
+    assert neuron_energy._random(9, 2, 0, False, False) == pytest.approx(0, abs=1e-3)  # the mean of log |1 - e^it| is 0
+    assert neuron_energy._random(9, 3, 2, False, False) == math.inf
+    assert neuron_energy._random(2, 1, 0, False, False) == math.inf
+    assert neuron_energy._random(1, 8, 2, False, False) == 0
+    assert neuron_energy._random(1, 8, 2, True, False) == 0.25
     # half space, 9 rows: (2 * 8 * mean + f(2)) / 17
-    assert energy._random(9, 5, 2, True, False) == pytest.approx((16 * 0.75 + 0.25) / 17, rel=1e-3)
+    assert neuron_energy._random(9, 5, 2, True, False) == pytest.approx((16 * 0.75 + 0.25) / 17, rel=1e-3)
     generator = torch.Generator().manual_seed(0)
     for power, half_space, angular in itertools.product((0, 1, 2), (False, True), (False, True)):
         rows = torch.randn(600, 12, generator=generator)
@@ -74,7 +76,7 @@ def test_angles_and_closest_pair(monkeypatch):
     for a, b in itertools.combinations(degrees.tolist(), 2):
         expected[int(abs(a - b) // 5)] += 1
     for block in (1024, 3, 1):
-        monkeypatch.setattr(energy, "_BLOCK", block)
+        monkeypatch.setattr(neuron_energy, "_BLOCK", block)
         (row,) = layer_energies(layer(rows))
         assert row.histogram == tuple(expected)
         assert (row.closest, row.closest_deg) == ((0, 1), pytest.approx(7))

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
+from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_mnist, mlp_spiral
 from hyperzoo.errors import InputError
-from hyperzoo.models.mlp import BottleneckMLP, mlp_mnist, mlp_spiral
 from hyperzoo.models.preact_resnet import PreActResNet
 
 COUNTS = {  # classes: parameters, of the sheet

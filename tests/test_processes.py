@@ -72,7 +72,7 @@ def test_two_independent_processes_are_refused_with_exit_code_2(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     environment |= {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "-1", "CUDA_VISIBLE_DEVICES": ""}
     recipe = HERE.parent / "recipes" / "demo.yaml"
-    command = [sys.executable, "-m", "hyperzoo.train", recipe, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "hyperzoo", "train", recipe, "--out", tmp_path / "out"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "LaunchError: the launcher asks for 2 processes, accelerate runs 1" in done.stderr

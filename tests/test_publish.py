@@ -13,8 +13,11 @@ from support import finished
 from support.finished import NAME, another_seed, contents
 from support.hub_double import TOKEN, Double, talk_to
 
-from hyperzoo import cards, cli, errors, publish, verify, weights
-from hyperzoo.manifest import Manifest
+from hyperzoo import errors
+from hyperzoo.cli import main
+from hyperzoo.publishing import cards, publish, verify
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 REPO = f"hyperzoo/{NAME}"
 # The Hub's client's own: it hands an open file to the upload of a large one.
@@ -259,7 +262,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     on_hub = double.files(REPO, info.commit)
     assert on_hub.keys() == sent.keys()
     for path, file in sent.items():
-        assert on_hub[path] == weights.sha256(place.root / file), path
+        assert on_hub[path] == weight_files.sha256(place.root / file), path
     for link in (f"({NAME}.png)", f"({NAME}.energy.png)", f"({NAME}.metrics.jsonl)"):
         assert link in (place.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
     assert not [path for path, content in contents(place.root).items() if TOKEN.encode() in content]
@@ -362,6 +365,6 @@ def test_the_command_pushes_on_request_only(published, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(publish, "publish", lambda name, runs, **wishes: asked.append(wishes) or published[2])
     for words, said in ([], f"hyperzoo verify {NAME}\n"), (["--push", "--namespace", "me"], f"verify {NAME} --hub\n"):
-        assert cli._exit_code(["publish", NAME, "run", *words]) == 0
+        assert main._exit_code(["publish", NAME, "run", *words]) == 0
         assert capsys.readouterr().out.endswith(said)
     assert asked == [{"push": False, "namespace": None}, {"push": True, "namespace": "me"}]

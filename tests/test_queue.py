@@ -14,17 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transfer
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from support import tiny
 
-from hyperzoo import evaluate, names, queue, train
+from hyperzoo import names
+from hyperzoo.analysis import evaluate
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.data import sources
 from hyperzoo.errors import RecipeError
+from hyperzoo.experiments import queue, train
 from hyperzoo.training import seeding
-from hyperzoo.training.config import load_recipe, recipe_folders
-from hyperzoo.training.grid import load_queue
+from hyperzoo.training.recipe import load_recipe, recipe_folders
+from hyperzoo.training.sweep_file import load_queue
 
 BASE = """\
 model: {arch: resnet20_cifar}
@@ -86,7 +90,7 @@ def test_one_fault_one_sentence(tmp_path, old, new, expected, capsys):
     with pytest.raises(RecipeError) as caught:
         load_queue(write(tmp_path, QUEUE.replace(old, new)))
     assert expected in str(caught.value)
-    assert queue.main([str(tmp_path / "queue.yaml"), "--minutes", "1", "--state", str(tmp_path / "runs")]) == 1
+    assert _exit_code(["queue", str(tmp_path / "queue.yaml"), "--minutes", "1", "--state", str(tmp_path / "runs")]) == 1
     assert expected in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
@@ -195,7 +199,7 @@ def test_logs_come_first_then_finished_weights_then_the_furthest_checkpoints(tmp
         (tasks[2].folder / part).touch()
     (tasks[2].folder / "result.json").write_text(json.dumps({"recipe_sha256": tasks[2].recipe.digest()}))
     (tasks[3].folder / "result.json").write_text(json.dumps({"recipe_sha256": "of another recipe"}))
-    found = [[str(file.relative_to(tmp_path / "runs")) for file in group] for group in queue.groups(tasks)]
+    found = [[str(file.relative_to(tmp_path / "runs")) for file in group] for group in transfer.groups(tasks)]
     plain, sphere = "resnet20_cifar.plain_c10", "spherenet20.sphere_c10"
     last = "checkpoints/epoch-00002/step.safetensors"
     assert found == [
@@ -246,7 +250,7 @@ def test_the_evaluation_takes_no_tf32_for_float32():
 def command(folder, state, *more):
     asked = [folder / "queue.yaml", "--state", state, "--processes", "1", *more]
     return subprocess.Popen(
-        [sys.executable, "-m", "hyperzoo.queue", *map(str, asked)],
+        [sys.executable, "-m", "hyperzoo", "queue", *map(str, asked)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -259,7 +263,7 @@ def test_a_stopped_queue_goes_on_elsewhere_to_the_same_weights(tmp_path, data_mi
     write(tmp_path, QUEUE.replace("seeds: [0, 1]", "seeds: [0]").replace("spherenet20.sphere_c10: {", "#"))
     here, there, out = tmp_path / "here", tmp_path / "there", tmp_path / "out"
     plain = "resnet20_cifar.plain_c10/0"
-    stopped = command(tmp_path, here, "--minutes", "4", "--out", out)
+    stopped = command(tmp_path, here, "--minutes", "4")
     while stopped.poll() is None and not (here / plain / "checkpoints" / "epoch-00002").exists():
         time.sleep(0.01)
     stopped.send_signal(signal.SIGTERM)
@@ -268,6 +272,7 @@ def test_a_stopped_queue_goes_on_elsewhere_to_the_same_weights(tmp_path, data_mi
     begun = len((here / plain / "metrics.jsonl").read_text().splitlines())
     assert 2 <= begun < 8
     there.mkdir()
+    assert transfer.main(["bring", str(out), "--queue", str(tmp_path / "queue.yaml"), "--state", str(here)]) == 0
     parts = b"".join(part.read_bytes() for part in sorted(out.glob("runs.tar.*")))
     subprocess.run(["tar", "x", "-C", there], input=parts, check=True)
 
@@ -286,11 +291,13 @@ def test_a_stopped_queue_goes_on_elsewhere_to_the_same_weights(tmp_path, data_mi
 def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, data_mirror):
     text = QUEUE.replace("seeds: [0, 1]", "seeds: [0]").replace("sphere_c10: {", "sphere_c10: {optim.lr: 1e30, ")
     write(tmp_path, text)
-    process = command(tmp_path, tmp_path / "runs", "--minutes", "4", "--epochs", "2", "--out", tmp_path / "out")
+    process = command(tmp_path, tmp_path / "runs", "--minutes", "4", "--epochs", "2")
     said = process.communicate()[0]
     assert process.returncode == 1 and "2 of 3 runs are finished" in said, said
     assert "spherenet20.sphere_c10, seed 0: 1 of 2 epochs, not finished, see" in said
     assert "NonFiniteError" in (tmp_path / "runs" / "spherenet20.sphere_c10" / "0" / "log.txt").read_text()
+    asked = ["--queue", str(tmp_path / "queue.yaml"), "--state", str(tmp_path / "runs"), "--epochs", "2"]
+    assert transfer.main(["bring", str(tmp_path / "out"), *asked]) == 0
     assert (tmp_path / "out" / "runs.tar.0").stat().st_size > 2_000_000  # two finished weights
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from hyperzoo import build, evaluate
+from hyperzoo.analysis import evaluate
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RecipeError, UnknownNameError
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import load_recipe
 
 RECIPE = """\
 model: {arch: resnet20_cifar}

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from hyperzoo.cli import TRAIN_EXTRA, cli
-from hyperzoo.training.config import load_recipe
+from hyperzoo.cli.group import cli
+from hyperzoo.cli.main import TRAIN_EXTRA
+from hyperzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

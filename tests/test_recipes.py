@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from hyperzoo import build, names
+from hyperzoo import names
 from hyperzoo.errors import InvalidNameError, RecipeError
-from hyperzoo.training.config import Recipe, load_recipe, recipe_folders
-from hyperzoo.training.grid import sweep_files
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import Recipe, load_recipe, recipe_folders
+from hyperzoo.training.sweep_file import sweep_files
 
 GOOD = """\
 model:

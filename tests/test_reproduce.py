@@ -6,21 +6,22 @@ import math
 
 import pytest
 
-from hyperzoo import reproduce, weights
-from hyperzoo.cli import _exit_code
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, RunError
-from hyperzoo.train import RunResult
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import reproduce
+from hyperzoo.experiments.train import RunResult
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.zoo import weight_files
 
 NAME = "spherenet20.sphere_c10"
 RECIPE = load_recipe(NAME)
-INFO = dataclasses.replace(weights.MANIFEST.info(NAME), recipe_sha256=RECIPE.digest())
+INFO = dataclasses.replace(weight_files.MANIFEST.info(NAME), recipe_sha256=RECIPE.digest())
 INFO = dataclasses.replace(INFO, training=dataclasses.replace(INFO.training, epochs=RECIPE.train.epochs))
 
 
 @pytest.fixture(autouse=True)
 def of_this_recipe(monkeypatch):
-    monkeypatch.setitem(weights.MANIFEST.weights, NAME, INFO)
+    monkeypatch.setitem(weight_files.MANIFEST.weights, NAME, INFO)
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def trained(monkeypatch):
 def published(monkeypatch, mean, sd, n):
     spread = dataclasses.replace(INFO.metrics.accuracy, mean=mean, sd=sd, n=n, seeds=tuple(range(n)))
     info = dataclasses.replace(INFO, metrics=dataclasses.replace(INFO.metrics, accuracy=spread))
-    monkeypatch.setitem(weights.MANIFEST.weights, NAME, info)
+    monkeypatch.setitem(weight_files.MANIFEST.weights, NAME, info)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_no_verdict_on_part_of_the_epochs_or_other_images(trained, tmp_path, mon
     assert short.train.epochs == round(0.2 * INFO.training.epochs) and "no verdict" in capsys.readouterr().out
     assert max(short.data.resize_px, default=1) <= short.train.epochs
     other = dataclasses.replace(INFO.dataset, test_fingerprint="f" * 64)
-    monkeypatch.setitem(weights.MANIFEST.weights, NAME, dataclasses.replace(INFO, dataset=other))
+    monkeypatch.setitem(weight_files.MANIFEST.weights, NAME, dataclasses.replace(INFO, dataset=other))
     trained[1][1] = 90.0
     assert reproduce.run(NAME, tmp_path / "other").agrees is None
 
@@ -90,7 +91,7 @@ def test_bad_arguments(tmp_path, monkeypatch):
     for wrong in ({"seeds": 0}, {"budget": 0.0}, {"budget": 1.5}):
         with pytest.raises(InputError, match="seeds must be 1 or more and budget above 0"):
             reproduce.run(NAME, tmp_path, **wrong)
-    monkeypatch.setitem(weights.MANIFEST.weights, NAME, dataclasses.replace(INFO, recipe_sha256="0" * 64))
+    monkeypatch.setitem(weight_files.MANIFEST.weights, NAME, dataclasses.replace(INFO, recipe_sha256="0" * 64))
     with pytest.raises(RunError, match="is not the one that made the weight"):
         reproduce.run(NAME, tmp_path)
 

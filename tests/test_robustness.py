@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from hyperzoo import evaluate, robustness
-from hyperzoo.cli import _exit_code
-from hyperzoo.data import DEFORMATIONS, ImageSet, TextSet, deform
+from hyperzoo.analysis import calibration, evaluate, robustness
+from hyperzoo.analysis.deform import DEFORMATIONS, deform
+from hyperzoo.cli.main import _exit_code
+from hyperzoo.data import ImageSet, TextSet
 from hyperzoo.errors import InputError, UnknownNameError
-from hyperzoo.save import save_model
+from hyperzoo.zoo.model_folder import save_model
 
 NAME = "resnet20_cifar.plain_c10"
 
@@ -34,7 +35,7 @@ def test_bins_are_those_of_a_loop():
     torch.manual_seed(0)
     probability, right = torch.rand(500), torch.rand(500) < 0.6
     probability[:4] = torch.tensor([0.0, 1.0, 0.25, 0.5])  # at the borders: (low, high], and 0 in the first
-    bins = robustness.reliability(probability, right, bins=4)
+    bins = calibration.reliability(probability, right, bins=4)
     error = 0.0
     for i, one in enumerate(bins):
         inside = [n for n, p in enumerate(probability.tolist()) if i / 4 < p <= (i + 1) / 4 or (p == 0 and i == 0)]
@@ -42,16 +43,16 @@ def test_bins_are_those_of_a_loop():
         assert one.confidence == pytest.approx(sum(probability[inside].tolist()) / len(inside), rel=1e-6)
         assert one.accuracy == pytest.approx(sum(right[inside].tolist()) / len(inside))
         error += len(inside) / 500 * abs(one.accuracy - one.confidence)
-    assert robustness.calibration_error(bins) == pytest.approx(error)
+    assert calibration.calibration_error(bins) == pytest.approx(error)
 
 
 def test_the_calibration_error_is_that_of_torchmetrics():
     torch.manual_seed(1)
     logits, labels = 2 * torch.randn(400, 7), torch.randint(0, 7, (400,))
-    bins = robustness.reliability(logits.softmax(1).amax(1), logits.argmax(1) == labels)
+    bins = calibration.reliability(logits.softmax(1).amax(1), logits.argmax(1) == labels)
     assert len(bins) == 15 and min(one.count for one in bins) == 0 and sum(one.count for one in bins) == 400
     expected = multiclass_calibration_error(logits.softmax(1), labels, num_classes=7, n_bins=15)
-    assert robustness.calibration_error(bins) == pytest.approx(float(expected), abs=1e-6)
+    assert calibration.calibration_error(bins) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_every_condition_beside_a_slow_form():

@@ -7,7 +7,7 @@ import torch
 from support.tiny import network
 
 from hyperzoo.errors import InputError
-from hyperzoo.training.config import Optim
+from hyperzoo.training.recipe import Optim
 from hyperzoo.training.schedule import Schedule, make_optimizer
 from hyperzoo.training.step import TrainStep
 

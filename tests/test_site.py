@@ -18,10 +18,13 @@ from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
 import hyperzoo
-from hyperzoo import checkout, cli, data, errors, names, weights
-from hyperzoo.export import Exported
-from hyperzoo.manifest import Manifest
-from hyperzoo.site import demo, page
+from hyperzoo import data, errors, names
+from hyperzoo.cli import main
+from hyperzoo.publishing import checkout
+from hyperzoo.publishing.export import Exported
+from hyperzoo.publishing.site import demo, page
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 PLACE = checkout.here()
 NAME = "spherenet20.sphere_c10"
@@ -65,7 +68,7 @@ class Parsed(HTMLParser):
 
 
 def made_demo(**facts):
-    info = weights.MANIFEST.info(NAME)
+    info = weight_files.MANIFEST.info(NAME)
     sample = demo.Sample(demo.png_url(b"picture"), facts.get("label_names", FACTS["label_names"])[0])
     return demo.Demo(info, {**FACTS, **facts}, (sample,), {"runtime": "YQ==", "wasm": "Yg==", "model": "Yw=="})
 
@@ -92,7 +95,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_every_weight_is_there_with_what_the_manifest_says():
-    parsed = Parsed(page.html(weights.MANIFEST, PLACE, None))
+    parsed = Parsed(page.html(weight_files.MANIFEST, PLACE, None))
     rows = parsed.of("th", scope="row")
     assert [row.split()[0] for row in rows] == hyperzoo.list_weights() and len(rows) >= 2
     for name in hyperzoo.list_weights():
@@ -111,7 +114,7 @@ def test_every_weight_is_there_with_what_the_manifest_says():
 @pytest.mark.parametrize("route", page.SNIPPETS)
 def test_the_snippets_load_the_weight(route, monkeypatch):
     monkeypatch.chdir(PLACE.root)
-    codes = Parsed(page.html(weights.MANIFEST, PLACE, None)).of("code")
+    codes = Parsed(page.html(weight_files.MANIFEST, PLACE, None)).of("code")
     parsed = names.parse(NAME)
     code = page.SNIPPETS[route].format(name=NAME, arch=parsed.arch, tag=parsed.tag)
     assert code in codes
@@ -158,7 +161,7 @@ def test_a_hostile_card_is_text(tmp_path):
     links = "[click](https://example.org) [js](javascript:alert(4)) ![p](p.png)"
     evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n{links}\n\n| a |\n|-|\n| <b>bold</b> |\n"
     place.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}")
-    parsed = Parsed(page.html(weights.MANIFEST, place, None))
+    parsed = Parsed(page.html(weight_files.MANIFEST, place, None))
     (card,) = [x for x in parsed.of("article") if "alert(1)" in x]
     assert card.count("<script>alert(1)</script><img src=x onerror=alert(2)>") == 2 and "<b>bold</b>" in card
     assert "license: mit" not in card and NAME not in card and "click [js](javascript:alert(4))" in card
@@ -172,7 +175,7 @@ def test_a_hostile_card_is_text(tmp_path):
 
 @pytest.mark.parametrize("shown", [None, made_demo()], ids=["bare", "demo"])
 def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
-    parsed = Parsed(page.html(weights.MANIFEST, PLACE, shown))
+    parsed = Parsed(page.html(weight_files.MANIFEST, PLACE, shown))
     (policy,) = [a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     digests = {
@@ -263,7 +266,7 @@ def test_pictures_beside_a_card_are_shown(tmp_path):
     place.card(NAME).parent.mkdir()
     for suffix in (".png", ".energy.png", ".calibration.png", "_other.png"):
         place.card(NAME, suffix).write_bytes(suffix.encode())
-    parsed = Parsed(page.html(weights.MANIFEST, place, None))
+    parsed = Parsed(page.html(weight_files.MANIFEST, place, None))
     shown = {a["alt"]: a["src"] for tag, a in parsed.tags if tag == "img"}
     assert shown == {
         f"Learning curve of {NAME}": demo.png_url(b".png"),
@@ -295,7 +298,7 @@ def test_the_command(tmp_path, capsys):
         (["site"], 2, "", "OUT"),
     ):
         with pytest.raises(SystemExit) as end:
-            cli.main(words)
+            main.main(words)
         found = capsys.readouterr()
         assert (
             end.value.code == code and found.out.startswith(out) and err in found.err and bool(found.out) == bool(out)

@@ -9,9 +9,11 @@ from PIL import Image
 from support.chromium import Page
 
 import hyperzoo
-from hyperzoo import checkout, data, weights
-from hyperzoo.manifest import Manifest, TextMetrics, ThisText
-from hyperzoo.site import page
+from hyperzoo import data
+from hyperzoo.publishing import checkout
+from hyperzoo.publishing.site import page
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest, TextMetrics, ThisText
 
 pytestmark = pytest.mark.full
 NAME = "spherenet20.sphere_c10"
@@ -238,7 +240,7 @@ def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, 
         ".filter((_, i) => i % 4 < 3)"
     )
     inputs = hyperzoo.preprocess("spherenet20")(picture)
-    given = weights.MANIFEST.info(NAME).input
+    given = weight_files.MANIFEST.info(NAME).input
     std, mean = (torch.tensor(x).view(3, 1, 1) for x in (given.std, given.mean))
     wanted = ((inputs[0] * std + mean) * 255).round().permute(1, 2, 0).flatten()
     difference = (torch.tensor(seen) - wanted).abs()
@@ -271,7 +273,7 @@ def test_a_browser_that_cannot_run_it_says_so(demo_page, opened, missing):
 
 def test_a_changed_script_does_not_run(tmp_path):
     """The policy holds: a script that is put into the file is refused, and the refusal is a fault of the console."""
-    text = page.html(weights.MANIFEST, None, None).replace(
+    text = page.html(weight_files.MANIFEST, None, None).replace(
         "</main>", "<script>document.title = 'changed'</script></main>"
     )
     (tmp_path / "changed.html").write_text(text)

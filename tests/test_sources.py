@@ -8,10 +8,10 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
-from hyperzoo import train
 from hyperzoo.data import load_images
 from hyperzoo.errors import DataError
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
 
 LAYOUT = {  # code: folder, side, classes, {split: file}
     "svhn": ("ufldl-stanford/svhn/cropped_digits", 32, [str(i) for i in range(10)], dict(train="train", test="test")),

@@ -6,10 +6,12 @@ import pytest
 import timm
 
 import hyperzoo
-from hyperzoo import cards, checkout, names, weights, zoo
-from hyperzoo.training.config import load_recipe
-from hyperzoo.training.grid import sweep_files
-from hyperzoo.verify import verify
+from hyperzoo import names, zoo
+from hyperzoo.publishing import cards, checkout
+from hyperzoo.publishing.verify import verify
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.sweep_file import sweep_files
+from hyperzoo.zoo import weight_files
 
 PLACE = checkout.here()
 PUBLISHED = hyperzoo.list_weights()
@@ -33,7 +35,7 @@ def test_all_places_hold_the_same_weights():
     assert pictures == sorted(name + kind for name in PUBLISHED for kind in ("", ".energy"))
     assert stems(PLACE.root / "model_cards", "*.jsonl", ".metrics.jsonl") == PUBLISHED
     assert stems(PLACE.root / "tests" / "golden", "*.safetensors", ".safetensors") == PUBLISHED
-    assert stems(PLACE.package / "checkpoints", "*", "") == weights.MANIFEST.bundled()
+    assert stems(PLACE.package / "checkpoints", "*", "") == weight_files.MANIFEST.bundled()
     tags = {f"{arch}.{tag}" for arch in hyperzoo.list_models() for tag in timm.list_pretrained(f"{arch}.*") if tag}
     assert sorted(tags) == sorted(f"{names.parse(name).arch}.{name}" for name in PUBLISHED)
 
@@ -60,13 +62,13 @@ def test_one_default_per_architecture_with_weights():
 
 
 def test_bundled_weights_stay_small():
-    sizes = {name: weights.MANIFEST.folder(name) / "model.safetensors" for name in weights.MANIFEST.bundled()}
+    sizes = {name: weight_files.MANIFEST.folder(name) / "model.safetensors" for name in weight_files.MANIFEST.bundled()}
     sizes = {name: file.stat().st_size for name, file in sizes.items()}
     assert not [name for name, size in sizes.items() if size > MAX_BYTES] and sum(sizes.values()) < MAX_TOTAL_BYTES
 
 
 def test_generated_texts_are_those_that_would_be_generated_now():
-    assert cards.check(weights.MANIFEST, PLACE) == []
+    assert cards.check(weight_files.MANIFEST, PLACE) == []
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -97,8 +99,8 @@ def test_the_recipe_is_the_one_that_made_the_weight(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_notes_in_config_json_agree(name):
     info = hyperzoo.weight_info(name)
-    config = json.loads((weights.MANIFEST.folder(name) / "config.json").read_text())
-    words = zoo.vocabulary(weights.MANIFEST.folder(name))
+    config = json.loads((weight_files.MANIFEST.folder(name) / "config.json").read_text())
+    words = zoo.vocabulary(weight_files.MANIFEST.folder(name))
     assert config["architecture"] == info.arch and len(words) == info.num_classes
     assert config["hyperzoo"]["recipe_sha256"] == info.recipe_sha256
     assert config["hyperzoo"]["code_commit"] == info.code_commit

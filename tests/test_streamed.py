@@ -6,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hyperzoo import build, data, train
+from hyperzoo import data
 from hyperzoo.data import StreamedBatches, streamed_eval_batches
 from hyperzoo.data.streamed import crop_box, image_folder
 from hyperzoo.errors import DataError, InputError
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import build, train
+from hyperzoo.training.recipe import load_recipe
 
 NORM = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # pixels stay 0 to 255
 SIZES = ((40, 30), (25, 50), (32, 32))

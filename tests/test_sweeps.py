@@ -6,12 +6,14 @@ import shutil
 import pytest
 from support import finished
 
-from hyperzoo import cards, plots, sweep
-from hyperzoo.cli import _exit_code
+from hyperzoo.analysis import plots
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import RecipeError, RunError
-from hyperzoo.manifest import Manifest
-from hyperzoo.training.config import load_recipe
-from hyperzoo.training.grid import is_sweep, load_sweep, sweep_files
+from hyperzoo.experiments import sweep
+from hyperzoo.publishing import cards
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.sweep_file import is_sweep, load_sweep, sweep_files
+from hyperzoo.zoo.manifest import Manifest
 
 BASE = """\
 model: {arch: resnet20_cifar}

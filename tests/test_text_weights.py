@@ -13,14 +13,18 @@ from safetensors.torch import load_file
 from support import texts
 
 import hyperzoo
-from hyperzoo import cards, checkout, evaluate, publish, reproduce, train, verify, weights, zoo
-from hyperzoo.checkout import Checkout
-from hyperzoo.cli import _exit_code
+from hyperzoo import zoo
+from hyperzoo.analysis import evaluate
+from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, WeightFileError, WeightHashError
-from hyperzoo.manifest import Manifest
+from hyperzoo.experiments import reproduce, train
 from hyperzoo.models import lstm_lm
 from hyperzoo.models._create import register, weight_cfgs
-from hyperzoo.training.config import load_recipe
+from hyperzoo.publishing import cards, checkout, publish, verify
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.training.recipe import load_recipe
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 NAME = "lstm200.plain_ptb"
 RECIPE = texts.RECIPE.replace("width: 8, ", "").replace("epochs: 2", "epochs: 1")
@@ -52,7 +56,7 @@ def published(made, monkeypatch, tmp_path):
     place, data, run, info = made
     copy = Checkout(shutil.copytree(place.root, tmp_path / "checkout"))
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
-    monkeypatch.setattr(weights, "MANIFEST", Manifest(copy.package))
+    monkeypatch.setattr(weight_files, "MANIFEST", Manifest(copy.package))
     monkeypatch.setattr(verify.checkout, "here", lambda: copy)
     monkeypatch.setitem(lstm_lm.default_cfgs, "lstm200", weight_cfgs({"lstm200": lstm_lm._cfg()})["lstm200"])
     register(lstm_lm.lstm200)
@@ -69,7 +73,7 @@ def test_the_entry_is_that_of_the_run(made):
     this = info.metrics.this_file
     assert (this.correct, this.total) == (metrics["correct"], metrics["total"]) and this.total == 99
     assert set(info.files) == {"model.safetensors", "config.json", "vocab.txt"} and info.num_classes == 9
-    assert info.files["vocab.txt"] == weights.sha256(run.folder / "vocab.txt")
+    assert info.files["vocab.txt"] == weight_files.sha256(run.folder / "vocab.txt")
     assert (info.dataset.id, info.dataset.config) == ("ptb-text-only/ptb_text_only", "penn_treebank")
     assert "Penn Treebank" in info.dataset_terms and "2002.05366" in info.paper
     golden = load_file(place.golden(NAME))
@@ -106,7 +110,7 @@ def test_verification_recomputes_all_but_a_sample(published):
         "test set": True,
     }
     assert "vocab.txt" in found["hash"][1] and "embedded" in found["sample"][1]
-    info = weights.MANIFEST.info(NAME)
+    info = weight_files.MANIFEST.info(NAME)
     wrong = dataclasses.replace(info.metrics.this_file, correct=info.metrics.this_file.correct + 3)
     info = dataclasses.replace(info, metrics=dataclasses.replace(info.metrics, this_file=wrong))
     assert verify._test_set(info, zoo.load(NAME).model)[0] is False
@@ -121,7 +125,7 @@ def test_the_card_says_it_and_its_code_runs(published, capsys):
     (result,) = [r for r in card.data.eval_results if r.metric_type == "perplexity"]
     assert result.metric_value == pytest.approx(run.values["metrics"]["perplexity"], abs=0.005)
     assert result.dataset_type == info.dataset.id and "$" not in card.text and "n = 1: one seed" in card.text
-    assert cards.check(weights.MANIFEST, copy) == []
+    assert cards.check(weight_files.MANIFEST, copy) == []
     assert f"perplexity {info.score.mean:.2f}" in copy.readme.read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("the company said", "a b c")
     space = {}

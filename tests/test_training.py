@@ -15,12 +15,13 @@ from support import tiny
 from torch import nn
 
 import hyperzoo
-from hyperzoo import activations, train
+from hyperzoo.analysis import activation_statistics
 from hyperzoo.data import ImageBatches, load_images
 from hyperzoo.errors import LaunchError, NonFiniteError, RunError
+from hyperzoo.experiments import train
 from hyperzoo.training import checkpoint
-from hyperzoo.training.config import load_recipe
 from hyperzoo.training.loop import Stopped
+from hyperzoo.training.recipe import load_recipe
 
 HERE = Path(__file__).parent
 
@@ -256,7 +257,7 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
     result = train.run(recipe, out)
     assert result.values["split"] == "held-out part of train"  # choices never see the test split
-    assert activations.subject(str(out), batch_size=4)[1].shape == (4, 3, 8, 8)
+    assert activation_statistics.subject(str(out), batch_size=4)[1].shape == (4, 3, 8, 8)
     assert result.values["metrics"]["total"] == 100 and result.values["recipe_sha256"] == recipe.digest()
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "result.json", "metrics.jsonl", "checkpoints"} <= names

@@ -6,11 +6,11 @@ import subprocess
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transfer
 from huggingface_hub import constants
+from shards import reshard
 
-from hyperzoo import parcels
 from hyperzoo.data import load_images, load_text, sources
-from hyperzoo.data.shards import reshard
 from hyperzoo.errors import DataError, InputError, UnknownNameError
 
 
@@ -81,12 +81,12 @@ def test_folders_below_the_limit_give_the_mirror_when_copied_one_after_the_other
     packages = tmp_path / "site.zip"
     packages.write_bytes(bytes(300_000))
     before = fingerprints()
-    asked = [str(tmp_path / "out"), "--data", "c10", "--mb", "0.6", "--also", str(packages)]
-    real, parcels.reshard = parcels.reshard, lambda *args, **more: reshard(*args, **more, shard_bytes=100_000)
+    asked = ["send", str(tmp_path / "out"), "--data", "c10", "--mb", "0.6", "--also", str(packages)]
+    real, transfer.reshard = transfer.reshard, lambda *args, **more: reshard(*args, **more, shard_bytes=100_000)
     try:
-        assert parcels.main(asked) == 0
+        assert transfer.main(asked) == 0
     finally:
-        parcels.reshard = real
+        transfer.reshard = real
     folders = sorted((tmp_path / "out").iterdir())
     assert [folder.name for folder in folders] == ["1", "2", "3"] and packages.exists()
     assert (tmp_path / "out" / "1" / "site.zip").stat().st_size == 300_000
@@ -100,11 +100,11 @@ def test_folders_below_the_limit_give_the_mirror_when_copied_one_after_the_other
 
 def test_nothing_is_left_where_something_does_not_fit(tmp_path, data_mirror, capsys):
     with pytest.raises(InputError, match=r"parquet has \d+ bytes, more than the limit of 1000"):
-        parcels.send(tmp_path / "out", ["c10"], limit_bytes=1000)
+        transfer.send(tmp_path / "out", ["c10"], limit_bytes=1000)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    assert parcels.main([str(tmp_path / "out"), "--mb", "1", "--data", "c10"]) == 1
+    assert transfer.main(["send", str(tmp_path / "out"), "--mb", "1", "--data", "c10"]) == 1
     assert "is not empty" in capsys.readouterr().err and len(list(tmp_path.rglob("*"))) == 2
 
 
@@ -134,7 +134,7 @@ def test_groups_come_back_whole_and_in_their_order_of_value(tmp_path):
         write(root / "b" / "0", [90_000, 5]),
         write(root / "c", [30_000]),
     )
-    left_out = parcels.bring(tmp_path / "out", [small, large, late], root, part_bytes=20_000, total=80_000)
+    left_out = transfer.bring(tmp_path / "out", [small, large, late], root, part_bytes=20_000, total=80_000)
     assert left_out == large  # it does not fit, what comes after does
     parts = sorted((tmp_path / "out").iterdir())
     sizes = [part.stat().st_size for part in parts]
@@ -149,7 +149,7 @@ def test_groups_come_back_whole_and_in_their_order_of_value(tmp_path):
 def test_the_parts_never_exceed_the_total(tmp_path, name):
     root = tmp_path / "runs"
     groups = [write(root / name / str(number), [1000, 513]) for number in range(40)]
-    left_out = parcels.bring(tmp_path / "out", groups, root, part_bytes=30_000, total=100_000)
+    left_out = transfer.bring(tmp_path / "out", groups, root, part_bytes=30_000, total=100_000)
     sizes = [part.stat().st_size for part in (tmp_path / "out").iterdir()]
     assert sum(sizes) <= 100_000 and max(sizes) <= 30_000
     found = restored(tmp_path / "out", tmp_path / "again")
@@ -158,5 +158,5 @@ def test_the_parts_never_exceed_the_total(tmp_path, name):
 
 
 def test_nothing_to_bring_is_an_empty_archive(tmp_path):
-    assert parcels.bring(tmp_path / "out", [], tmp_path) == []
+    assert transfer.bring(tmp_path / "out", [], tmp_path) == []
     assert restored(tmp_path / "out", tmp_path / "again") == {}

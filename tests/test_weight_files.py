@@ -17,8 +17,9 @@ from support import fuzz_weights
 from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
-from hyperzoo import errors, hub, weights
-from hyperzoo.manifest import Manifest
+from hyperzoo import errors
+from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 MUTATED = "mutated weight file"
 
@@ -56,7 +57,7 @@ def test_a_file_cut_short_names_path_and_both_sizes(small, cut):
     if cut == "half":  # inside the header: its length is all that is known
         expected = f"more than {8 + struct.unpack('<Q', whole[:8])[0]}"
     with pytest.raises(errors.WeightFileError) as caught:
-        weights.check_file(small)
+        weight_files.check_file(small)
     assert f"{small} is cut short or malformed: {kept} bytes found, {expected} expected" in str(caught.value)
 
 
@@ -86,7 +87,7 @@ def test_bad_headers(tmp_path, fault):
     file = tmp_path / "model.safetensors"
     file.write_bytes(BAD[fault])
     with pytest.raises(errors.WeightFileError) as caught:
-        weights.check_file(file)
+        weight_files.check_file(file)
     assert str(file) in str(caught.value) and f"{len(BAD[fault])} bytes found" in str(caught.value)
 
 
@@ -125,7 +126,7 @@ def test_pickles_are_refused_under_any_name(tmp_path, kind, ending):
 def test_the_extension_alone_is_reason_enough(small, ending):
     file = small.rename(small.with_suffix(ending))
     with pytest.raises(errors.WeightFileError, match=r"is not a \.safetensors file"):
-        weights.check_file(file)
+        weight_files.check_file(file)
 
 
 def test_the_bomb_is_live(tmp_path):
@@ -168,7 +169,7 @@ def test_a_header_that_begins_like_a_pickle_is_no_pickle(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(with_header(header, bytes(8)))
     assert file.read_bytes()[:2] == pickle.dumps(None, protocol=4)[:2]
-    weights.check_file(file)
+    weight_files.check_file(file)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 1100000\n"
@@ -204,7 +205,7 @@ def test_a_damaged_bundled_file_names_both_hashes(zoo, kind):
     with pytest.raises(errors.WeightHashError) as caught:
         hyperzoo.load(PLAIN)
     file = zoo.file(PLAIN)
-    says = f"{PLAIN}: {file} has sha256 {weights.sha256(file)}, weights.json says {wanted}. Reinstall hyperzoo."
+    says = f"{PLAIN}: {file} has sha256 {weight_files.sha256(file)}, weights.json says {wanted}. Reinstall hyperzoo."
     assert str(caught.value) == says
 
 
@@ -232,10 +233,10 @@ def test_a_failed_comparison_leaves_the_model_as_it_was(zoo):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     state = {key: value for key, value in zoo.tensors[PLAIN].items() if key != "layer3.2.bn2.weight"}
     with pytest.raises(errors.WeightFileError, match=r"missing: layer3\.2\.bn2\.weight"):
-        weights.same_keys(state, model)
+        weight_files.same_keys(state, model)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert len(state) == len(before) - 1
-    assert weights.same_keys(zoo.tensors[PLAIN], model) is zoo.tensors[PLAIN]
+    assert weight_files.same_keys(zoo.tensors[PLAIN], model) is zoo.tensors[PLAIN]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +252,7 @@ def test_random_damage_is_refused_or_loads(tmp_path, count):
 
 
 def test_a_finding_is_named_and_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "check_file", lambda file: [][0])
+    monkeypatch.setattr(weight_files, "check_file", lambda file: [][0])
     with pytest.raises(AssertionError, match="mutation 0 of seed 3: IndexError; see "):
         fuzz_weights.campaign(9, seed=3, folder=tmp_path)
     assert (tmp_path / "model.safetensors").is_file()
@@ -281,10 +282,10 @@ def test_the_second_fetch_repairs_a_rotted_cache_or_is_the_last(zoo, monkeypatch
 
     monkeypatch.setattr(hub, "fetch", fetch)
     monkeypatch.setattr(hub, "offline", lambda: False)
-    assert weights.path(PLAIN, repo=f"someone/{PLAIN}") == good / "model.safetensors"
+    assert weight_files.path(PLAIN, repo=f"someone/{PLAIN}") == good / "model.safetensors"
     (good / "model.safetensors").write_bytes(b"wrong as well")
     with pytest.raises(errors.WeightHashError, match=rf"Fetched twice from someone/{PLAIN}@main.*local-dir:"):
-        weights.path(PLAIN, repo=f"someone/{PLAIN}")
+        weight_files.path(PLAIN, repo=f"someone/{PLAIN}")
     assert calls == [False, True, False, True]
 
 

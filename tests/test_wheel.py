@@ -16,7 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hyperzoo import cli, weights
+from hyperzoo.cli import main
+from hyperzoo.zoo import weight_files
 
 pytestmark = pytest.mark.full
 ROOT = Path(__file__).parent.parent
@@ -30,6 +31,7 @@ COMMANDS = {
     "eval": (["spherenet20"], TRAIN),
     "verify": (["--all"], None),
     "reproduce": (["spherenet20"], TRAIN),
+    "queue": (["queue.yaml", "--minutes", "1"], TRAIN),
     "card": (["--check"], TRAIN),
     "publish": (["spherenet20.sphere_c10", "run"], TRAIN),
     "export": (["spherenet20", "out.onnx", "--format", "onnx"], EXPORT),
@@ -110,14 +112,14 @@ def refuse(event, args):
         raise OSError("no network here")
 sys.addaudithook(refuse)
 import hyperzoo
-from hyperzoo import cli
-loaded = {name: len(hyperzoo.load(name).model.state_dict()) for name in hyperzoo.weights.MANIFEST.bundled()}
+from hyperzoo.cli import main
+loaded = {name: len(hyperzoo.load(name).model.state_dict()) for name in hyperzoo.zoo.weight_files.MANIFEST.bundled()}
 results = {}
 for words in json.loads(sys.argv[1]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            cli.main(words)
+            main.main(words)
         except SystemExit as end:
             results[words[0]] = end.code, out.getvalue(), err.getvalue()
 print(json.dumps([hyperzoo.__file__, loaded, results]))
@@ -173,11 +175,11 @@ def test_the_environment_has_no_optional_package(clean, wheel):
 def test_every_bundled_weight_loads_from_the_installed_package(outcome, clean):
     place, loaded, _ = outcome
     assert clean.parent.parent in Path(place).parents
-    assert loaded.keys() >= set(weights.MANIFEST.bundled()) and all(loaded.values())
+    assert loaded.keys() >= set(weight_files.MANIFEST.bundled()) and all(loaded.values())
 
 
 def test_every_command_is_tried():
-    assert COMMANDS.keys() == cli.cli.commands.keys(), "write into COMMANDS what the new command is to be tried with"
+    assert COMMANDS.keys() == main.cli.commands.keys(), "write into COMMANDS what the new command is to be tried with"
 
 
 @pytest.mark.fault("command without the extras and without a checkout")

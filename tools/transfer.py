@@ -1,9 +1,13 @@
 """What goes to a machine without network, and what comes back: files of a limited size.
 
-    python -m hyperzoo.parcels OUT --data c10 --mb 50 [--also FILE ...]
+    python tools/transfer.py send OUT --data c10 --mb 50 [--also FILE ...]
 
 writes OUT/1, OUT/2, ...: folders of at most so many MB each, with the shards of the data sets below `data/`. Copied one
 after the other to the same place there, they make `data` a mirror for HYPERZOO_DATA.
+
+    python tools/transfer.py bring OUT --queue recipes/queue.yaml --state runs/queue
+
+packs logs, weights and checkpoints of the runs of a queue into OUT, in files of 15 MB.
 """
 
 import argparse
@@ -11,13 +15,15 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hyperzoo.data.shards import reshard
+from shards import reshard
+
 from hyperzoo.errors import HyperzooError, InputError
+from hyperzoo.experiments import queue
 
 PART_BYTES, TOTAL_BYTES = 15_000_000, 60_000_000
 
@@ -118,16 +124,46 @@ class _Parts:
             self._file.close()
 
 
+def groups(tasks: list[queue.Task]) -> Iterator[list[Path]]:
+    """What to bring back, the most valuable first: every log; the weights of finished runs in the order of the queue;
+    the newest checkpoint of the others, those nearest to their end first."""
+    for task in tasks:
+        yield _there(task, "result.json", "metrics.jsonl", "log.txt")
+    for task in tasks:
+        if task.result():
+            yield _there(task, "model.safetensors", "config.json", "vocab.txt")
+    for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
+        saved = sorted((task.folder / "checkpoints").glob("epoch-*"))
+        if saved and not task.result():
+            yield sorted(saved[-1].iterdir())
+
+
+def _there(task: queue.Task, *parts: str) -> list[Path]:
+    return [task.folder / part for part in parts if (task.folder / part).exists()]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """The command `send`; exit code 1 after an error."""
-    parser = argparse.ArgumentParser(prog="python -m hyperzoo.parcels", description="Pack data sets in small folders.")
-    parser.add_argument("out", type=Path, help="folder of the numbered folders, empty or new")
-    parser.add_argument("--data", nargs="+", default=[], metavar="CODE", help="data sets, such as c10, in this order")
-    parser.add_argument("--mb", type=float, required=True, help="of 1,000,000 bytes: the most that a folder holds")
-    parser.add_argument("--also", nargs="+", type=Path, default=[], metavar="FILE", help="files to carry, put first")
-    parser.add_argument("--rows", type=int, help="only so many of every split, to try things out")
+    """The commands `send` and `bring`; exit code 1 after an error."""
+    parser = argparse.ArgumentParser(prog="python tools/transfer.py", description="Carry data there and results back.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    there = commands.add_parser("send", help="pack data sets in small folders")
+    there.add_argument("out", type=Path, help="folder of the numbered folders, empty or new")
+    there.add_argument("--data", nargs="+", default=[], metavar="CODE", help="data sets, such as c10, in this order")
+    there.add_argument("--mb", type=float, required=True, help="of 1,000,000 bytes: the most that a folder holds")
+    there.add_argument("--also", nargs="+", type=Path, default=[], metavar="FILE", help="files to carry, put first")
+    there.add_argument("--rows", type=int, help="only so many of every split, to try things out")
+    back = commands.add_parser("bring", help="pack logs, weights and checkpoints of a queue in files of 15 MB")
+    back.add_argument("out", type=Path, help="folder of these files")
+    back.add_argument("--queue", type=Path, required=True, help="a file like recipes/queue.yaml")
+    back.add_argument("--state", type=Path, default=Path("runs", "queue"), help="folder of the runs")
+    back.add_argument("--epochs", type=int, help="as for `hyperzoo queue`")
     said = parser.parse_args(arguments)
     try:
+        if said.command == "bring":
+            tasks = queue.load(said.queue, said.state, epochs=said.epochs)
+            for file in bring(said.out, groups(tasks), said.state):
+                print(f"no room for {file}")
+            return 0
         count = send(said.out, said.data, limit_bytes=int(1_000_000 * said.mb), also=said.also, rows=said.rows)
     except HyperzooError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

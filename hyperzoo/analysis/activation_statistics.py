@@ -11,8 +11,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from hyperzoo import data, evaluate, names, plots, taps, zoo
+from hyperzoo import data, names, zoo
+from hyperzoo.analysis import evaluate, plots
 from hyperzoo.errors import InputError, RunError, UnknownNameError
+from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
 from hyperzoo.training.log import read_log
 
@@ -51,7 +53,7 @@ def layer_activations(
 
     Args:
         inputs: what the model takes, (B, C, H, W) or tokens (B, T).
-        layers: words of `taps.select`; None takes all nonlinearities and LSTM layers, or else the stages.
+        layers: words of `hooks.select`; None takes all nonlinearities and LSTM layers, or else the stages.
     Raises:
         InputError, UnknownNameError: no such layer, or none was called. And what the model raises.
     """
@@ -60,7 +62,7 @@ def layer_activations(
     def measure(name: str, output: Any) -> None:
         found.append(_described(name, output[0] if isinstance(output, tuple) else output))
 
-    with taps.evaluating(model), torch.inference_mode(), taps.attached(_selected(model, layers), measure):
+    with hooks.evaluating(model), torch.inference_mode(), hooks.attached(_selected(model, layers), measure):
         model(inputs)
     if not found:
         raise InputError("none of the chosen layers was called in the forward pass")
@@ -69,12 +71,12 @@ def layer_activations(
 
 def _selected(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str, nn.Module]:
     if layers is not None:
-        return taps.select(model, layers)
+        return hooks.select(model, layers)
     chosen: dict[str, nn.Module] = {}
     for kind in NONLINEARITIES:
         with suppress(UnknownNameError):
-            chosen |= taps.select(model, f"type:{kind}")
-    return chosen or taps.select(model, "stages")
+            chosen |= hooks.select(model, f"type:{kind}")
+    return chosen or hooks.select(model, "stages")
 
 
 def _described(name: str, output: Tensor) -> LayerActivations:
@@ -132,7 +134,7 @@ def subject(
         size = timm.data.resolve_model_data_config(model)["input_size"]
         noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0))
         return model, noise, f"{batch_size} images of Gaussian noise; --data names a data set"
-    samples = evaluate.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
+    samples = data.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
     if isinstance(samples, data.TextSet):
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
         columns, length = piece.tokens.shape

@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hyperzoo import data, taps, zoo
+from hyperzoo import data, zoo
+from hyperzoo.analysis.calibration import ECE_BINS
+from hyperzoo.data.load import Images, Samples
 from hyperzoo.data.sources import IMAGES
 from hyperzoo.errors import InputError
+from hyperzoo.layers import hooks
 from hyperzoo.names import DATASETS, TEXTS
 
-ECE_BINS = 15
 PIECE = 35  # tokens that a language model reads at a time; the steps for which recurrent batch norm has statistics
-Images = data.ImageSet | data.StreamedSet
-Samples = Images | data.TextSet
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def subject(
             raise InputError(f"{name} is no weight of ours: say on which data set (--data) to evaluate it: {known}")
         hub_id = zoo.weight_info(name).dataset.id
         dataset = next(code for code, known in DATASETS.items() if known == hub_id)
-    model, images = zoo.any_network(name, pretrained=pretrained), load_split(dataset, split)
+    model, images = zoo.any_network(name, pretrained=pretrained), data.load_split(dataset, split)
     channels = timm.data.resolve_model_data_config(model)["input_size"][0]
     if (model.num_classes, channels) != (len(images.classes), images.channels):
         raise InputError(
@@ -140,12 +140,7 @@ def test_split(
     model: nn.Module, name: str, engine: Accelerator | None = None, *, mirror: Path | None = None, workers: int = 0
 ) -> Metrics | TextMetrics:
     """Evaluate a trained model on the test split of a data set, given by its code; of a given mirror, if any."""
-    return measure(model, load_split(name, "test", mirror), engine=engine, workers=workers)
-
-
-def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
-    """A split of a data set by its code: images, or a text."""
-    return data.load_text(name, split, mirror) if name in TEXTS else data.load_images(name, split, mirror)
+    return measure(model, data.load_split(name, "test", mirror), engine=engine, workers=workers)
 
 
 @contextmanager
@@ -194,7 +189,7 @@ def logits(
     In float32, evaluation mode and eager: a published number must not depend on the arithmetic of the training.
     """
     share = batches(model, images, batch_size=batch_size, engine=engine, workers=workers)
-    with taps.evaluating(model), _in_float32(next(model.parameters()).device):
+    with hooks.evaluating(model), _in_float32(next(model.parameters()).device):
         # forward, not a call: a compiled model would be compiled once more for evaluation
         parts = [model.forward(batch.images).float().cpu() for batch in share]
     return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
@@ -240,7 +235,7 @@ def read(model: nn.Module, text: data.TextSet) -> TextMetrics:
     pieces = data.TextBatches(text, batch_size=1, length=PIECE, device=device)
     loss, correct = (torch.zeros((), dtype=kind, device=device) for kind in (torch.float64, torch.int64))
     state = None  # nothing below waits for the device
-    with taps.evaluating(model), _in_float32(device):
+    with hooks.evaluating(model), _in_float32(device):
         for piece in pieces.epoch(1):
             logits, state = model.run(piece.tokens, state)  # type: ignore[operator]
             loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum")

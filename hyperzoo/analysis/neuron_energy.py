@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from hyperzoo import plots
+from hyperzoo.analysis import plots
 from hyperzoo.errors import InputError
 from hyperzoo.regularizers import hyperspherical_energy
 from hyperzoo.regularizers.neurons import select

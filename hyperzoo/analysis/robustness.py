@@ -13,10 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo import evaluate, plots, taps
-from hyperzoo.attacks import fgsm, pgd
-from hyperzoo.data import DEFORMATIONS, Batch, TextSet, deform
+from hyperzoo.analysis import evaluate, plots
+from hyperzoo.analysis.attacks import fgsm, pgd
+from hyperzoo.analysis.calibration import Bin, calibration_error, reliability
+from hyperzoo.analysis.deform import DEFORMATIONS, deform
+from hyperzoo.data import Batch, TextSet
+from hyperzoo.data.load import Samples
 from hyperzoo.errors import InputError
+from hyperzoo.layers import hooks
 
 COLUMNS = ("condition", "accuracy (%)", "NLL (nats)")
 FGSM = (4, 8)  # epsilon, in 255ths
@@ -37,15 +41,6 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Images by the probability of the predicted class: how many, their mean probability, the part that is right."""
-
-    count: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
 class Robustness:
     """conditions: the clean images first.   ece in %.   bins: of equal width from 0 to 1.   origin: of the images."""
 
@@ -55,10 +50,8 @@ class Robustness:
     origin: str
 
 
-def measure(
-    model: nn.Module, images: evaluate.Samples, *, seed: int = 0, batch_size: int = 250, workers: int = 0
-) -> Robustness:
-    """Accuracy and NLL on images as they are, deformed (`data.deform`) and attacked (`attacks`), and calibration.
+def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int = 250, workers: int = 0) -> Robustness:
+    """Accuracy and NLL on images as they are, deformed (`deform`) and attacked (`attacks`), and calibration.
 
     Attacks work on pixels in [0, 1] and know the labels: FGSM with epsilon 4/255 and 8/255; PGD with epsilon 8/255, 20
     steps of 2/255 and a random start. In float32 and evaluation mode. The model comes back as it was, gradients too.
@@ -84,7 +77,7 @@ def measure(
     nll = dict.fromkeys(conditions, 0.0)
     probabilities, hits = [], []
     batches = evaluate.batches(model, images, batch_size=batch_size, workers=workers, normalized=False)
-    with taps.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
+    with hooks.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
         for batch in _shown(batches, -(-len(images) // batch_size)):
             for name, changed in conditions.items():
                 logits = network(changed(batch))
@@ -143,25 +136,6 @@ def _shown(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
     from rich.progress import track
 
     return track(batches, "robustness", total=count, console=Console(stderr=True), disable=not sys.stderr.isatty())
-
-
-def reliability(probability: Tensor, right: Tensor, *, bins: int = evaluate.ECE_BINS) -> tuple[Bin, ...]:
-    """Bins (i / bins, (i + 1) / bins] of the probability of the predicted class (arXiv 1706.04599, section 2).
-
-    Shapes:
-        probability: (N,) in [0, 1].   right: (N,) bool.
-    """
-    place = ((probability * bins).ceil().long() - 1).clamp(min=0)
-    count = torch.bincount(place, minlength=bins)
-    confidence, accuracy = (
-        torch.bincount(place, values.double(), minlength=bins) / count.clamp(min=1) for values in (probability, right)
-    )
-    return tuple(Bin(*row) for row in zip(count.tolist(), confidence.tolist(), accuracy.tolist(), strict=True))
-
-
-def calibration_error(bins: tuple[Bin, ...]) -> float:
-    """ECE = sum_b n_b / N |accuracy_b - confidence_b| (arXiv 1706.04599, eq. 5)."""
-    return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / sum(one.count for one in bins)
 
 
 def draw(found: Robustness, picture: Path, *, title: str) -> Path:

@@ -1,10 +1,55 @@
-"""Commands that look into a network: energies of its filters, distributions of its activations, text that it writes."""
+"""Commands that run a network: its metrics, energies of its filters, its activations, text that it writes."""
 
 from pathlib import Path
 
 import click
 
-from hyperzoo.tables import show
+from hyperzoo.cli.tables import flat, show
+
+
+@click.command("eval")
+@click.argument("name")
+@click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
+@click.option("--data", "dataset", help="Code of the data set: c10, c100, ...; a weight of ours has its own.")
+@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
+@click.option("--limit", type=click.IntRange(1), help="Only so many of the images, always the same ones.")
+@click.option("--robustness", is_flag=True, help="Also deformed and attacked images, and a picture.")
+@click.option("--seed", default=0, show_default=True, help="Of the deformations and the attacks.")
+@click.option("--out", type=click.Path(path_type=Path), help="That picture; robustness.png without it.")
+def eval_(
+    name: str,
+    split: str,
+    dataset: str | None,
+    pretrained: bool,
+    limit: int | None,
+    robustness: bool,
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Accuracy (%), NLL (nats) and calibration error (%), or perplexity, of NAME on a split of a data set; no verdict.
+
+    NAME is a weight, any model of timm, or local-dir:FOLDER (a run folder is one). With --robustness also accuracy and
+    NLL on rotated, sheared and zoomed images and under attack: some 60 times the work, see --limit.
+    """
+    import hyperzoo
+    from hyperzoo.analysis import evaluate
+
+    model, images = evaluate.subject(name, split=split, dataset=dataset, pretrained=pretrained, limit=limit)
+    if robustness:
+        from hyperzoo.analysis import robustness as measuring
+
+        found = measuring.measure(model, images, seed=seed)
+        show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
+        click.echo(f"calibration error\t{found.ece:.2f} %\nimages\t{found.origin}\nseed\t{seed}")
+        click.echo(measuring.draw(found, out or Path("robustness.png"), title=name))
+        return
+    metrics = evaluate.measure(model, images)
+    show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
+    if dataset is None and limit is None:
+        published = hyperzoo.weight_info(name).dataset
+        known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
+        if metrics.fingerprint != known.get(split, metrics.fingerprint):
+            click.echo("this is not the data that the published number stands for: another fingerprint", err=True)
 
 
 @click.command()
@@ -20,8 +65,8 @@ def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: 
     For each layer its hyperspherical energy, that of random directions, the least possible where it is known, and the
     closest pair of filters; the same and the angles of all pairs as a picture.
     """
-    from hyperzoo import energy as measuring
     from hyperzoo import zoo
+    from hyperzoo.analysis import neuron_energy as measuring
 
     network = zoo.any_network(model, pretrained=pretrained)
     rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
@@ -44,7 +89,7 @@ def activations(
     For each layer mean, variance, quantiles, and the sliced W1 distance to N(0, I), as a table and as a picture. Of a
     run whose terms reported them also the course over its training.
     """
-    from hyperzoo import activations as measuring
+    from hyperzoo.analysis import activation_statistics as measuring
 
     network, batch, told = measuring.subject(model, dataset=dataset, pretrained=pretrained, batch_size=batch_size)
     rows = measuring.layer_activations(network, batch, list(layers) or None)
@@ -74,7 +119,7 @@ def generate(
 
     Words of the prompt that it does not know are read as <unk>, and said.
     """
-    from hyperzoo import generate as generating
+    from hyperzoo.analysis import generate as generating
 
     written = generating.run(name, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if written.unknown:

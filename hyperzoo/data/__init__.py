@@ -1,14 +1,13 @@
 """Data sets: from the Hub or a mirror to batches on the training device."""
 
-from hyperzoo.data.augment import Batch as Batch
-from hyperzoo.data.augment import ImageBatches as ImageBatches
 from hyperzoo.data.augment import augment as augment
-from hyperzoo.data.augment import eval_batches as eval_batches
 from hyperzoo.data.augment import plan_epoch as plan_epoch
-from hyperzoo.data.deform import DEFORMATIONS as DEFORMATIONS
-from hyperzoo.data.deform import deform as deform
+from hyperzoo.data.batches import Batch as Batch
+from hyperzoo.data.batches import ImageBatches as ImageBatches
+from hyperzoo.data.batches import eval_batches as eval_batches
 from hyperzoo.data.images import ImageSet as ImageSet
-from hyperzoo.data.images import load_images as load_images
+from hyperzoo.data.load import load_images as load_images
+from hyperzoo.data.load import load_split as load_split
 from hyperzoo.data.streamed import StreamedBatches as StreamedBatches
 from hyperzoo.data.streamed import StreamedSet as StreamedSet
 from hyperzoo.data.streamed import streamed_eval_batches as streamed_eval_batches

@@ -21,7 +21,6 @@ from torchvision.transforms.v2.functional import resize
 
 from hyperzoo import names
 from hyperzoo.data import sources
-from hyperzoo.data.streamed import StreamedSet, load_imagenet
 from hyperzoo.errors import DataError, InputError
 
 
@@ -130,27 +129,8 @@ class ImageSet:
         return drawn
 
 
-def load_images(name: str, split: str, mirror: Path | None = None) -> ImageSet | StreamedSet:
-    """Load a split of an image data set, from the mirror named by HYPERZOO_DATA or else from the Hub.
-
-    ImageNet comes as a `StreamedSet`, see `streamed.py`; for all others:
-
-    The first call decodes every image; the tensor is then kept as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`.
-    A later call reads this file if the paths, sizes and modification times of the source files are still the same, and
-    checks its fingerprint: a damaged one is decoded again, with a warning. If the folder cannot be written, a warning
-    says so and nothing is kept. Only `hyperzoo.evaluate` may ask for the split 'test'.
-
-    Args:
-        name: code of the data set: 'c10', 'c100', 'mnist', 'svhn', 'tiny' or 'imagenet'.
-        mirror: a mirror to read in the place of the one that HYPERZOO_DATA names.
-    Raises:
-        UnknownNameError: no such data set.
-        DataError: an unknown split; the data set or one of its shards is absent or damaged; the Hub cannot be reached.
-        MissingExtraError: decoding needs `datasets`: pip install hyperzoo[train].
-    """
-    if name == "imagenet":
-        return load_imagenet(split, mirror)
-    source = sources.find(name, split, mirror)
+def load_in_memory(source: sources.Source) -> ImageSet:
+    """The images of a source: from the cache if that was made of these very files, else decoded and cached."""
     path = _cache_path(source)
     cached = _read_cache(path, source)
     if cached is not None:
@@ -219,7 +199,7 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
         reason = f"its fingerprint is {found.fingerprint[:8]}..., not {header['fingerprint'][:8]}..."
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
-    warnings.warn(f"the cache {path} is damaged ({reason}); decoding {source.origin} again", stacklevel=3)
+    warnings.warn(f"the cache {path} is damaged ({reason}); decoding {source.origin} again", stacklevel=4)
     return None
 
 
@@ -237,7 +217,7 @@ def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start",
-            stacklevel=3,
+            stacklevel=4,
         )
     finally:
         with contextlib.suppress(OSError):

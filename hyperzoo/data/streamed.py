@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as V
 
 from hyperzoo.data import sources
-from hyperzoo.data.augment import Batch, Normalize, check_processes, epoch_generator
+from hyperzoo.data.augment import epoch_generator
+from hyperzoo.data.batches import Batch, Normalize, check_processes
 from hyperzoo.errors import DataError, InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")

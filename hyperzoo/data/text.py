@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hyperzoo.data import sources
-from hyperzoo.data.augment import check_processes
+from hyperzoo.data.batches import check_processes
 from hyperzoo.errors import DataError, InputError
 
 EOS, UNK = "<eos>", "<unk>"
@@ -65,7 +65,7 @@ def load_text(name: str, split: str, mirror: Path | None = None) -> TextSet:
 
     Args:
         name: 'ptb' or 'wt2'.
-        split: 'train', 'validation' or 'test'; only `hyperzoo.evaluate` may ask for the last.
+        split: 'train', 'validation' or 'test'; only `hyperzoo.analysis.evaluate` may ask for the last.
     Raises:
         UnknownNameError: no such text.
         DataError: an unknown split; the text is absent or damaged; the Hub cannot be reached.

@@ -10,11 +10,12 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from hyperzoo import data, losses, names, regularizers, zoo
+from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import RecipeError
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
-from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Batches
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.step import Mixing, Term, TrainStep
 from hyperzoo.training.text_step import TextStep
 
@@ -111,14 +112,10 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
     return TrainStep(network, nn.CrossEntropyLoss(label_smoothing=smoothing), terms)
 
 
-Images = data.ImageSet | data.StreamedSet
-Samples = Images | data.TextSet
-
-
 def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
     """The training split, and what every epoch is judged on: a text's validation split, or images held out."""
     if recipe.data.name in names.TEXTS:
-        return data.load_text(recipe.data.name, "train"), data.load_text(recipe.data.name, "validation")
+        return data.load_split(recipe.data.name, "train"), data.load_split(recipe.data.name, "validation")
     return images(recipe)
 
 

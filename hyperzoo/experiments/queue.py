@@ -1,28 +1,26 @@
-"""Train the runs of a queue within a given time, several side by side, and pack what another machine needs to go on.
+"""Train the runs of a queue within a given time, several side by side.
 
-    python -m hyperzoo.queue recipes/queue.yaml --minutes 9 --state runs/queue --out results
+    hyperzoo queue recipes/queue.yaml --minutes 9 --state runs/queue
 
-Each run is an ordinary one, in a process and a folder of its own: <state>/<row>/<seed>. Called again, with that folder
-or with one restored from the packed files, each goes on after its last whole epoch.
+Each run is an ordinary one, in a process and a folder of its own: <state>/<row>/<seed>. Called again with that folder,
+each goes on after its last whole epoch.
 """
 
-import argparse
 import json
 import multiprocessing
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from hyperzoo import parcels, train
 from hyperzoo.errors import HyperzooError
-from hyperzoo.training.config import Recipe
-from hyperzoo.training.grid import load_queue
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.sweep_file import load_queue
 
 GAIN = 1.1  # what another process must make of the number of images per second
 POLL_S, GRACE_S = 0.2, 20
@@ -144,7 +142,7 @@ def load(path: Path, state: Path, *, epochs: int | None = None) -> list[Task]:
     """The tasks of a queue file, in order; with so many epochs each, the rest in proportion, to try them out.
 
     Raises:
-        RecipeError: see `grid.load_queue`.
+        RecipeError: see `sweep_file.load_queue`.
     """
     runs = load_queue(path)
     return [
@@ -184,52 +182,3 @@ def _standing(task: Task) -> str:
     scores = [f"{key} {value:.2f}" for key, value in (result or {}).get("metrics", {}).items() if key in SCORES]
     found = " ".join(scores) or f"not finished, see {task.folder / 'log.txt'}"
     return f"{task.name}: {len(rows)} of {task.recipe.train.epochs} epochs, {found}"
-
-
-def groups(tasks: list[Task]) -> Iterator[list[Path]]:
-    """What to bring back, the most valuable first: every log; the weights of finished runs in the order of the queue;
-    the newest checkpoint of the others, those nearest to their end first."""
-    for task in tasks:
-        yield _there(task, "result.json", "metrics.jsonl", "log.txt")
-    for task in tasks:
-        if task.result():
-            yield _there(task, "model.safetensors", "config.json", "vocab.txt")
-    for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
-        saved = sorted((task.folder / "checkpoints").glob("epoch-*"))
-        if saved and not task.result():
-            yield sorted(saved[-1].iterdir())
-
-
-def _there(task: Task, *parts: str) -> list[Path]:
-    return [task.folder / part for part in parts if (task.folder / part).exists()]
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; exit code 1 if a run failed, 130 after SIGINT or SIGTERM. What there is, is packed in any case."""
-    parser = argparse.ArgumentParser(prog="python -m hyperzoo.queue", description="Train the runs of a queue.")
-    parser.add_argument("queue", type=Path, help="a file like recipes/queue.yaml")
-    parser.add_argument("--minutes", type=float, required=True, help="until the runs are stopped, to be resumed later")
-    parser.add_argument("--state", type=Path, default=Path("runs", "queue"), help="folder of the runs")
-    parser.add_argument("--out", type=Path, help="pack logs, weights and checkpoints there, in files of 15 MB")
-    parser.add_argument("--processes", type=int, help="runs side by side; found out by trying, without it")
-    parser.add_argument("--epochs", type=int, help="train so many epochs only, to try the queue out")
-    said = parser.parse_args(arguments)
-    try:
-        tasks = load(said.queue, said.state, epochs=said.epochs)
-    except HyperzooError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    try:
-        failed = work(tasks, minutes=said.minutes, processes=said.processes)
-        code = int(bool(failed))
-    except KeyboardInterrupt:
-        code = 130
-    done = sum(task.result() is not None for task in tasks)
-    print(f"{done} of {len(tasks)} runs are finished")
-    for file in parcels.bring(said.out, groups(tasks), said.state) if said.out else ():
-        print(f"no room for {file}")
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,10 +6,11 @@ import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hyperzoo import train, zoo
+from hyperzoo import zoo
 from hyperzoo.errors import InputError, RunError
-from hyperzoo.manifest import WeightInfo, as_text
-from hyperzoo.training.config import Recipe, load_recipe
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import Recipe, load_recipe
+from hyperzoo.zoo.manifest import WeightInfo, as_text
 
 WIDTH = 3  # standard deviations that a rerun may be away
 TEXT_SHARE = 0.03  # of the perplexity of a single published run: seeds of small LSTMs differ by less than 1 %

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hyperzoo import train
 from hyperzoo.errors import BusyError, RunError
-from hyperzoo.training.grid import Run, Sweep, load_sweep
+from hyperzoo.experiments import train
 from hyperzoo.training.log import read_log, task_loss
+from hyperzoo.training.sweep_file import Run, Sweep, load_sweep
 
 COLUMNS = (
     "run",

@@ -1,9 +1,8 @@
-"""One training run: from a recipe to a run folder. `-m hyperzoo.train RECIPE` under torchrun or accelerate launch."""
+"""One training run: from a recipe to a run folder. `-m hyperzoo train RECIPE` under torchrun or accelerate launch."""
 
 import fcntl
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,17 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hyperzoo import build, evaluate
+from hyperzoo.analysis import evaluate
 from hyperzoo.errors import BusyError, LaunchError, RunError
-from hyperzoo.save import save_model
-from hyperzoo.training import checkpoint, freed_memory, seeding
-from hyperzoo.training.config import Recipe
+from hyperzoo.experiments import build
+from hyperzoo.training import allocator, checkpoint, seeding
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import make_optimizer
+from hyperzoo.zoo.model_folder import save_model
 
-TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo.train RECIPE"
+TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo train RECIPE"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
     started, environment = time.time(), seeding.environment()  # before the code can change under a long run
     if engine.device.type == "cpu":
-        freed_memory.keep()
+        allocator.keep()
     train, held = build.samples(recipe)
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
     step = build.step(recipe, model).to(engine.device)
@@ -181,9 +181,3 @@ def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
         lock.flush()
         engine.wait_for_everyone()
         yield
-
-
-if __name__ == "__main__":
-    from hyperzoo.cli import main
-
-    main(["train", *sys.argv[1:]])

@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.gradients import first_only
+from hyperzoo.layers.first_order import first_only
 
 
 class InverseRoot(torch.autograd.Function):

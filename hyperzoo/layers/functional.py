@@ -3,7 +3,7 @@
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. With p the flattened input patch
 (zero padding included) and w a filter,
 
-    c = <p, w> / (sqrt(|p|^2 + eps) sqrt(|w|^2 + eps)),    out = g(arccos c),    g: see `angle.py`
+    c = <p, w> / (sqrt(|p|^2 + eps) sqrt(|w|^2 + eps)),    out = g(arccos c),    g: see `operators.py`
 
 `_plain_conv` is the definition, for every mode; `_EagerConv` computes the same in eager training with less memory.
 """
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.layers.angle import angular, learnable_angular, steepness
+from hyperzoo.layers.operators import angular, learnable_angular, steepness
 
 
 def _full_precision(x: Tensor) -> Tensor:

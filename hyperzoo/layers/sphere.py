@@ -1,7 +1,7 @@
 """SphereConv: convolution and linear layers that see only the angle between input and filter.
 
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. The formula stands in
-`functional.py`, the operators g in `angle.py`.
+`functional.py`, the operators g in `operators.py`.
 """
 
 import math
@@ -12,8 +12,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.layers.angle import FIRST_RAW_K, OPERATORS
 from hyperzoo.layers.functional import pad_tf_same, sphere_conv2d, sphere_linear
+from hyperzoo.layers.operators import FIRST_RAW_K, OPERATORS
 
 torch.fx.wrap("pad_tf_same")
 torch.fx.wrap("sphere_conv2d")
@@ -41,7 +41,7 @@ def first_raw_k(operator: str, filters: int, *, like: Tensor) -> nn.Parameter | 
 class SphereConv2d(nn.Conv2d):
     """Convolution whose output depends only on the angle between filter and patch (arXiv 1711.03189, section 2).
 
-    Out = g(theta) in [-1, 1], theta the angle between the filter and the zero-padded patch; see `angle.py` for g. With
+    Out = g(theta) in [-1, 1], theta the angle between the filter and the zero-padded patch; g: see `operators.py`. With
     the learnable operator, `raw_k` (O,) holds a parameter per filter; being one-dimensional, it gets no weight decay.
 
     Shapes:

@@ -1,7 +1,7 @@
 """W-, A- and GA-Softmax: cross-entropy on the angles between features and class rows, with a margin for the right one.
 
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 3. The operators g stand in
-`layers/angle.py`; here they are continued beyond 180 degrees, where a multiple of an angle may lie.
+`layers/operators.py`; here they are continued beyond 180 degrees, where a multiple of an angle may lie.
 """
 
 import math
@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
-from hyperzoo.layers.angle import angular, learnable_angular, steepness
+from hyperzoo.layers.operators import angular, learnable_angular, steepness
 from hyperzoo.layers.sphere import check_operator
 
-_LARGEST = 1 - 1e-6  # as in `layers/angle.py`: at 1, arccos has an infinite gradient
+_LARGEST = 1 - 1e-6  # as in `layers/operators.py`: at 1, arccos has an infinite gradient
 
 
 def angular_logits(

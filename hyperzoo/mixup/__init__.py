@@ -8,6 +8,6 @@ ICML 2019 (arXiv 1806.05236); CutMix, Yun et al., ICCV 2019 (arXiv 1905.04899). 
         loss = soft_target(model(x), targets)
 """
 
-from hyperzoo.mixup.batch import CutMix as CutMix
-from hyperzoo.mixup.batch import Mixup as Mixup
+from hyperzoo.mixup.images import CutMix as CutMix
+from hyperzoo.mixup.images import Mixup as Mixup
 from hyperzoo.mixup.manifold import ManifoldMixup as ManifoldMixup

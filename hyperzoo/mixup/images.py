@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.mixup.rows import Draw, mix
+from hyperzoo.mixup.mix import Draw, mix
 
 INPUT = "input"  # the word for mixing the images
 

@@ -9,10 +9,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hyperzoo import taps
 from hyperzoo.errors import InputError
-from hyperzoo.mixup.batch import INPUT, Mixup
-from hyperzoo.mixup.rows import Draw, mix
+from hyperzoo.layers import hooks
+from hyperzoo.mixup.images import INPUT, Mixup
+from hyperzoo.mixup.mix import Draw, mix
 
 
 class ManifoldMixup(Mixup):
@@ -34,7 +34,7 @@ class ManifoldMixup(Mixup):
 
     Args:
         model: any model, also inside DDP or `torch.compile`.
-        layers: S: words of `taps.select`, and 'input'. None is the paper's choice for CIFAR: the input, and the first
+        layers: S: words of `hooks.select`, and 'input'. None is the paper's choice for CIFAR: the input, and the first
             two stages of timm's `feature_info` (a stem is none).
         alpha: 2 for CIFAR, 0.2 for Tiny-ImageNet in the paper.
         num_classes, smoothing, generator: as for `Mixup`.
@@ -65,12 +65,12 @@ class ManifoldMixup(Mixup):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__(num_classes, alpha=alpha, smoothing=smoothing, generator=generator)
-        self._model = taps.unwrapped(model)
+        self._model = hooks.unwrapped(model)
         words = _first_stages(self._model) if layers is None else [layers] if isinstance(layers, str) else [*layers]
         if layers is None and words == [INPUT]:
             raise InputError(f"{type(self._model).__name__} has no feature_info with stages; name layers to mix at")
         hidden = [word for word in words if word != INPUT]
-        self._hidden = taps.select(self._model, hidden) if hidden or not words else {}
+        self._hidden = hooks.select(self._model, hidden) if hidden or not words else {}
         self.layers = (INPUT,) * (INPUT in words) + tuple(self._hidden)
         self._attached: AbstractContextManager[None] | None = None
         self._checked = not hidden
@@ -80,7 +80,7 @@ class ManifoldMixup(Mixup):
     def __enter__(self) -> Self:
         if self._attached:
             raise InputError("this `with` is entered already: one model is mixed by one object at a time")
-        self._attached = taps.attached({**self._hidden, "": self._model}, self._after)
+        self._attached = hooks.attached({**self._hidden, "": self._model}, self._after)
         self._attached.__enter__()
         return self
 
@@ -143,7 +143,7 @@ class ManifoldMixup(Mixup):
             node = output.grad_fn if isinstance(output, Tensor) else None
             seen.setdefault(name, (output.shape[0] if isinstance(output, Tensor) and output.dim() else output, node))
 
-        with taps.evaluating(self._model), torch.enable_grad(), taps.attached(self._hidden, keep):
+        with hooks.evaluating(self._model), torch.enable_grad(), hooks.attached(self._hidden, keep):
             start = x[:2].detach().requires_grad_().clone()
             logits = self._model.forward(start)  # not compiled, with whatever the model was
         outputs = logits if isinstance(logits, (tuple, list)) else [logits]
@@ -171,7 +171,7 @@ def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
         first, fired = not fired, True
         return mix(output, draw) if first else None
 
-    return taps.attached({draw.layer: module}, repeat)
+    return hooks.attached({draw.layer: module}, repeat)
 
 
 def _leads(node: Any, start: Any, cut: Any) -> bool:
@@ -189,6 +189,6 @@ def _leads(node: Any, start: Any, cut: Any) -> bool:
 
 def _first_stages(model: nn.Module) -> list[str]:
     """The input and the first two stages; what has less than two weights is a stem."""
-    stages = taps.select(model, "stages") if getattr(model, "feature_info", None) else {}
+    stages = hooks.select(model, "stages") if getattr(model, "feature_info", None) else {}
     deep = [name for name, stage in stages.items() if sum(weight.dim() > 1 for weight in stage.parameters()) > 1]
     return [INPUT, *deep[:2]]

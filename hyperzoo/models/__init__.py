@@ -3,7 +3,6 @@
 from hyperzoo.models import cnn_cifar as cnn_cifar
 from hyperzoo.models import fixup_resnet as fixup_resnet
 from hyperzoo.models import lstm_lm as lstm_lm
-from hyperzoo.models import mlp as mlp
 from hyperzoo.models import plain_cnn as plain_cnn
 from hyperzoo.models import preact_resnet as preact_resnet
 from hyperzoo.models import resnet_cifar as resnet_cifar

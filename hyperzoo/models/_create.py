@@ -12,9 +12,10 @@ from timm.models._builder import resolve_pretrained_cfg
 from timm.models._pretrained import DefaultCfg, PretrainedCfg
 from torch import nn
 
-from hyperzoo import names, weights
+from hyperzoo import names
 from hyperzoo.errors import RegistrationError, UnknownTagError, WeightFileError
 from hyperzoo.layers import sphereize_classifier
+from hyperzoo.zoo import weight_files
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
@@ -47,16 +48,16 @@ def weight_cfgs(architectures: Mapping[str, Mapping[str, Any]]) -> dict[str, Def
     """timm's `default_cfgs` of a model file: a description per architecture, and one per weight in the manifest."""
     cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for arch, base in architectures.items():
-        published = weights.MANIFEST.names(arch)
+        published = weight_files.MANIFEST.names(arch)
         if not published:
             cfgs[arch] = dict(base)
         for name in published:
-            info = weights.MANIFEST.info(name)
+            info = weight_files.MANIFEST.info(name)
             cfgs[name + "*" * info.default] = dict(base, **_published(info))
     return generate_default_cfgs(cfgs)
 
 
-def _published(info: weights.WeightInfo) -> dict[str, Any]:
+def _published(info: weight_files.WeightInfo) -> dict[str, Any]:
     cfg: dict[str, Any] = dict(
         num_classes=info.num_classes,
         input_size=info.input.size,
@@ -68,9 +69,9 @@ def _published(info: weights.WeightInfo) -> dict[str, Any]:
         paper_ids=tuple(f"arXiv:{paper}" for paper in info.paper),
     )
     if info.bundled:
-        cfg["file"] = str(weights.MANIFEST.folder(info.name) / "model.safetensors")
+        cfg["file"] = str(weight_files.MANIFEST.folder(info.name) / "model.safetensors")
     if info.commit:
-        cfg["hf_hub_id"] = f"{weights.MANIFEST.namespace}/{info.name}@{info.commit}"
+        cfg["hf_hub_id"] = f"{weight_files.MANIFEST.namespace}/{info.name}@{info.commit}"
         cfg["hf_hub_filename"] = "model.safetensors"
     return cfg
 
@@ -112,7 +113,7 @@ def create(
         pretrained,
         pretrained_cfg=pretrained_cfg,  # type: ignore[arg-type]  # timm takes tags and objects too
         pretrained_cfg_overlay=overlay,
-        pretrained_filter_fn=weights.same_keys,
+        pretrained_filter_fn=weight_files.same_keys,
         cache_dir=cache_dir,
         **kwargs,
     )
@@ -139,7 +140,7 @@ def resolved_cfg(arch: str, pretrained_cfg: Any, overlay: dict[str, Any] | None)
 
 
 def _tags(arch: str) -> str:
-    tags = [weights.MANIFEST.info(name).tag for name in weights.MANIFEST.names(arch)]
+    tags = [weight_files.MANIFEST.info(name).tag for name in weight_files.MANIFEST.names(arch)]
     return f"Tags of {arch}: {', '.join(tags) or 'none yet'}."
 
 
@@ -148,12 +149,12 @@ def _verified(arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> di
     if cfg.source == "hf-hub":
         repo, _, revision = (cfg.hf_hub_id or "").partition("@")
         name = repo.rpartition("/")[2]
-        if name in weights.MANIFEST.weights:
+        if name in weight_files.MANIFEST.weights:
             file = _hashed(name, repo=repo, revision=revision or None, cache_dir=cache_dir)
             return dict(source="", file=file)  # with no source, timm takes `file` first
     elif cfg.source != "local-dir":
         name = f"{arch}.{cfg.tag}"
-        if name in weights.MANIFEST.weights and _is_registered_source(name, cfg):
+        if name in weight_files.MANIFEST.weights and _is_registered_source(name, cfg):
             return dict(file=_hashed(name, cache_dir=cache_dir))
         if not any(getattr(cfg, key) for key in _SOURCES):
             raise UnknownTagError(f"{arch} has no published weight. {_tags(arch)} Use pretrained=False")
@@ -162,10 +163,10 @@ def _verified(arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> di
 
 def _hashed(name: str, **where: Any) -> str:
     """The tensors of a published weight, after all its files, config.json too, were found to be the manifest's."""
-    for part in sorted(weights.MANIFEST.info(name).files.keys() - {"model.safetensors"}):
-        weights.path(name, part, **where)
-    file = weights.path(name, **where)  # last, so that no other download comes between its hash and its use
-    weights.check_file(file)
+    for part in sorted(weight_files.MANIFEST.info(name).files.keys() - {"model.safetensors"}):
+        weight_files.path(name, part, **where)
+    file = weight_files.path(name, **where)  # last, so that no other download comes between its hash and its use
+    weight_files.check_file(file)
     return str(file)
 
 
@@ -178,7 +179,7 @@ def _callers_source(arch: str, cfg: PretrainedCfg) -> dict[str, Any]:
     """Keep timm from opening a pickle at a place that the caller named."""
     _logger.info("%s: the caller named the weights; their names and shapes are checked, no hash", arch)
     if cfg.source == "local-dir":
-        weights.check_file(Path(cfg.file or "") / "model.safetensors")
+        weight_files.check_file(Path(cfg.file or "") / "model.safetensors")
     elif cfg.source == "hf-hub" or not (cfg.state_dict or cfg.file):
         if not cfg.hf_hub_id:
             raise WeightFileError(f"{arch}: weights at a url may be pickles. Download {cfg.url}, then name it by file=")
@@ -189,5 +190,5 @@ def _callers_source(arch: str, cfg: PretrainedCfg) -> dict[str, Any]:
             )
         return dict(hf_hub_filename=filename)
     elif cfg.file and not cfg.state_dict:
-        weights.check_file(Path(cfg.file))
+        weight_files.check_file(Path(cfg.file))
     return {}

@@ -61,5 +61,5 @@ class Checkout:
 
 def here() -> Checkout | None:
     """The checkout that this package is imported from; None for an installed wheel."""
-    found = Checkout(Path(__file__).parent.parent)
+    found = Checkout(Path(__file__).parent.parent.parent)
     return found if found.card_template.is_file() else None

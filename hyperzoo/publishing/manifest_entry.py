@@ -12,7 +12,8 @@ from torch import nn
 
 from hyperzoo import names
 from hyperzoo.data.sources import IMAGES, TEXTS, Repository
-from hyperzoo.manifest import (
+from hyperzoo.training.recipe import Recipe
+from hyperzoo.zoo.manifest import (
     DatasetInfo,
     InputInfo,
     Manifest,
@@ -24,7 +25,6 @@ from hyperzoo.manifest import (
     Training,
     WeightInfo,
 )
-from hyperzoo.training.config import Recipe
 
 REPOSITORIES: dict[str, Repository] = {**IMAGES, **TEXTS}
 TERMS = {code: "research use; its authors state no license" for code in ("c10", "c100")} | {

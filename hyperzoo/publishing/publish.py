@@ -14,15 +14,19 @@ import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
-from hyperzoo import build, cards, checkout, data, energy, entry, evaluate, hub, names, plots, weights, zoo
-from hyperzoo.checkout import Checkout
-from hyperzoo.entry import Run
+from hyperzoo import data, names, zoo
+from hyperzoo.analysis import evaluate, neuron_energy, plots
 from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
+from hyperzoo.experiments import build
 from hyperzoo.files import write_whole
-from hyperzoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
-from hyperzoo.save import save_model
-from hyperzoo.training.config import Recipe, load_recipe
-from hyperzoo.verify import TEST_SLACK, golden_input, outputs
+from hyperzoo.publishing import cards, checkout, manifest_entry
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.publishing.manifest_entry import Run
+from hyperzoo.publishing.verify import TEST_SLACK, golden_input, outputs
+from hyperzoo.training.recipe import Recipe, load_recipe
+from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.model_folder import save_model
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
 _WRITE_AGAIN = """
@@ -88,14 +92,16 @@ def _publish(
 ) -> WeightInfo:
     name = recipe.name
     this_file = _this_file(model, recipe.data.name, median, place)
-    info = entry.entry(recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest)
-    save_model(model, scratch, classes=classes, args=build.model_args(recipe), notes=entry.notes(info, median))
+    info = manifest_entry.entry(
+        recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest
+    )
+    save_model(model, scratch, classes=classes, args=build.model_args(recipe), notes=manifest_entry.notes(info, median))
     file = scratch / "model.safetensors"
     _check_export(scratch, model)
     config = (scratch / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
         raise PublishError(f"{name}: config.json would hold a path of this machine: {path[0]}")
-    digests, size = {part: weights.sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
+    digests, size = {part: weight_files.sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
     before = manifest.weights.get(name)
     commit = before.commit if before and before.files == digests else None
     info = dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
@@ -105,7 +111,9 @@ def _publish(
     _manifest_text(manifest, scratch)
     log = median.folder / "metrics.jsonl"
     curve = plots.learning_curve(log, scratch / "curve.png", title=name)
-    spread = energy.draw(energy.layer_energies(model, half_space=True), scratch / "energy.png", title=name)
+    spread = neuron_energy.draw(
+        neuron_energy.layer_energies(model, half_space=True), scratch / "energy.png", title=name
+    )
     published = {part: (scratch / part).read_bytes() for part in info.files}
     golden = save(outputs(model, golden_input(model)), metadata={"format": "pt"})
     made = {".metrics.jsonl": log, ".png": curve, ".energy.png": spread}
@@ -212,14 +220,14 @@ def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
 def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
     """The architecture filled with the tensors of a run, every name and shape compared, in eval mode."""
     file = run.folder / "model.safetensors"
-    weights.check_file(file)
+    weight_files.check_file(file)
     state = load_file(file)
     classes = zoo.vocabulary(run.folder)
     model = build.model(recipe, len(classes), 3)
     tag = names.parse(recipe.name).tag
     cfg: Any = model.pretrained_cfg
     cfg["tag"] = tag  # so that config.json is the same before and after the first publication
-    model.load_state_dict(weights.same_keys(state, model))
+    model.load_state_dict(weight_files.same_keys(state, model))
     return model.eval(), classes
 
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hyperzoo import checkout, evaluate, hub, names, weights, zoo
+from hyperzoo import names, zoo
+from hyperzoo.analysis import evaluate
 from hyperzoo.data.sources import VARIABLE
 from hyperzoo.errors import (
     DataError,
@@ -19,7 +20,9 @@ from hyperzoo.errors import (
     WeightHashError,
     WeightUnavailableError,
 )
-from hyperzoo.manifest import Sample, ThisText, WeightInfo
+from hyperzoo.publishing import checkout
+from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo.manifest import Sample, ThisText, WeightInfo
 
 RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on another CPU; the measured differences are below 1e-6
 SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers: ties flip between CPUs
@@ -52,7 +55,7 @@ def _checks(info: WeightInfo) -> Iterator[Check]:
         return Check(info.name, what, ok, detail)
 
     try:
-        files = {part: weights.path(info.name, part) for part in info.files}
+        files = {part: weight_files.path(info.name, part) for part in info.files}
         yield check("hash", True, f"sha256 of {' and '.join(info.files)}")
         model = zoo.load(info.name).model
     except (WeightHashError, WeightFileError, WeightUnavailableError) as error:
@@ -155,10 +158,12 @@ def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
 def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     if info.commit is None:
         return None, "never pushed: the manifest names no commit"
-    repo = f"{weights.MANIFEST.namespace}/{info.name}"
+    repo = f"{weight_files.MANIFEST.namespace}/{info.name}"
     try:
         with tempfile.TemporaryDirectory() as cache:
-            found = {part: weights.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files}
+            found = {
+                part: weight_files.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files
+            }
     except WeightUnavailableError as error:
         return False, str(error)
     differing = [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
+from hyperzoo.regularizers.activation_term import Recording, check_strength
 from hyperzoo.regularizers.exact_error import full_precision
-from hyperzoo.regularizers.recording import Recording, check_strength
 
 
 def lp_penalty(x: Tensor, *, p: int = 1) -> Tensor:
@@ -50,7 +50,7 @@ class ActivationNorm:
     Args:
         strength: 0 or more. The paper's grid for LSTMs is 3e-4 ... 3e-5, on PTB down to 1e-7.
         p: 1 or 2.
-        layers: words of `taps.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class.
+        layers: words of `hooks.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class.
     Raises:
         InputError, UnknownNameError: a bad strength, p or word, or no such layer. When called: see `Recording.take`.
     Example:

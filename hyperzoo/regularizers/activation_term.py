@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
-from hyperzoo.taps import attached, select
+from hyperzoo.layers.hooks import attached, select
 
 Tap = Callable[[Tensor], tuple[Tensor, Any]]
 
@@ -24,7 +24,7 @@ class Recording:
     Args:
         tap: what to do with an output: it gives the tensor that the model goes on with, an alias of the output, and
             what `take()` returns in the place of the output.
-        layers: words of `hyperzoo.taps.select`. Of an output that is a tuple (`nn.LSTM`), the first member counts; the
+        layers: words of `hooks.select`. Of an output that is a tuple (`nn.LSTM`), the first member counts; the
             outputs of a recurrent layer come as (B, T, H) whether or not it is `batch_first`.
     """
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo.gradients import first_only
+from hyperzoo.layers.first_order import first_only
 
 _NODES = 48  # of the sums; enough for 1e-13 at d = 1, where most are needed
 _OFFSET = 8  # r^2 = |h|^2 + d + 8: with this number the sums are shortest

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from hyperzoo import taps
 from hyperzoo.errors import InputError
+from hyperzoo.layers import hooks
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -70,7 +70,7 @@ def select(
     """Find the matrices of neurons of any model; nothing in the model is changed.
 
     Args:
-        layers: hidden layers, by the words of `taps.select` ('layer1', 'layer?.*.conv2', 'type:SphereConv2d'); a block
+        layers: hidden layers, by the words of `hooks.select` ('layer1', 'layer?.*.conv2', 'type:SphereConv2d'); a block
             stands for all layers in it. None: every convolution, linear, recurrent and attention layer, but no
             embedding, and no depthwise convolution, whose neurons are single kernels.
         exclude: hidden layers to leave out, by the same words.
@@ -135,7 +135,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _modules_in(model: nn.Module, words: str | Sequence[str]) -> set[nn.Module]:
-    return {inner for module in taps.select(model, words).values() for inner in module.modules()}
+    return {inner for module in hooks.select(model, words).values() for inner in module.modules()}
 
 
 def _layers(owner: str, module: nn.Module) -> Iterator[Layer]:
@@ -167,7 +167,7 @@ def _tensors(module: nn.Module) -> list[tuple[str, str]]:
 def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
     heads: list[nn.Module]
     if name is not None:
-        heads = list(taps.select(model, name).values())
+        heads = list(hooks.select(model, name).values())
     elif callable(getattr(model, "get_classifier", None)):
         given = model.get_classifier()  # type: ignore[operator]
         heads = [head for head in (given if isinstance(given, (tuple, list)) else [given]) if head is not None]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo.gradients import first_only
+from hyperzoo.layers.first_order import first_only
 
 BLOCK = 512  # rows: a block of float32 cosines is 1 MB, and stays in the cache of a core
 MARGIN = 1e-6  # cosines nearer than this to a collision count as being here, and do not push

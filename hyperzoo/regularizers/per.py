@@ -13,9 +13,9 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from hyperzoo.regularizers.activation_term import Recording, check_strength
 from hyperzoo.regularizers.exact_error import ExactError
 from hyperzoo.regularizers.projections import SampledError, as_vectors, axes_of, check_choices, draw_directions, reduced
-from hyperzoo.regularizers.recording import Recording, check_strength
 
 
 class PER:
@@ -29,7 +29,7 @@ class PER:
         return of a call: (), float32 (float64 for a float64 model).
     Args:
         strength: lambda, 0 or more. The paper's grid is 3e-4 ... 1e-5 with reduce='sum' (CNN, ResNet), to 3e-4 (LSTM).
-        layers: words of `taps.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class;
+        layers: words of `hooks.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class;
             choose what follows a nonlinearity. Of an LSTM, the hidden state h_t of every step is a vector.
         slices, reduce, view: as for `projected_error`.
         seed: of the generator; `seed(n)` sets it later, for instance every epoch.

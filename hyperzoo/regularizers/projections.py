@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.gradients import first_only
+from hyperzoo.layers.first_order import first_only
 from hyperzoo.regularizers.exact_error import ExactError, full_precision
 
 REDUCTIONS = ("mean", "batch", "sum")

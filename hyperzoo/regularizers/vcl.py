@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
+from hyperzoo.layers.hooks import attached
+from hyperzoo.regularizers.activation_term import Recording, check_strength
 from hyperzoo.regularizers.exact_error import full_precision
-from hyperzoo.regularizers.recording import Recording, check_strength
-from hyperzoo.taps import attached
 
 
 def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
@@ -63,7 +63,7 @@ class VCL:
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
     Args:
-        layers: words of `taps.select`. Choose what comes before a nonlinearity ('type:Conv2d', 'type:BatchNorm2d').
+        layers: words of `hooks.select`. Choose what comes before a nonlinearity ('type:Conv2d', 'type:BatchNorm2d').
         strength: 0 or more; 0.01 in the authors' code.
         group: samples in each of the two groups, 2 or more.
         input_size: of one training sample, to find the sizes of the outputs; None for the model's own description

@@ -10,7 +10,7 @@ def keep() -> bool:
     """Let glibc keep freed buffers for the next step, for the rest of this process; returns whether this system can.
 
     By default it returns each large buffer to the kernel, and the next step pays a page fault for every 4 KB of it:
-    20,000 in a step of ResNet-20 at batch 128, a sixth of its time on two cores (`benchmarks/freed_memory.py`).
+    20,000 in a step of ResNet-20 at batch 128, a sixth of its time on two cores (`benchmarks/allocator.py`).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

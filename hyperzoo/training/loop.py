@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from hyperzoo.errors import NonFiniteError, RunError
 from hyperzoo.training import checkpoint
-from hyperzoo.training.config import Recipe
 from hyperzoo.training.progress import Progress
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import Schedule
 from hyperzoo.training.seeding import seed_epoch
 from hyperzoo.training.step import TrainStep

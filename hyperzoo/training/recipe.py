@@ -1,4 +1,4 @@
-"""Recipes: what one may say, in frozen models. `settings.py` reads them, `method.py` has the words of the methods."""
+"""Recipes: what one may say, in frozen models. `strict_yaml.py` reads them; methods: `recipe_methods.py`."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hyperzoo import names
 from hyperzoo.errors import RecipeError
-from hyperzoo.training.method import Method
-from hyperzoo.training.settings import (
+from hyperzoo.training.recipe_methods import Method
+from hyperzoo.training.strict_yaml import (
     AtLeastOne,
     Block,
     Count,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hyperzoo.training.settings import AtLeastOne, Block, Fraction, NonNegative, Positive
+from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegative, Positive
 
 Layers = str | Annotated[list[str], Field(min_length=1)]
 

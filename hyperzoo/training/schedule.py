@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from hyperzoo.errors import InputError
-from hyperzoo.training.config import Optim
+from hyperzoo.training.recipe import Optim
 
 
 def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:

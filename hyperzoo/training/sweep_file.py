@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from pydantic import field_validator, model_validator
 
 from hyperzoo.errors import RecipeError
-from hyperzoo.training.config import Recipe, load_recipe, recipe_folders
-from hyperzoo.training.settings import Block, Count, Reader, read_yaml, validated
+from hyperzoo.training.recipe import Recipe, load_recipe, recipe_folders
+from hyperzoo.training.strict_yaml import Block, Count, Reader, read_yaml, validated
 
 _LABEL = re.compile(r"[a-z0-9_][a-z0-9_.]*", re.ASCII)
 

@@ -14,10 +14,11 @@ from timm.models import PretrainedCfg
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
-from hyperzoo import names, weights
+from hyperzoo import names
 from hyperzoo.errors import InputError, WeightFileError, WeightUnavailableError
-from hyperzoo.manifest import TASKS, VOCABULARY
-from hyperzoo.manifest import WeightInfo as WeightInfo
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import TASKS, VOCABULARY
+from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     ):
         raise InputError(f"load gives published weights only: {', '.join(other)} is for timm.create_model")
     record = weight_info(name)
-    folder = weights.path(record.name, "config.json", cache_dir=cache_dir).parent
+    folder = weight_files.path(record.name, "config.json", cache_dir=cache_dir).parent
     model = timm.create_model(record.name, pretrained=True, cache_dir=cache_dir, **model_args)
     return Loaded(model.eval(), vocabulary(folder), record)
 
@@ -101,13 +102,13 @@ def list_models(task: str | None = None) -> list[str]:
 
 def list_weights(arch: str | None = None) -> list[str]:
     """Names of the published weights, all or those of one architecture."""
-    return weights.MANIFEST.names(None if arch is None else _known_arch(arch))
+    return weight_files.MANIFEST.names(None if arch is None else _known_arch(arch))
 
 
 def weight_info(name: str) -> WeightInfo:
     """The manifest entry of a weight, given by its name or by its architecture for the default one."""
     known = isinstance(name, str) and "." not in name
-    return weights.MANIFEST.info(weights.MANIFEST.default(_known_arch(name)) if known else name)
+    return weight_files.MANIFEST.info(weight_files.MANIFEST.default(_known_arch(name)) if known else name)
 
 
 def _is_ours(arch: str) -> bool:

@@ -14,14 +14,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from hyperzoo import hub
 from hyperzoo.errors import WeightFileError, WeightHashError, WeightUnavailableError
-from hyperzoo.manifest import Manifest
-from hyperzoo.manifest import WeightInfo as WeightInfo
+from hyperzoo.zoo import hub
+from hyperzoo.zoo.manifest import Manifest
+from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
 
 _logger = logging.getLogger(__name__)
 
-MANIFEST = Manifest(Path(__file__).parent)
+MANIFEST = Manifest(Path(__file__).parent.parent)
 """What this version of the package has published."""
 
 

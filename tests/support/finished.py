@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from hyperzoo import train
-from hyperzoo.checkout import Checkout
-from hyperzoo.training.config import load_recipe
+from hyperzoo.experiments import train
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[2]
 NAME = "resnet20_cifar.plain_c10"

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hyperzoo.mixup import Mixup
-from hyperzoo.mixup.rows import Draw
+from hyperzoo.mixup.mix import Draw
 from hyperzoo.models.resnet_cifar import ResNetCifar
 
 _FILE = Path(__file__).parents[1] / "assets" / "mixup_oracles.json"

@@ -13,10 +13,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hyperzoo import weights
-from hyperzoo.manifest import Manifest
 from hyperzoo.models import resnet_cifar
 from hyperzoo.models._create import register, weight_cfgs
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 ARCH = "resnet20_cifar"
 PLAIN, MHE, MIXUP = (f"{ARCH}.{method}_c10" for method in ("plain", "mhe", "mixup"))
@@ -66,7 +66,7 @@ class Published:
         """The manifest calls the present bytes of a bundled file right."""
         self.entries[name]["files"]["model.safetensors"] = digest(self.file(name))
         self.save()
-        weights.MANIFEST.weights = Manifest(self.root).weights
+        weight_files.MANIFEST.weights = Manifest(self.root).weights
 
 
 def digest(file: Path) -> str:
@@ -123,7 +123,7 @@ def entry(folder: Path, default: bool, commit: str | None) -> dict[str, Any]:
 def publish(root: Path, monkeypatch: Any) -> Published:
     """Put the small zoo in the place of the package's own, in the manifest and in timm's registry."""
     published = Published(root)
-    monkeypatch.setattr(weights, "MANIFEST", Manifest(root))
+    monkeypatch.setattr(weight_files, "MANIFEST", Manifest(root))
     cfg = resnet_cifar.cfg_cifar()
     monkeypatch.setitem(resnet_cifar.default_cfgs, ARCH, weight_cfgs({ARCH: cfg})[ARCH])
     register(resnet_cifar.resnet20_cifar)

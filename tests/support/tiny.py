@@ -5,12 +5,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from hyperzoo import build
 from hyperzoo.data import ImageBatches, ImageSet
+from hyperzoo.experiments import build
 from hyperzoo.training import checkpoint
-from hyperzoo.training.config import Recipe
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
+from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.training.seeding import seed_epoch
 from hyperzoo.training.step import TrainStep

@@ -1,6 +1,6 @@
 """Figures of the papers, drawn from our own code: one file each, whose `draw` writes a PNG and returns it."""
 
-from hyperzoo.figures import (
+from hyperzoo.analysis.figures import (
     clouds,
     half_space,
     hidden_states,

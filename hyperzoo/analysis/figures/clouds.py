@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperzoo import plots
+from hyperzoo.analysis import plots
 from hyperzoo.regularizers import projected_error, sliced_wasserstein
 
 POINTS, SHOWN, ANGLES = 4000, 500, 60

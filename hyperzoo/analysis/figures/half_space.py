@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo import plots
+from hyperzoo.analysis import plots
 from hyperzoo.regularizers import hyperspherical_energy
 
 START_DEG = (75.0, 105.0)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from hyperzoo import plots
-from hyperzoo.figures import perceptrons, spectrum
+from hyperzoo.analysis import plots
+from hyperzoo.analysis.figures import perceptrons, spectrum
 
 EPOCHS, SHOWN = 4, 3000
 

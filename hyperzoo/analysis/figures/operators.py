@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from hyperzoo import plots
-from hyperzoo.layers.angle import angular
+from hyperzoo.analysis import plots
+from hyperzoo.layers.operators import angular
 
 SHOWN = (("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7))
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hyperzoo.analysis.figures.mlp import BottleneckMLP
 from hyperzoo.losses import SoftTarget
 from hyperzoo.mixup import ManifoldMixup, Mixup
-from hyperzoo.models.mlp import BottleneckMLP
 
 METHODS = ("none", "input", "hidden")
 TITLES = {"none": "no mixing", "input": "input mixup", "hidden": "mixup of the hidden states"}

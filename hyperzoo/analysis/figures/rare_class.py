@@ -5,8 +5,8 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo import plots
-from hyperzoo.figures import planar
+from hyperzoo.analysis import plots
+from hyperzoo.analysis.figures import planar
 from hyperzoo.regularizers import hyperspherical_energy
 
 KEPT = {"0": 0.02}

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hyperzoo import plots
-from hyperzoo.figures import planar
+from hyperzoo.analysis import plots
+from hyperzoo.analysis.figures import planar
 from hyperzoo.losses import AngularSoftmax
 
 ANNEALING = (1000.0, 5.0, 1.0)  # to its floor in 200 updates

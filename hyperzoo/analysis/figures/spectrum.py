@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hyperzoo import plots
-from hyperzoo.figures import perceptrons, planar
-from hyperzoo.models.mlp import BottleneckMLP
+from hyperzoo.analysis import plots
+from hyperzoo.analysis.figures import perceptrons, planar
+from hyperzoo.analysis.figures.mlp import BottleneckMLP
 
 WIDTH, BOTTLENECK = 256, 12  # the paper has layers of 1024
 EPOCHS, BATCH, LR, ALPHA = 5, 100, 1e-3, 2.0

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo import plots
-from hyperzoo.figures import perceptrons
-from hyperzoo.models.mlp import BottleneckMLP, mlp_spiral
+from hyperzoo.analysis import plots
+from hyperzoo.analysis.figures import perceptrons
+from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_spiral
 
 POINTS, NOISE = 600, 0.02
 EPOCHS, BATCH, LR, ALPHA = 200, 100, 2e-3, 1.0

@@ -1,3 +1,3 @@
 """`hyperzoo site`: all weights on one page, which also runs one of them."""
 
-from hyperzoo.site.page import write as write
+from hyperzoo.publishing.site.page import write as write

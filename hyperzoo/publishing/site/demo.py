@@ -15,11 +15,11 @@ from typing import Any
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from hyperzoo import data, evaluate, names, zoo
-from hyperzoo.checkout import Checkout
+from hyperzoo import data, names, zoo
 from hyperzoo.errors import SiteError
-from hyperzoo.export import export
-from hyperzoo.manifest import WeightInfo
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.publishing.export import export
+from hyperzoo.zoo.manifest import WeightInfo
 
 ARCH = "spherenet20"
 RUNTIME_VERSION = "1.30.0"
@@ -119,7 +119,7 @@ def _runtime(package: Path) -> dict[str, bytes]:
 
 def _samples(code: str, place: Checkout) -> tuple[Sample, ...]:
     """The first test image of each class in the embedded sample of a data set: nothing is chosen."""
-    images = evaluate.load_split(code, "test", place.mirror)
+    images = data.load_split(code, "test", place.mirror)
     assert isinstance(images, data.ImageSet), "the network of the demo takes small pictures"
     firsts = [int((images.labels == label).nonzero()[0]) for label in range(len(images.classes))]
     return tuple(

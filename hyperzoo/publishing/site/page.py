@@ -15,13 +15,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from hyperzoo import __version__, cards, checkout, names, weights
-from hyperzoo.checkout import Checkout
+from hyperzoo import __version__, names
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.files import write_whole
-from hyperzoo.manifest import Manifest, WeightInfo
-from hyperzoo.site import demo as demos
-from hyperzoo.site.demo import Demo, png_url
+from hyperzoo.publishing import cards, checkout
+from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.publishing.site import demo as demos
+from hyperzoo.publishing.site.demo import Demo, png_url
+from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest, WeightInfo
 
 COLUMNS = {  # heading -> classes of its cells; a narrow window leaves out the wide ones, a phone also the middle ones
     "Weight": "",
@@ -75,7 +77,7 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place
             if runtime is not None:
                 raise
             _logger.warning("the page has no demo: %s", error)
-    text = html(weights.MANIFEST, place, shown)
+    text = html(weight_files.MANIFEST, place, shown)
     page = folder / "index.html"
     try:
         write_whole({page: text.encode()})

@@ -1,0 +1,1 @@
+"""What a network does, measured and drawn; nothing here changes it."""

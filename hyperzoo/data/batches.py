@@ -1,0 +1,141 @@
+"""Batches of images that fit into memory, on the device: augmented for training, in order for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hyperzoo.data.augment import augment, plan_epoch
+from hyperzoo.data.images import ImageSet
+from hyperzoo.errors import InputError
+
+
+class Batch(NamedTuple):
+    """On one device: images (B, C, H, W) float32, normalized; labels (B,) int64; indices (B,) int64 in the set."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class Normalize:
+    """(x / 255 - mean) / std of uint8 images, as one multiply-add in float32.
+
+    Shapes:
+        x: (B, C, H, W) uint8.   return: the same in float32, dense in channels-last or in the ordinary order.
+    Raises:
+        InputError: no finite mean and positive std for each of the channels.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        *,
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+    ) -> None:
+        center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+        good = center.shape == spread.shape == (channels,) and bool(center.isfinite().all() and (spread > 0).all())
+        if not good:
+            raise InputError(f"{channels} channels need as many means and positive stds; got {mean}, {std}")
+        self._scale, self._shift = (
+            values.float().view(1, -1, 1, 1).to(device) for values in (1 / (255 * spread), -center / spread)
+        )
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self._shift, x.to(torch.float32, memory_format=self._format), self._scale)
+
+
+class ImageBatches:
+    """A training set that stays on its device as uint8, and is cropped, flipped and normalized batch by batch.
+
+    Global batch i of an epoch is order[i * batch_size : (i + 1) * batch_size]; process `rank` gets its contiguous
+    share. The last, incomplete global batch is dropped; a set smaller than one batch is one batch of all samples.
+    `len()` is the number of global batches of an epoch. No step waits for the device.
+
+    Args:
+        batch_size: samples per global batch, over all processes.
+        crop_px, flip: see `plan_epoch`; mean, std: per channel, of pixels in [0, 1].
+    Raises:
+        InputError: an empty set, a batch that does not divide by the processes, or an impossible rank.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        *,
+        batch_size: int,
+        seed: int,
+        crop_px: int,
+        flip: bool,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        channels_last: bool = True,
+        rank: int = 0,
+        processes: int = 1,
+        pad_mode: str = "zeros",
+    ) -> None:
+        check_processes(rank, processes)
+        size = min(batch_size, len(images))
+        if size < 1 or batch_size % processes or size % processes:
+            raise InputError(
+                f"a batch of {batch_size} samples out of {len(images)} does not divide by {processes} processes: "
+                "choose a batch_size that does, and at most the number of samples"
+            )
+        self.batch_size = size
+        self._pixels, self._labels = images.images.to(device), images.labels.to(device)
+        self._normalize = Normalize(images.images.shape[1], mean, std, device=device, channels_last=channels_last)
+        self._seed, self._crop_px, self._flip, self._pad_mode = seed, crop_px, flip, pad_mode
+        self._rank, self._share = rank, size // processes
+
+    def __len__(self) -> int:
+        return len(self._labels) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield this process's share of the global batches start, start + 1, ... of an epoch (both counted from 0)."""
+        plan = plan_epoch(len(self._labels), seed=self._seed, epoch=epoch, crop_px=self._crop_px, flip=self._flip)
+        order, rows = (values.to(self._labels.device) for values in plan)
+        for step in range(start, len(self)):
+            first = step * self.batch_size + self._rank * self._share
+            indices = order[first : first + self._share]
+            pixels, labels, choices = (values.index_select(0, indices) for values in (self._pixels, self._labels, rows))
+            yield Batch(self._normalize(augment(pixels, choices, self._crop_px, self._pad_mode)), labels, indices)
+
+
+def eval_batches(
+    images: ImageSet,
+    *,
+    batch_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: torch.device | str = "cpu",
+    channels_last: bool = True,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[Batch]:
+    """Yield every sample exactly once over all processes, in order, without padding or augmentation.
+
+    Process r of P gets the samples from N r // P up to N (r + 1) // P in batches of up to batch_size. Processes may
+    therefore differ by one batch: exchange nothing between them before the end of the loop.
+
+    Raises:
+        InputError: a batch_size below 1, or an impossible rank.
+    """
+    check_processes(rank, processes)
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1; got {batch_size}")
+    normalize = Normalize(images.images.shape[1], mean, std, device=device, channels_last=channels_last)
+    begin, end = (len(images) * r // processes for r in (rank, rank + 1))
+    share = [values[begin:end].to(device) for values in (images.images, images.labels, torch.arange(len(images)))]
+    return (Batch(normalize(x), y, i) for x, y, i in zip(*(part.split(batch_size) for part in share), strict=True))
+
+
+def check_processes(rank: int, processes: int) -> None:
+    """Raise InputError for a rank that is not one of the processes."""
+    if not 0 <= rank < processes:
+        raise InputError(f"rank must be in [0, {processes}), the number of processes; got {rank}")

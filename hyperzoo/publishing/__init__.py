@@ -1,0 +1,1 @@
+"""From run folders to a published weight, and the checks of it; for maintainers."""

@@ -1,0 +1,11 @@
+"""From a published name to a verified file, and from there to a network."""
+
+from hyperzoo.zoo.load import Loaded as Loaded
+from hyperzoo.zoo.load import any_network as any_network
+from hyperzoo.zoo.load import list_models as list_models
+from hyperzoo.zoo.load import list_weights as list_weights
+from hyperzoo.zoo.load import load as load
+from hyperzoo.zoo.load import preprocess as preprocess
+from hyperzoo.zoo.load import vocabulary as vocabulary
+from hyperzoo.zoo.load import weight_info as weight_info
+from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
