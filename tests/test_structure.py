@@ -2,6 +2,7 @@
 
 import ast
 import pkgutil
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,91 +15,55 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hyperzoo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# architecture.md, section 5: a unit may import units that it names, the words, and itself; nothing else of hyperzoo.
-WORDS = {"names", "errors"}
-BRANCHES = {"training", "data", "models", "losses", "regularizers", "mixup"}
-ALLOWED = {
-    "names": {"errors"},
-    "errors": set(),
-    "files": set(),
-    "gradients": set(),
-    "layers": {"gradients"},
-    "taps": set(),
-    "manifest": set(),
-    "hub": set(),
-    "weights": {"manifest", "hub"},
-    "models": {"layers", "weights"},
-    "losses": {"layers"},
-    "regularizers": {"taps", "gradients"},
-    "mixup": {"taps"},
-    "data": set(),
-    "training": set(),
-    "zoo": {"models", "weights", "manifest"},
-    "checkout": set(),
-    "tables": set(),
-    "attacks": set(),
-    "save": set(),
-    "build": BRANCHES | {"layers", "taps", "weights", "manifest", "zoo"},
-    "evaluate": BRANCHES | {"build", "taps", "weights", "manifest", "zoo"},
-    "train": BRANCHES | {"build", "evaluate", "save", "weights", "manifest", "zoo", "cli"},  # run as a module
+# architecture.md, sections 4 and 5. A room imports only rooms above it; `__init__` is what `import hyperzoo` gives.
+ROOMS = """
+    errors names files layers losses regularizers mixup zoo models data __init__ training analysis experiments
+    publishing cli __main__
+""".split()
+METHODS = {"losses", "regularizers", "mixup"}
+MUST_NOT_KNOW = {  # beside the rooms below it
+    **{room: METHODS - {room} for room in METHODS},
+    "zoo": METHODS | {"layers"},
+    "models": METHODS,
+    "data": METHODS | {"layers", "zoo", "models"},
+    "training": METHODS | {"layers", "zoo", "models", "data"},
 }
-ALLOWED["sweep"] = {"train", "training"}
-ALLOWED["parcels"] = {"data"}
-ALLOWED["queue"] = {"train", "training", "parcels"}
-PRODUCTS = (
-    "publish",
-    "entry",
-    "verify",
-    "cards",
-    "plots",
-    "figures",
-    "reproduce",
-    "energy",
-    "export",
-    "robustness",
-    "generate",
-    "activations",
-    "site",
-)
-ALLOWED |= {unit: {*ALLOWED, *PRODUCTS} for unit in PRODUCTS}
-OUTSIDE = {  # packages that only these units may import
-    "timm": {
-        "models",
-        "zoo",
-        "training",
-        "build",
-        "train",
-        "evaluate",
-        "robustness",
-        "publish",
-        "entry",
-        "save",
-        "export",
-        "verify",
-        "activations",
-        "__init__",
-    },
-    "huggingface_hub": {"hub", "data"},
-    "safetensors": {"weights", "data", "training", "publish", "verify", "save", "export"},
-    "accelerate": {"training", "build", "train", "evaluate"},
+THIRD_PARTY = {  # every package beside torch and the standard library, and the rooms that import it
+    "numpy": {"data"},
+    "PIL": {"zoo", "data", "publishing"},
+    "torchvision": {"mixup", "zoo", "data", "publishing"},
+    "timm": {"zoo", "models", "__init__", "training", "analysis", "experiments", "publishing"},
+    "huggingface_hub": {"zoo", "data"},
+    "safetensors": {"zoo", "data", "training", "publishing"},
+    "accelerate": {"training", "analysis", "experiments"},
     "datasets": {"data"},
+    "pyarrow": {"data"},
     "pydantic": {"training"},
     "ruamel": {"training"},
-    "click": {"cli", "cli_networks", "tables", "__main__"},
-    "matplotlib": {"plots"},
-    "jinja2": {"site"},
-    "markupsafe": {"site"},
-    "markdown_it": {"site"},
+    "torchmetrics": {"analysis"},
+    "matplotlib": {"analysis"},
+    "rich": {"training", "analysis", "cli"},
+    "click": {"cli"},
+    "jinja2": {"publishing"},
+    "markupsafe": {"publishing"},
+    "markdown_it": {"publishing"},
+    "onnx": {"publishing"},
+    "onnxruntime": {"publishing"},
 }
-TOP = {"cli", "cli_networks", "__main__", "__init__"}
 
 
-def unit(file: Path) -> str:
-    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+def room(module: str) -> str:
+    """The room of a module: the word behind `hyperzoo.`; of `hyperzoo` itself `__init__`."""
+    return [*module.split("."), "__init__"][1]
+
+
+def module_of(file: Path) -> str:
+    """The dotted name of a file; a package is called like its folder."""
+    return ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(tree: ast.AST) -> list[str]:
-    """Every imported module, `from a import b` as both a and a.b."""
+    """Every imported module, also inside functions; `from a import b` as a.b, be b a module or not."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -109,42 +74,87 @@ def imports(tree: ast.AST) -> list[str]:
     return found
 
 
-def check(file: Path, source: str) -> list[str]:
+MODULES = {module_of(file) for file in FILES}
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules of the package that a source imports: of `from a import b`, a.b if that is a module, else a."""
+    names = [name for name in imports(ast.parse(source)) if name.partition(".")[0] == "hyperzoo"]
+    return {name if name in MODULES else name.rpartition(".")[0] or name for name in names}
+
+
+def check(module: str, source: str) -> list[str]:
     """Faults of one file against the tables above."""
-    here, faults = unit(file), []
+    here = room(module)
+    above = {*ROOMS[: ROOMS.index(here) + 1]} - MUST_NOT_KNOW.get(here, set())
+    faults = [f"{module} imports {name}" for name in imported_modules(source) if room(name) not in above]
     for name in imports(ast.parse(source)):
-        package, *rest = name.split(".")
-        if package in OUTSIDE and here not in OUTSIDE[package]:
-            faults.append(f"{file.name}: {here} imports {package}")
-        if package != "hyperzoo" or here in TOP:
+        package = name.partition(".")[0]
+        if package in sys.stdlib_module_names | {"torch", "hyperzoo"}:
             continue
-        target = rest[0] if rest else "__init__"
-        if target == "__version__" or target == here or (target in WORDS and here != "errors"):
-            continue
-        if target not in ALLOWED.get(here, set()):
-            faults.append(f"{file.name}: {here} imports hyperzoo.{target}")
+        if here not in THIRD_PARTY.get(package, set()):
+            faults.append(f"{module} imports {package}")
     return faults
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_go_down(file):
-    assert unit(file) in ALLOWED.keys() | TOP, f"{unit(file)} has no place in the table of layers"
-    assert check(file, file.read_text(encoding="utf-8")) == []
+    assert check(module_of(file), file.read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
-    "where, source",
+    "module, source",
     [
-        ("layers/x.py", "import timm"),
-        ("models/x.py", "from hyperzoo.training import loop"),
-        ("data/x.py", "from hyperzoo.models.resnet_cifar import ResNetCifar"),
-        ("weights.py", "def f():\n    from hyperzoo import models"),
-        ("errors.py", "from hyperzoo import names"),
-        ("zoo.py", "from huggingface_hub import hf_hub_download"),
+        ("hyperzoo.layers.x", "import timm"),
+        ("hyperzoo.layers.x", "import anything"),
+        ("hyperzoo.zoo.x", "import click"),
+        ("hyperzoo.models.x", "from hyperzoo.training import loop"),
+        ("hyperzoo.models.x", "from hyperzoo.losses import SoftTarget"),
+        ("hyperzoo.data.x", "from hyperzoo.models.resnet_cifar import ResNetCifar"),
+        ("hyperzoo.zoo.x", "def f():\n    from hyperzoo import models"),
+        ("hyperzoo.zoo.x", "from hyperzoo.layers.sphere import SphereConv2d"),
+        ("hyperzoo.training.x", "import hyperzoo.models.lstm_lm"),
+        ("hyperzoo.experiments.x", "from hyperzoo.cli.main import main"),
+        ("hyperzoo.errors", "from hyperzoo import names"),
+        ("hyperzoo.data.x", "from hyperzoo import __version__"),
     ],
 )
-def test_the_check_of_imports_sees_a_fault(where, source):
-    assert len(check(PACKAGE / where, source)) == 1
+def test_the_check_of_imports_sees_a_fault(module, source):
+    assert len(check(module, source)) == 1
+
+
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, or none: what is left when those that import none are taken away."""
+    left = dict(arrows)
+    while ready := [module for module, targets in left.items() if not targets & left.keys()]:
+        left = {module: targets for module, targets in left.items() if module not in ready}
+    return sorted(left)
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    arrows = {module_of(file): imported_modules(file.read_text(encoding="utf-8")) for file in FILES}
+    assert len(arrows) == len(FILES) and sum(map(len, arrows.values())) > 2 * len(FILES)
+    assert circle(arrows) == []
+
+
+def test_a_circle_is_seen():
+    straight = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert circle(straight) == []
+    assert circle({**straight, "c": {"b"}}) == ["a", "b", "c"]
+    assert circle({**straight, "c": {"c"}}) == ["a", "b", "c"]
+    lazy = "def f():\n    from hyperzoo.zoo import hub, load\n    import hyperzoo.names"
+    assert imported_modules(lazy) == {"hyperzoo.zoo.hub", "hyperzoo.zoo.load", "hyperzoo.names"}
+    assert imported_modules("from hyperzoo.zoo.hub import fetch") == {"hyperzoo.zoo.hub"}
+    assert imported_modules("from hyperzoo import __version__") == {"hyperzoo"}
+
+
+def test_the_root_holds_the_rooms_and_nothing_else():
+    found = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
+    assert found == {room if (PACKAGE / room).is_dir() else f"{room}.py" for room in ROOMS} | {
+        "py.typed",
+        "weights.json",
+        "checkpoints",
+    }
 
 
 def calls(tree: ast.AST) -> set[str]:
