@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from hyperzoo import plots, sweep
+from hyperzoo.analysis import plots
 from hyperzoo.errors import RunError
-from hyperzoo.training.grid import load_sweep
+from hyperzoo.experiments import sweep
+from hyperzoo.training.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
 RESULTS = sorted(ROOT.glob("results/*.json"))
