@@ -4,6 +4,7 @@ from hyperzoo.data.augment import augment as augment
 from hyperzoo.data.augment import plan_epoch as plan_epoch
 from hyperzoo.data.batches import Batch as Batch
 from hyperzoo.data.batches import ImageBatches as ImageBatches
+from hyperzoo.data.batches import Normalize as Normalize
 from hyperzoo.data.batches import eval_batches as eval_batches
 from hyperzoo.data.images import ImageSet as ImageSet
 from hyperzoo.data.load import load_images as load_images

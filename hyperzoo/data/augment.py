@@ -5,7 +5,7 @@ depend on the device, the batch size or the number of processes.
 """
 
 import hashlib
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,10 @@ class Plan(NamedTuple):
     rows: Tensor
 
 
-def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: bool = True, shuffle: bool = True) -> Plan:
+Flip = bool | Literal["alternating"]
+
+
+def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Flip = True, shuffle: bool = True) -> Plan:
     """Draw the order, the crops and the flips of one epoch.
 
     One CPU generator is seeded with the first 8 bytes of sha256("hyperzoo plan <seed> <epoch>"), big-endian, so that
@@ -38,6 +41,9 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: boo
     Args:
         count: number of samples N.
         crop_px: width of the border that is added on each side before the crop; 0 means no crop.
+        flip: True flips a sample in an epoch with probability 1/2; 'alternating' draws once per sample and seed, then
+            flips in every second epoch, so that two successive epochs show both sides of every image (arXiv 2404.00498,
+            section 3.6); False never.
     Raises:
         InputError: a negative count, epoch or crop_px.
     Example:
@@ -51,7 +57,10 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: boo
     order = torch.randperm(count, generator=generator)
     flips = torch.randint(0, 2, (count, 1), generator=generator)
     crops = torch.randint(0, 2 * crop_px + 1, (count, 2), generator=generator)
-    return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * int(flip)], 1))
+    if flip == "alternating":
+        first = torch.randint(0, 2, (count, 1), generator=epoch_generator(seed, 0))
+        flips = (first + epoch) % 2
+    return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * bool(flip)], 1))
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperzoo.data.augment import augment, plan_epoch
+from hyperzoo.data.augment import Flip, augment, plan_epoch
 from hyperzoo.data.images import ImageSet
 from hyperzoo.errors import InputError
 
@@ -71,7 +71,7 @@ class ImageBatches:
         batch_size: int,
         seed: int,
         crop_px: int,
-        flip: bool,
+        flip: Flip,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str = "cpu",

@@ -12,6 +12,7 @@ from torch import nn
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import RecipeError
+from hyperzoo.layers import whiten_
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.loop import Batches
@@ -27,6 +28,7 @@ TERMS: dict[str, Any] = {
     "vcl": regularizers.VCL,
     "activation_norm": regularizers.ActivationNorm,
 }
+WHITENING_IMAGES = 5000  # the first ones of the training split; more change the filters in the third digit
 COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs more than it saves
 
 
@@ -72,6 +74,23 @@ def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.dev
 def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     """The architecture with as many outputs and input channels as the data has, untrained."""
     return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **model_args(recipe))
+
+
+def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
+    """Data-dependent initialization, in place: with `model.init: whiten`, `whiten_` of the first convolution, which
+    timm's description of the network names, on the first training images.
+
+    Raises:
+        RecipeError: images that are not held in memory. InputError: a convolution that cannot be whitened.
+    """
+    if recipe.model.init is None:
+        return
+    if not isinstance(train, data.ImageSet):
+        raise RecipeError(f"model.init {recipe.model.init} needs images in memory; {recipe.data.name} is streamed")
+    config = timm.data.resolve_model_data_config(network)
+    normalize = data.Normalize(train.channels, config["mean"], config["std"])
+    name: str = network.pretrained_cfg["first_conv"]  # type: ignore[index, assignment]
+    whiten_(network.get_submodule(name), normalize(train.images[:WHITENING_IMAGES]))  # type: ignore[arg-type]
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         allocator.keep()
     train, held = build.samples(recipe)
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
+    build.initialize(recipe, model, train)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
     progress = Progress(

@@ -8,3 +8,5 @@ from hyperzoo.layers.sphere_classifier import sphereize_classifier as sphereize_
 from hyperzoo.layers.sphere_norm import SphereNorm as SphereNorm
 from hyperzoo.layers.sphereize import SphereizeReport as SphereizeReport
 from hyperzoo.layers.sphereize import sphereize as sphereize
+from hyperzoo.layers.whitening import whiten_ as whiten_
+from hyperzoo.layers.whitening import whitening_filters as whitening_filters

@@ -1,6 +1,7 @@
 """Importing a model file registers its architectures with timm."""
 
 from hyperzoo.models import cnn_cifar as cnn_cifar
+from hyperzoo.models import fast_cnn as fast_cnn
 from hyperzoo.models import fixup_resnet as fixup_resnet
 from hyperzoo.models import lstm_lm as lstm_lm
 from hyperzoo.models import plain_cnn as plain_cnn

@@ -30,6 +30,7 @@ class Model(Block):
 
     arch: str
     args: dict[str, bool | int | float | str | list[int | float]] = {}  # for the constructor: drop_rate, widths, ...
+    init: Literal["whiten"] | None = None  # whiten: first convolution = frozen patch-whitening filters of the data
 
     @field_validator("arch")
     @classmethod
@@ -49,7 +50,7 @@ class Data(Block):
     keep_seed: Count = 0  # which ones; of its own, so that the seeds of a recipe share their images
     crop_px: Count = 4  # border, out of which a crop of the image's size is cut
     border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # what that border holds
-    flip: bool = True
+    flip: bool | Literal["alternating"] = True  # alternating: both sides of every image in each pair of epochs
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # of images that are streamed: least part in a random crop
     workers: Count = 0  # of images that are streamed: processes that decode
     length: AtLeastOne = 35  # of texts: tokens in a piece, through which the gradient flows
@@ -61,10 +62,11 @@ class Data(Block):
 class Optim(Block):
     """Optimizer and schedule, both timm's."""
 
-    optimizer: str = "sgd"  # sgd is Nesterov momentum, as in timm; `momentum`, `adamw`, ...
+    optimizer: str = "sgd"  # sgd is Nesterov momentum, as in timm; `momentum`, `adamw`, `muon`, `lookahead_muon`, ...
     lr: Positive
     momentum: Fraction = 0.9
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its kin
+    args: dict[str, bool | int | float | str] = {}  # more of timm's optimizer, such as nesterov, adjust_lr_fn of muon
     weight_decay: NonNegative = 0.0  # not on biases and norms, unless `decay` says so
     decay: list[str] | None = None  # patterns of the names of parameters that decay, such as '*bn*'; no others then do
     lr_scale: dict[str, Positive] = {}  # factor of the rate by such patterns; the first that matches counts
@@ -80,7 +82,7 @@ class Optim(Block):
     @classmethod
     def _known(cls, name: str) -> str:
         known = [str(known) for known in timm.optim.list_optimizers()]
-        if name not in known:
+        if name.removeprefix("lookahead_") not in known:
             raise ValueError(f"unknown optimizer {name!r}. {names.closest_text(name, known)}")
         return name
 

@@ -22,7 +22,7 @@ def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
     Raises:
         InputError: a pattern of `decay` or `lr_scale` that matches no parameter.
     """
-    extra: dict[str, Any] = {} if optim.betas is None else {"betas": tuple(optim.betas)}
+    extra: dict[str, Any] = dict(optim.args) if optim.betas is None else {"betas": tuple(optim.betas), **optim.args}
     return create_optimizer_v2(
         step,
         opt=optim.optimizer,

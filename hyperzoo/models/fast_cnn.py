@@ -1,0 +1,141 @@
+"""Fast CNNs for 32 x 32 images: 94 % on CIFAR-10 for about 0.5 PFLOP, with plain or spherical 3 x 3 convolutions.
+
+94% on CIFAR-10 in 3.29 Seconds on a Single GPU, Jordan, 2024 (arXiv 2404.00498), section 3: a 2 x 2 convolution without
+padding, meant for patch-whitening filters (`layers.whitening`), then three groups of two 3 x 3 convolutions with
+batch norm and GELU, 2 x 2 max pooling after the first convolution of each group, global max pooling and a linear
+classifier without bias. The spherical form replaces each 3 x 3 convolution by `SphereConv2d` (Deep Hyperspherical
+Learning, Liu et al., NeurIPS 2017, arXiv 1711.03189); whitening and classifier stay plain.
+Differs: batch norm has a trainable scale; the factor 1/9 of the logits is part of the classifier's initialization.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from hyperzoo.errors import InputError
+from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._staged import Staged
+from hyperzoo.models._units import make_conv
+from hyperzoo.models.resnet_cifar import cfg_cifar
+
+__all__ = ["FastCNN"]
+
+WIDTHS = (64, 256, 256)
+WIDE = (128, 384, 384)
+
+
+class FastCNN(Staged):
+    """A plain network of eight weighted layers: whitening, three groups of two convolutions, classifier.
+
+    Shapes:
+        x: (B, in_chans, H, W), float, normalized, 16 x 16 or larger; made for 32 x 32.   return: (B, num_classes).
+    Args:
+        widths: channels of the three groups.
+        operator, k: of the 3 x 3 convolutions, as for `SphereConv2d`; None for inner products.
+        plain_first: the first 3 x 3 convolution, which reads the whitened image, has inner products in any case.
+        global_pool: a pooling type of timm, '' for none.
+        drop_rate: dropout before the classifier, 0 to 1.
+    Raises:
+        InputError: not three widths, an unknown operator; an input of another rank, channel count or dtype.
+    """
+
+    head_bias = False
+
+    def __init__(
+        self,
+        widths: tuple[int, int, int] = WIDTHS,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "max",
+        drop_rate: float = 0.0,
+        operator: str | None = None,
+        k: float = 0.3,
+        plain_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if len(widths) != 3:
+            raise InputError(f"widths must be three numbers of channels; got {widths!r}")
+        dd: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        in_chs = 2 * in_chans * 2 * 2  # every whitening filter and its negative
+        self.whiten = nn.Conv2d(in_chans, in_chs, 2, **dd)
+        self.act = nn.GELU()
+        stages: list[nn.Sequential] = []
+        self.feature_info = []
+        for i, width in enumerate(widths):
+            first = None if plain_first and i == 0 else operator
+            stage = OrderedDict(
+                conv1=make_conv(in_chs, width, 3, operator=first, k=k, norm="batch", padding=1, **dd),
+                pool=nn.MaxPool2d(2),
+                bn1=nn.BatchNorm2d(width, **dd),
+                act1=nn.GELU(),
+                conv2=make_conv(width, width, 3, operator=operator, k=k, norm="batch", padding=1, **dd),
+                bn2=nn.BatchNorm2d(width, **dd),
+                act2=nn.GELU(),
+            )
+            stages.append(nn.Sequential(stage))
+            self.feature_info.append(dict(num_chs=width, reduction=2 ** (i + 1), module=f"stage{i + 1}"))
+            in_chs = width
+        self.stage1, self.stage2, self.stage3 = stages
+        self.num_features = in_chs
+        self._add_head(num_classes, global_pool, **dd)
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """3 x 3 convolutions: the identity for as many filters as there are input channels, torch's default for the
+        rest. Classifier: normal with standard deviation 1 / in_features."""
+        for stage in (self.stage1, self.stage2, self.stage3):
+            for conv in (stage.conv1, stage.conv2):
+                nn.init.dirac_(conv.weight[: conv.in_channels])
+        if isinstance(self.fc, nn.Linear):
+            nn.init.normal_(self.fc.weight, std=1 / self.num_features)
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, str]:
+        return dict(stem=r"^whiten", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(?:conv|bn)(\d+)")
+
+    def _before(self, x: Tensor) -> Tensor:
+        return self.act(self.whiten(super()._before(x)))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self._before(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return self._checkpointed(x)
+        return self.stage3(self.stage2(self.stage1(x)))
+
+
+_CFG = cfg_cifar() | dict(pool_size=(3, 3), first_conv="whiten")
+_ARCHS: dict[str, dict[str, Any]] = {
+    "fast_cnn8": dict(),
+    "fast_cnn8_wide": dict(widths=WIDE),
+    "fast_sphere_cnn8": dict(operator="cosine"),
+    "fast_sphere_cnn8_wide": dict(widths=WIDE, operator="cosine"),
+}
+default_cfgs = weight_cfgs(dict.fromkeys(_ARCHS, _CFG))
+
+
+def _architecture(arch: str, summary: str) -> Callable[..., FastCNN]:
+    """The registered function of one row of `_ARCHS`."""
+
+    def entry(pretrained: bool = False, **kwargs: Any) -> FastCNN:
+        return create(FastCNN, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **(_ARCHS[arch] | kwargs))
+
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__doc__ = summary
+    return register(entry)
+
+
+fast_cnn8 = _architecture("fast_cnn8", "The fast CNN with 64, 256 and 256 channels: 1.97 M parameters.")
+fast_cnn8_wide = _architecture("fast_cnn8_wide", "The fast CNN with 128, 384 and 384 channels: 4.6 M parameters.")
+fast_sphere_cnn8 = _architecture("fast_sphere_cnn8", "`fast_cnn8` with the cosine operator in every 3 x 3 convolution.")
+fast_sphere_cnn8_wide = _architecture("fast_sphere_cnn8_wide", "`fast_cnn8_wide` with the cosine operator.")
