@@ -59,7 +59,8 @@ def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = EPS) -> None:
     filters, patch = conv.out_channels, conv.weight[0].numel()
     if filters % 2 or filters > 2 * patch or images.dim() != 4 or images.shape[1] != conv.in_channels:
         raise InputError(
-            f"whitening sets an even number of filters, at most {2 * patch} for patches of {patch} numbers, on images of "
+            f"whitening sets an even number of filters, at most {2 * patch} for patches of {patch} numbers, on "
+            f"images of "
             f"{conv.in_channels} channels; got {filters} filters and images {tuple(images.shape)}"
         )
     kernel_size = (conv.kernel_size[0], conv.kernel_size[1])
