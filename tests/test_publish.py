@@ -15,8 +15,8 @@ from support.hub_double import TOKEN, Double, talk_to
 
 from hyperzoo import errors
 from hyperzoo.cli import main
+from hyperzoo.files import sha256
 from hyperzoo.publishing import cards, publish, verify
-from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
 
 REPO = f"hyperzoo/{NAME}"
@@ -79,7 +79,7 @@ def test_what_is_published_agrees_with_the_run(published):
     assert (info.metrics.accuracy.n, info.metrics.accuracy.sd, info.metrics.accuracy.seeds) == (1, None, (0,))
     assert info.metrics.this_file.correct == result["metrics"]["correct"] and info.metrics.this_file.total == 16
     assert info.metrics.this_file.sample.total == 12
-    assert info.metrics.this_file.ece == pytest.approx(result["metrics"]["ece"] / 100, abs=1e-4)  # % there, 0 to 1 here
+    assert info.metrics.this_file.ece == pytest.approx(result["metrics"]["ece"], abs=1e-4)  # both in percent
     assert info.paper == ("1512.03385",) and info.license == "mit" and info.recipe == f"resnet_cifar/{NAME}.yaml"
     weight = manifest.folder(NAME) / "model.safetensors"
     trained = load_file(run / "model.safetensors")
@@ -181,7 +181,7 @@ FAULTS = {
     "embedded sample": (embedded_sample, "embedded sample"),
     "other recipe": (other_recipe, f"not that of {NAME}.yaml"),
     "unfinished": (lambda place, run: (run / "result.json").unlink(), "result.json is missing"),
-    "damaged result": (lambda place, run: (run / "result.json").write_text("{"), "not valid JSON"),
+    "damaged result": (lambda place, run: (run / "result.json").write_text("{"), "result.json is damaged"),
     "held out": (
         lambda place, run: change(run, "result.json", split="held-out part of train"),
         "not on the test split",
@@ -262,7 +262,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     on_hub = double.files(REPO, info.commit)
     assert on_hub.keys() == sent.keys()
     for path, file in sent.items():
-        assert on_hub[path] == weight_files.sha256(place.root / file), path
+        assert on_hub[path] == sha256(place.root / file), path
     for link in (f"({NAME}.png)", f"({NAME}.energy.png)", f"({NAME}.metrics.jsonl)"):
         assert link in (place.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
     assert not [path for path, content in contents(place.root).items() if TOKEN.encode() in content]

@@ -7,9 +7,8 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from hyperzoo.analysis import calibration, evaluate, robustness
+from hyperzoo.analysis import evaluate, robustness
 from hyperzoo.analysis.deform import DEFORMATIONS, deform
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.data import ImageSet, TextSet
@@ -29,30 +28,6 @@ def made(count=12):
 def small():
     torch.manual_seed(0)
     return timm.create_model("resnet20_cifar", widths=(8, 8, 16)).eval()
-
-
-def test_bins_are_those_of_a_loop():
-    torch.manual_seed(0)
-    probability, right = torch.rand(500), torch.rand(500) < 0.6
-    probability[:4] = torch.tensor([0.0, 1.0, 0.25, 0.5])  # at the borders: (low, high], and 0 in the first
-    bins = calibration.reliability(probability, right, bins=4)
-    error = 0.0
-    for i, one in enumerate(bins):
-        inside = [n for n, p in enumerate(probability.tolist()) if i / 4 < p <= (i + 1) / 4 or (p == 0 and i == 0)]
-        assert one.count == len(inside)
-        assert one.confidence == pytest.approx(sum(probability[inside].tolist()) / len(inside), rel=1e-6)
-        assert one.accuracy == pytest.approx(sum(right[inside].tolist()) / len(inside))
-        error += len(inside) / 500 * abs(one.accuracy - one.confidence)
-    assert calibration.calibration_error(bins) == pytest.approx(error)
-
-
-def test_the_calibration_error_is_that_of_torchmetrics():
-    torch.manual_seed(1)
-    logits, labels = 2 * torch.randn(400, 7), torch.randint(0, 7, (400,))
-    bins = calibration.reliability(logits.softmax(1).amax(1), logits.argmax(1) == labels)
-    assert len(bins) == 15 and min(one.count for one in bins) == 0 and sum(one.count for one in bins) == 400
-    expected = multiclass_calibration_error(logits.softmax(1), labels, num_classes=7, n_bins=15)
-    assert calibration.calibration_error(bins) == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_every_condition_beside_a_slow_form():

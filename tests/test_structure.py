@@ -40,7 +40,6 @@ THIRD_PARTY = {  # every package beside torch and the standard library, and the 
     "pyarrow": {"data"},
     "pydantic": {"training"},
     "ruamel": {"training"},
-    "torchmetrics": {"analysis"},
     "matplotlib": {"analysis"},
     "rich": {"training", "analysis", "cli"},
     "click": {"cli"},

@@ -166,7 +166,7 @@ def test_the_metadata(wheel):
 
 def test_the_environment_has_no_optional_package(clean, wheel):
     extras = required(described(wheel), ("train", "export")).keys() - required(described(wheel)).keys()
-    assert {"datasets", "pydantic", "matplotlib", "onnx", "torchmetrics"} <= extras
+    assert {"datasets", "pydantic", "matplotlib", "onnx"} <= extras
     names = json.loads(run(clean, "-c", "import json, importlib.metadata as m; "
                            "print(json.dumps([dist.name for dist in m.distributions()]))"))  # fmt: skip
     assert not extras & set(map(canonicalize_name, names)) and "hyperzoo" in names

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hyperzoo import data, zoo
-from hyperzoo.analysis.calibration import ECE_BINS
+from hyperzoo.analysis.calibration import calibration_error, reliability
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.data.sources import IMAGES
 from hyperzoo.errors import InputError
@@ -206,8 +206,6 @@ def measure(
     """Metrics of a model on images, each counted once also over several processes; or on a text."""
     if isinstance(images, data.TextSet):
         return read(model, images)
-    from torchmetrics.functional.classification import multiclass_calibration_error  # slow to import, part of [train]
-
     outputs = logits(model, images, batch_size=batch_size, engine=engine, workers=workers)
     if engine and engine.num_processes > 1:
         rank, processes, total = engine.process_index, engine.num_processes, len(images)
@@ -217,11 +215,10 @@ def measure(
     right = outputs.argmax(1) == images.labels
     sizes = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
     hits = torch.bincount(images.labels[right], minlength=len(images.classes)).tolist()
-    ece = multiclass_calibration_error(outputs.softmax(1), images.labels, num_classes=outputs.shape[1], n_bins=ECE_BINS)
     return Metrics(
         accuracy=100 * sum(hits) / len(images),
         nll=float(nn.functional.cross_entropy(outputs, images.labels)),
-        ece=100 * float(ece),
+        ece=calibration_error(reliability(outputs.softmax(1).amax(1), right)),
         correct=sum(hits),
         total=len(images),
         fingerprint=images.fingerprint,

@@ -90,7 +90,7 @@ def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int
     bins = reliability(torch.cat(probabilities), torch.cat(hits))
     return Robustness(
         tuple(Condition(name, 100 * right[name] / len(images), nll[name] / len(images)) for name in conditions),
-        100 * calibration_error(bins),
+        calibration_error(bins),
         bins,
         images.origin,
     )
@@ -145,19 +145,21 @@ def draw(found: Robustness, picture: Path, *, title: str) -> Path:
         picture: a PNG file to write; its folder exists.
     """
     drawn, (left, right) = plots.figure(1, 2, (10.5, 5.0))
-    width = 1 / len(found.bins)
-    total = sum(one.count for one in found.bins)
-    filled = [(i, one) for i, one in enumerate(found.bins) if one.count]
+    width = 100 / len(found.bins)
+    total = sum(b.count for b in found.bins)
+    filled = [(i, b) for i, b in enumerate(found.bins) if b.count]
     middles = [(i + 0.5) * width for i, _ in filled]
-    left.bar(middles, [one.accuracy for _, one in filled], 0.9 * width, color="#56b4e9", label="part that is right")
-    mean = [one.confidence for _, one in filled], [one.accuracy for _, one in filled]
-    left.plot(*mean, "o", color=plots.BLUE, label="at their mean probability")
-    left.bar(middles, [one.count / total for _, one in filled], 0.3 * width, color="#999999", label="share of images")
-    left.plot([0, 1], [0, 1], "--", color=plots.ORANGE, label="calibrated")
-    left.set_xlabel("probability of the predicted class")
-    left.set_xlim(0, 1)
-    left.set_ylim(0, 1)
-    left.set_title(f"calibration error {found.ece:.2f} %", fontsize=10)
+    left.bar(middles, [b.accuracy for _, b in filled], 0.9 * width, color="#56b4e9", label="accuracy")
+    mean = [b.confidence for _, b in filled], [b.accuracy for _, b in filled]
+    left.plot(*mean, "o", color=plots.BLUE, label="at the mean confidence")
+    share = [100 * b.count / total for _, b in filled]
+    left.bar(middles, share, 0.3 * width, color="#999999", label="share of images")
+    left.plot([0, 100], [0, 100], "--", color=plots.ORANGE, label="perfect calibration")
+    left.set_xlabel("confidence: probability of the predicted class (%)")
+    left.set_ylabel("accuracy (%)")
+    left.set_xlim(0, 100)
+    left.set_ylim(0, 100)
+    left.set_title(f"expected calibration error {found.ece:.2f} %", fontsize=10)
     left.legend(fontsize=8, loc="upper left")
     left.grid(alpha=0.3)
     places = range(len(found.conditions))

@@ -8,7 +8,7 @@ import click
 from hyperzoo.cli.group import cli
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
 
-TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "torchmetrics", "matplotlib")  # the optional packages of [train]
+TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # the optional packages of [train]
 
 
 def main(arguments: list[str] | None = None) -> None:

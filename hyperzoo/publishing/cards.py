@@ -9,6 +9,7 @@ from hyperzoo import names, zoo
 from hyperzoo.analysis import neuron_energy
 from hyperzoo.errors import PublishError
 from hyperzoo.experiments import sweep
+from hyperzoo.files import write_whole
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.zoo.manifest import Manifest, ThisText, WeightInfo, as_text
 
@@ -95,7 +96,7 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
         values |= {"perplexity": as_text(info.metric, this.perplexity)}
     else:
         size = f"{info.input.size[1]} x {info.input.size[2]} pixels"
-        values |= {"accuracy": f"{this.accuracy:.2f}", "ece": f"{this.ece:.4f}", "input_size": size}
+        values |= {"accuracy": f"{this.accuracy:.2f}", "ece": f"{this.ece:.2f}", "input_size": size}
     try:
         return Template(template).substitute(values)
     except (KeyError, ValueError) as error:
@@ -179,9 +180,7 @@ def write(manifest: Manifest, place: Checkout) -> list[Path]:
     """Write every generated text that differs; returns their paths."""
     differing = check(manifest, place)
     generated = texts(manifest, place)
-    for path in differing:
-        if path in generated:
-            path.write_text(generated[path], encoding="utf-8")
+    write_whole({path: generated[path].encode() for path in differing if path in generated})
     return differing
 
 
@@ -203,7 +202,7 @@ def _row(info: WeightInfo) -> str:
     row = f"| `{info.name}` | {_mean(info)} | n = {info.score.n} | {info.training.epochs} | "
     if isinstance(this, ThisText):
         return f"{row}{as_text(info.metric, this.perplexity)} | {this.nll:.4f} |"
-    return f"{row}{this.correct:,} of {this.total:,} | {this.nll:.4f} | {this.ece:.4f} |"
+    return f"{row}{this.correct:,} of {this.total:,} | {this.nll:.4f} | {this.ece:.2f} % |"
 
 
 def _spread(info: WeightInfo) -> str:

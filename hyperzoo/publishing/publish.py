@@ -16,13 +16,14 @@ from torch import nn
 
 from hyperzoo import data, names, zoo
 from hyperzoo.analysis import evaluate, neuron_energy, plots
-from hyperzoo.errors import InvalidNameError, PublishError, WeightFileError, WeightUnavailableError
+from hyperzoo.errors import InvalidNameError, PublishError, RunError, WeightFileError, WeightUnavailableError
 from hyperzoo.experiments import build
-from hyperzoo.files import write_whole
+from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, checkout, manifest_entry
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.publishing.manifest_entry import Run
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, outputs
+from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
@@ -101,7 +102,7 @@ def _publish(
     config = (scratch / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
         raise PublishError(f"{name}: config.json would hold a path of this machine: {path[0]}")
-    digests, size = {part: weight_files.sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
+    digests, size = {part: sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
     before = manifest.weights.get(name)
     commit = before.commit if before and before.files == digests else None
     info = dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
@@ -176,9 +177,9 @@ def _read(folder: Path) -> Run:
     if missing:
         raise PublishError(f"{folder} is not a finished run: {', '.join(missing)} is missing")
     try:
-        return Run(folder, json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise PublishError(f"{folder / 'result.json'} is not valid JSON: {error}") from error
+        return Run(folder, read_result(folder))
+    except RunError as error:
+        raise PublishError(str(error)) from error
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -248,7 +249,7 @@ def _this_file(model: nn.Module, code: str, run: Run, place: Checkout) -> ThisFi
     return ThisFile(
         accuracy=round(full.accuracy, 4),
         nll=round(full.nll, 4),
-        ece=round(full.ece / 100, 4),
+        ece=round(full.ece, 4),
         correct=full.correct,
         total=full.total,
         sample=sample,

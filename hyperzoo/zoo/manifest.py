@@ -60,7 +60,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class ThisFile:
-    """The metrics of the published file itself; accuracy in percent, nll in nats, ece from 0 to 1."""
+    """The metrics of the published file itself; accuracy and ece in percent, nll in nats per image."""
 
     accuracy: float
     nll: float

@@ -103,7 +103,7 @@ def entry(folder: Path, default: bool, commit: str | None) -> dict[str, Any]:
             "this_file": {
                 "accuracy": 91.25,
                 "nll": 0.3,
-                "ece": 0.02,
+                "ece": 2.0,
                 "correct": 9125,
                 "total": 10000,
                 "sample": {"correct": 456, "total": 500, "fingerprint": "2" * 64},
