@@ -1,23 +1,88 @@
-"""Files that are written whole or not at all."""
+"""Whole-file writes and sha256: the one place for both.
 
-from collections.abc import Mapping
+A file or a folder is written under a temporary name beside its place, flushed to the disk and renamed. A reader finds
+the old content or the new one, also after kill -9, a power cut or a full disk.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"  # prefix of temporary names; a killed process leaves them behind
 
 
-def write_whole(files: Mapping[Path, bytes]) -> None:
-    """Write all files beside their places first, then rename them in order: a full disk changes nothing.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name, to be made a file or a flat folder; the end of the block puts it in the place of `path`.
+
+    After an exception `path` is as before and the temporary is gone.
 
     Raises:
-        OSError: a folder or file cannot be written; what was written beside is gone.
+        OSError: a folder or file cannot be written.
     """
-    written: dict[Path, Path] = {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
     try:
-        for path, content in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written[path] = path.with_name(f".{path.name}.new")
-            written[path].write_bytes(content)
-        for path, temporary in written.items():
-            temporary.replace(path)
+        yield temporary
+        for part in temporary.iterdir() if temporary.is_dir() else ():
+            _flush(part)
+        _flush(temporary)
+        if path.is_dir():
+            remove_folder(path)
+        temporary.replace(path)
+        _flush(path.parent)
     finally:
-        for temporary in written.values():
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
             temporary.unlink(missing_ok=True)
+
+
+def write_whole(contents: Mapping[Path, bytes]) -> None:
+    """Write several files: all under temporary names first, then renamed in the given order.
+
+    Raises:
+        OSError: a folder or file cannot be written; a full disk changes nothing.
+    """
+    with ExitStack() as stack:
+        for path, content in reversed(contents.items()):  # a stack closes in reverse, so the first is renamed first
+            temporary = stack.enter_context(whole(path))
+            temporary.write_bytes(content)
+            _flush(temporary)
+
+
+def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
+    """Write values as JSON with a final line break."""
+    write_whole({path: (json.dumps(values, indent=indent) + "\n").encode()})
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder. It is renamed first, so that a kill leaves no half of it under its name."""
+    doomed = _temporary(path)
+    path.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """The sha256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(TEMPORARY + uuid.uuid4().hex)
+
+
+def _flush(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

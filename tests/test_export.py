@@ -19,9 +19,9 @@ from support.published import ARCH, MHE, PLAIN, publish, withdraw
 import hyperzoo
 from hyperzoo import errors
 from hyperzoo.cli import main
+from hyperzoo.files import sha256
 from hyperzoo.publishing import export, verify
 from hyperzoo.publishing.checkout import Checkout
-from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.model_folder import save_model
 
 ROOT = Path(__file__).parent.parent
@@ -115,7 +115,7 @@ def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch
     assert said == done.metadata and said["label_names"] == list(words) and said["architecture"] == arch
     assert (said["input_size"], said["mean"]) == (list(cfg["input_size"]), list(cfg["mean"]))
     assert (said["std"], said["crop_pct"]) == (list(cfg["std"]), cfg["crop_pct"])
-    assert said["sha256"] == weight_files.sha256(tmp_path / "model" / "model.safetensors")
+    assert said["sha256"] == sha256(tmp_path / "model" / "model.safetensors")
     for name, content in parts(out).items():
         assert "/weights/" in name or not content.startswith((b"\x80", b"PK")), f"{name} is a pickle"
         assert b'"use_pickle": true' not in content

@@ -19,6 +19,7 @@ from support.published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, 
 import hyperzoo
 from hyperzoo import errors
 from hyperzoo.cli import main
+from hyperzoo.files import sha256
 from hyperzoo.publishing import verify
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import FILES
@@ -122,9 +123,9 @@ def test_wrong_bytes_are_fetched_once_more_and_then_refused(double, zoo):
         ROUTES["tag"]()
     assert bodies(double) == 2
     wanted, file = zoo.entries[MIXUP]["files"]["model.safetensors"], next(cache().rglob("model.safetensors"))
-    start = f"{MIXUP}: {file} has sha256 {weight_files.sha256(file)}, weights.json says {wanted}. "
+    start = f"{MIXUP}: {file} has sha256 {sha256(file)}, weights.json says {wanted}. "
     assert str(caught.value).startswith(f"{start}Fetched twice from {REPO}@{COMMIT}. ")
-    assert weight_files.sha256(file) != wanted
+    assert sha256(file) != wanted
     double.fault("ok")
     assert is_mixup(ROUTES["tag"](), zoo) and bodies(double) == 1
 

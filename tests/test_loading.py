@@ -11,6 +11,7 @@ from support.published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN, publish, 
 
 import hyperzoo
 from hyperzoo import errors
+from hyperzoo.files import sha256
 from hyperzoo.zoo import weight_files
 
 ROOT = str(Path(__file__).parent.parent)
@@ -152,7 +153,7 @@ def test_a_weight_in_the_cache_needs_no_network_and_is_hashed(zoo):
     with pytest.raises(errors.WeightHashError) as caught:
         timm.create_model(MIXUP, pretrained=True, cache_dir=zoo.cache)
     wanted = zoo.entries[MIXUP]["files"]["model.safetensors"]
-    for part in (MIXUP, str(file), weight_files.sha256(file), wanted, "HF_HUB_OFFLINE=1 prevented a second download"):
+    for part in (MIXUP, str(file), sha256(file), wanted, "HF_HUB_OFFLINE=1 prevented a second download"):
         assert part in str(caught.value)
 
 
@@ -160,7 +161,7 @@ def test_the_config_of_a_cached_weight_is_hashed_although_timm_does_not_read_it(
     file = zoo.snapshot("hyperzoo", MIXUP) / "config.json"
     file.write_text(file.read_text().replace("class 3", "class 4"))
     with pytest.raises(
-        errors.WeightHashError, match=rf"{MIXUP}: .*config\.json has sha256 {weight_files.sha256(file)}"
+        errors.WeightHashError, match=rf"{MIXUP}: .*config\.json has sha256 {sha256(file)}"
     ):
         timm.create_model(MIXUP, pretrained=True, cache_dir=zoo.cache)
 
@@ -273,7 +274,7 @@ def test_each_weight_of_the_package(name):
     info = hyperzoo.weight_info(name)
     file = weight_files.path(name)
     tensors = load_file(file)
-    assert file.stat().st_size == info.bytes and weight_files.sha256(file) == info.files["model.safetensors"]
+    assert file.stat().st_size == info.bytes and sha256(file) == info.files["model.safetensors"]
     assert info.bytes <= 12_000_000 or not info.bundled
     loaded = hyperzoo.load(name)
     for model in (loaded.model, timm.create_model(name, pretrained=True), hub_local(file)):

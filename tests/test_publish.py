@@ -82,6 +82,8 @@ def test_what_is_published_agrees_with_the_run(published):
     assert info.metrics.this_file.ece == pytest.approx(result["metrics"]["ece"], abs=1e-4)  # both in percent
     assert info.paper == ("1512.03385",) and info.license == "mit" and info.recipe == f"resnet_cifar/{NAME}.yaml"
     weight = manifest.folder(NAME) / "model.safetensors"
+    config = json.loads((manifest.folder(NAME) / "config.json").read_text())
+    assert config["pretrained_cfg"]["paper_ids"] == ["arXiv:1512.03385"]
     trained = load_file(run / "model.safetensors")
     assert all(torch.equal(value, trained[key]) for key, value in load_file(weight).items())
     assert info.parameters == sum(v.numel() for k, v in trained.items() if k.endswith(("weight", "bias")))

@@ -18,6 +18,7 @@ from hyperzoo.analysis import evaluate
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, WeightFileError, WeightHashError
 from hyperzoo.experiments import reproduce, train
+from hyperzoo.files import sha256
 from hyperzoo.models import lstm_lm
 from hyperzoo.models._create import register, weight_cfgs
 from hyperzoo.publishing import cards, checkout, publish, verify
@@ -73,7 +74,7 @@ def test_the_entry_is_that_of_the_run(made):
     this = info.metrics.this_file
     assert (this.correct, this.total) == (metrics["correct"], metrics["total"]) and this.total == 99
     assert set(info.files) == {"model.safetensors", "config.json", "vocab.txt"} and info.num_classes == 9
-    assert info.files["vocab.txt"] == weight_files.sha256(run.folder / "vocab.txt")
+    assert info.files["vocab.txt"] == sha256(run.folder / "vocab.txt")
     assert (info.dataset.id, info.dataset.config) == ("ptb-text-only/ptb_text_only", "penn_treebank")
     assert "Penn Treebank" in info.dataset_terms and "2002.05366" in info.paper
     golden = load_file(place.golden(NAME))

@@ -18,7 +18,7 @@ import hyperzoo
 from hyperzoo.analysis import activation_statistics
 from hyperzoo.data import ImageBatches, load_images
 from hyperzoo.errors import LaunchError, NonFiniteError, RunError
-from hyperzoo.experiments import train
+from hyperzoo.experiments import queue, train
 from hyperzoo.training import checkpoint
 from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe import load_recipe
@@ -269,6 +269,26 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     with pytest.raises(RunError, match=r"optim.lr \(0.1 -> 0.2\), train.epochs \(1 -> 2\).*--allow-change"):
         train.run(changed, out)
     assert len(train.run(changed, out, allow_change=True).values["recipe"]["optim"]) > 1
+
+
+@pytest.mark.fault("damaged result of a run", 4)
+def test_a_damaged_result_is_named_with_its_remedy(small_recipe, tmp_path, capsys):
+    recipe, out = load_recipe(small_recipe), tmp_path / "out"
+    metrics = train.run(recipe, out).values["metrics"]
+    whole = (out / "result.json").read_text()
+    for damaged in ("", whole[: len(whole) // 2], "[]", "\0" * len(whole)):
+        (out / "result.json").write_text(damaged)
+        with pytest.raises(
+            RunError, match=r"out/result.json is damaged: .* Delete it and train with --out .*out again"
+        ):
+            train.run(recipe, out)
+        with pytest.raises(RunError, match="damaged"):
+            queue.Task("small", recipe, out).result()
+        with pytest.raises(RunError, match="damaged"):
+            activation_statistics.subject(str(out), batch_size=4)
+    (out / "result.json").unlink()
+    assert train.run(recipe, out).values["metrics"] == metrics  # of the last checkpoint
+    assert "epoch 1/1" in capsys.readouterr().out and (out / "result.json").is_file()
 
 
 @pytest.mark.fault("two runs in one folder")

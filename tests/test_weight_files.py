@@ -18,6 +18,7 @@ from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors
+from hyperzoo.files import sha256
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import Manifest
 
@@ -205,7 +206,7 @@ def test_a_damaged_bundled_file_names_both_hashes(zoo, kind):
     with pytest.raises(errors.WeightHashError) as caught:
         hyperzoo.load(PLAIN)
     file = zoo.file(PLAIN)
-    says = f"{PLAIN}: {file} has sha256 {weight_files.sha256(file)}, weights.json says {wanted}. Reinstall hyperzoo."
+    says = f"{PLAIN}: {file} has sha256 {sha256(file)}, weights.json says {wanted}. Reinstall hyperzoo."
     assert str(caught.value) == says
 
 

@@ -1,6 +1,5 @@
 """How the activations of a network are distributed, layer by layer, beside the Gaussian that PER pulls them to."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from hyperzoo.analysis import evaluate, plots
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
-from hyperzoo.training.log import read_log
+from hyperzoo.training.log import read_log, read_result
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
@@ -123,7 +122,7 @@ def subject(
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
     folder, size_px = Path(what), None
     if (folder / "result.json").is_file():
-        trained_on = json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"]["data"]
+        trained_on = read_result(folder)["recipe"]["data"]
         model, dataset = zoo.any_network(f"local-dir:{folder}"), dataset or trained_on["name"]
         size_px = trained_on.get("size_px")
     else:

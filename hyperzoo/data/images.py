@@ -1,9 +1,7 @@
 """Image sets that fit into memory: decoded once to one uint8 tensor, cached on disk, named by what they contain."""
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from hyperzoo import names
 from hyperzoo.data import sources
 from hyperzoo.errors import DataError, InputError
+from hyperzoo.files import whole
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,21 +203,14 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
 
 
 def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
-    """Write to a temporary name, flush to the disk, rename: a reader sees a whole file or none."""
+    """Cache a set; a warning says why where that is not possible."""
     header = {"source": _identity(source), "classes": images.classes, "fingerprint": images.fingerprint}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    tensors = {"images": images.images, "labels": images.labels}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"images": images.images, "labels": images.labels}
-        save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with whole(path) as temporary:
+            save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         warnings.warn(
             f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start",
             stacklevel=4,
         )
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

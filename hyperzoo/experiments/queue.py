@@ -19,6 +19,7 @@ from typing import Any
 
 from hyperzoo.errors import HyperzooError
 from hyperzoo.experiments import train
+from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import load_queue
 
@@ -45,9 +46,12 @@ class Task:
         return [json.loads(row) for row in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
     def result(self) -> dict[str, Any] | None:
-        """What the finished run found; None before, or if it was one of another recipe."""
-        file = self.folder / "result.json"
-        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        """The result of the finished run; None while it is not finished, or if it is one of another recipe.
+
+        Raises:
+            RunError: a damaged result.json.
+        """
+        found = read_result(self.folder) if (self.folder / "result.json").exists() else {}
         return found if found.get("recipe_sha256") == self.recipe.digest() else None
 
 

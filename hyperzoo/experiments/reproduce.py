@@ -1,12 +1,11 @@
 """Train a published weight again and compare its accuracy or perplexity with what its card says."""
 
-import json
 import math
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hyperzoo import zoo
+from hyperzoo import files, zoo
 from hyperzoo.errors import InputError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import Recipe, load_recipe
@@ -73,7 +72,7 @@ def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1
     first = max(info.score.seeds) + 1
     results = [train.run(_recipe(recipe, seed, budget), folder / str(seed)) for seed in range(first, first + seeds)]
     report = _report(info, [result.values for result in results])
-    (folder / "report.json").write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
+    files.write_json(folder / "report.json", asdict(report))
     return report
 
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hyperzoo import files
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.log import read_log, task_loss
@@ -89,10 +90,8 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     if not results:
         raise RunError(f"other processes are at all runs of {name} in {folder}; call again when they end")
     file = folder / "sweep.json"
-    text = json.dumps(_contents(name, sweep, [(runs[number], results[number]) for number in sorted(results)]), indent=1)
-    temporary = file.with_name(".sweep.json.new")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(file)
+    done = [(runs[number], results[number]) for number in sorted(results)]
+    files.write_json(file, _contents(name, sweep, done), indent=1)
     return file, lines(file)
 
 

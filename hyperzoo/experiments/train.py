@@ -1,7 +1,6 @@
 """One training run: from a recipe to a run folder. `-m hyperzoo train RECIPE` under torchrun or accelerate launch."""
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,10 +13,12 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from hyperzoo import files
 from hyperzoo.analysis import evaluate
 from hyperzoo.errors import BusyError, LaunchError, RunError
 from hyperzoo.experiments import build
 from hyperzoo.training import allocator, checkpoint, seeding
+from hyperzoo.training.log import read_result
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import Recipe
@@ -58,7 +59,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         if saved:
             _check_recipe(recipe, saved, allow_change)
         if done.exists() and saved and saved.epoch == recipe.train.epochs:
-            return RunResult(folder, json.loads(done.read_text()))
+            return RunResult(folder, read_result(folder))
         return _run(recipe, folder, engine, saved)
 
 
@@ -123,7 +124,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     }
     if engine.is_main_process:
         save_model(published, folder, classes=train.classes, args=build.model_args(recipe))
-        (folder / "result.json").write_text(json.dumps(values, indent=2) + "\n")
+        files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)
 

@@ -194,7 +194,7 @@ def check(manifest: Manifest, place: Checkout) -> list[Path]:
 
 def _summary(name: str) -> str:
     parsed = names.parse(name)
-    return f"`{parsed.arch}`, {names.METHODS[parsed.method].partition(':')[0]}."
+    return f"Architecture: `{parsed.arch}`. Method: {names.METHODS[parsed.method].title}."
 
 
 def _row(info: WeightInfo) -> str:

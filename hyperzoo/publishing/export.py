@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from hyperzoo import __version__, names, zoo
 from hyperzoo.errors import ExportError, InputError, MissingExtraError
-from hyperzoo.files import write_whole
+from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import checkout
 from hyperzoo.publishing.verify import ATOL, RTOL, golden_input
-from hyperzoo.zoo import weight_files
 
 EXTRA_FILE = "hyperzoo.json"  # where a program holds its metadata
 FREE_BATCH = ({0: torch.export.Dim("batch")},)
@@ -127,7 +126,7 @@ def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | 
     ours = name in (*zoo.list_weights(), *zoo.list_models())
     if name.startswith("local-dir:") or (not ours and (folder / "config.json").is_file()):
         model = zoo.any_network(f"local-dir:{folder}")
-        digest = weight_files.sha256(folder / "model.safetensors")
+        digest = sha256(folder / "model.safetensors")
         return model, _metadata(model, zoo.vocabulary(folder), sha256=digest), None
     loaded = zoo.load(name)
     info, place = loaded.record, checkout.here()

@@ -225,9 +225,12 @@ def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
     state = load_file(file)
     classes = zoo.vocabulary(run.folder)
     model = build.model(recipe, len(classes), 3)
-    tag = names.parse(recipe.name).tag
-    cfg: Any = model.pretrained_cfg
-    cfg["tag"] = tag  # so that config.json is the same before and after the first publication
+    parsed = names.parse(recipe.name)
+    cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one
+    cfg["tag"], cfg["paper_ids"] = (
+        parsed.tag,
+        tuple(f"arXiv:{paper}" for paper in manifest_entry.papers(parsed)) or None,
+    )
     model.load_state_dict(weight_files.same_keys(state, model))
     return model.eval(), classes
 

@@ -20,6 +20,7 @@ from hyperzoo.errors import (
     WeightHashError,
     WeightUnavailableError,
 )
+from hyperzoo.files import sha256
 from hyperzoo.publishing import checkout
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import Sample, ThisText, WeightInfo
@@ -161,9 +162,7 @@ def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     repo = f"{weight_files.MANIFEST.namespace}/{info.name}"
     try:
         with tempfile.TemporaryDirectory() as cache:
-            found = {
-                part: weight_files.sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files
-            }
+            found = {part: sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files}
     except WeightUnavailableError as error:
         return False, str(error)
     differing = [

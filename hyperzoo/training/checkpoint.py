@@ -5,12 +5,9 @@ temporary name, flushed to disk, renamed, and read back before older ones go. ki
 complete one.
 """
 
-import hashlib
 import json
 import logging
-import os
 import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hyperzoo import files
 from hyperzoo.errors import CheckpointError
 
 FORMAT = 1
@@ -44,25 +42,18 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         CheckpointError: the disk is full or not writable, or what was written reads back wrong. Older ones are intact.
     """
     final = folder / f"epoch-{checkpoint.epoch:05d}"
-    temporary = folder / f".tmp-{uuid.uuid4().hex}"
     try:
-        temporary.mkdir(parents=True)
-        for name, tensors in checkpoint.tensors.items():
-            dense = {key: value.detach().contiguous() for key, value in tensors.items()}
-            save_file(dense, temporary / f"{name}.safetensors", metadata={"format": "pt"})
-        (temporary / "state.json").write_text(json.dumps(checkpoint.state))
-        files = {file.name: _sha256(file, flush=True) for file in sorted(temporary.iterdir())}
-        manifest = temporary / "manifest.json"
-        manifest.write_text(json.dumps({"format": FORMAT, "epoch": checkpoint.epoch, "files": files}))
-        _sha256(manifest, flush=True)
-        _flush_folder(temporary)
-        if final.exists():
-            _remove(final)
-        temporary.rename(final)
-        _flush_folder(folder)
+        with files.whole(final) as temporary:
+            temporary.mkdir()
+            for name, tensors in checkpoint.tensors.items():
+                dense = {key: value.detach().contiguous() for key, value in tensors.items()}
+                save_file(dense, temporary / f"{name}.safetensors", metadata={"format": "pt"})
+            (temporary / "state.json").write_text(json.dumps(checkpoint.state))
+            digests = {file.name: files.sha256(file) for file in sorted(temporary.iterdir())}
+            manifest = {"format": FORMAT, "epoch": checkpoint.epoch, "files": digests}
+            (temporary / "manifest.json").write_text(json.dumps(manifest))
         _check(final)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"cannot write the checkpoint {final}: {error}. Free some space, then run again"
         ) from error
@@ -116,7 +107,7 @@ def _check(path: Path) -> dict[str, Any]:
     if manifest["format"] != FORMAT:
         raise CheckpointError(f"it has format {manifest['format']}, this version reads {FORMAT}")
     for name, expected in manifest["files"].items():
-        found = _sha256(path / name)
+        found = files.sha256(path / name)
         if found != expected:
             raise CheckpointError(f"{name} has sha256 {found[:12]}..., its manifest says {expected[:12]}...")
     return manifest
@@ -124,33 +115,11 @@ def _check(path: Path) -> dict[str, Any]:
 
 def _prune(folder: Path) -> None:
     for path in sorted(folder.glob("epoch-*"), key=_epoch)[:-KEEP]:
-        _remove(path)
-    for path in folder.glob(".tmp-*"):
+        files.remove_folder(path)
+    for path in folder.glob(f"{files.TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    """Rename first, so that a kill in between leaves no half-removed folder under a valid name."""
-    doomed = path.with_name(f".tmp-{uuid.uuid4().hex}")
-    path.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _epoch(path: Path) -> int:
     digits = path.name.removeprefix("epoch-")
     return int(digits) if digits.isdigit() else -1
-
-
-def _sha256(path: Path, flush: bool = False) -> str:
-    with path.open("rb") as file:
-        if flush:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

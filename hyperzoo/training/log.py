@@ -1,4 +1,4 @@
-"""The log of a run, metrics.jsonl: one line an epoch, written by `loop`, read by tables and figures."""
+"""What a run leaves in its folder: metrics.jsonl, one line per epoch, and result.json after the last."""
 
 import json
 from pathlib import Path
@@ -14,14 +14,35 @@ def read_log(metrics: Path) -> list[dict[str, Any]]:
         RunError: no such file, or no finished epoch in it.
     """
     try:
-        found = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError) as error:
         raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
-    if not found:
+    if not rows:
         raise RunError(f"{metrics} has no finished epoch yet")
-    return found
+    return rows
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result.json of a finished run.
+
+    Raises:
+        RunError: no such file, or a damaged one.
+    """
+    file = folder / "result.json"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"expected an object, got {type(values).__name__}")
+    except OSError as error:
+        raise RunError(f"cannot read {file}: {error}. A run writes it after the last epoch") from error
+    except ValueError as error:
+        raise RunError(
+            f"{file} is damaged: {error}. Delete it and train with --out {folder} again: the run evaluates its last "
+            "checkpoint and writes the file anew"
+        ) from error
+    return values
 
 
 def task_loss(row: dict[str, Any]) -> float:
-    """The training loss of an epoch, in nats, without what terms add to it."""
+    """The training loss of an epoch in nats, without the terms added to it."""
     return float(row.get("loss_task", row["loss"]))

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from hyperzoo import files
 from hyperzoo.errors import NonFiniteError, RunError
 from hyperzoo.training import checkpoint
 from hyperzoo.training.progress import Progress
@@ -216,9 +217,7 @@ class Trainer:
         """metrics.jsonl, one line an epoch: the rows that the checkpoint holds, so that the two always agree."""
         if self.accelerator.is_main_process:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
-            temporary = self.folder / ".metrics.jsonl.tmp"
-            temporary.write_text(text)
-            temporary.replace(self.folder / "metrics.jsonl")
+            files.write_whole({self.folder / "metrics.jsonl": text.encode()})
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

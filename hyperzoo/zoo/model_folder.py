@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import nn
 
-from hyperzoo import names
+from hyperzoo import files, names
 from hyperzoo.errors import WeightFileError
 
 
@@ -44,11 +44,11 @@ def save_model(
         raise WeightFileError(f"cannot save {type(model).__name__}: two tensor names share one storage")
     plain = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # not channels-last
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(dense, folder / "model.safetensors", metadata={"format": "pt"})
+    with files.whole(folder / "model.safetensors") as temporary:
+        save_file(dense, temporary, metadata={"format": "pt"})
     config: dict[str, Any] = {"hyperzoo": notes or {}}
     if names.is_language(str(model.pretrained_cfg["architecture"])):  # type: ignore[index]
-        (folder / "vocab.txt").write_bytes("".join(f"{word}\n" for word in classes).encode())
+        files.write_whole({folder / "vocab.txt": "".join(f"{word}\n" for word in classes).encode()})
     else:
         config = {"label_names": list(classes), **config}
     with tempfile.TemporaryDirectory() as scratch:
@@ -60,4 +60,4 @@ def save_model(
             safe_serialization=True,
         )
         config = json.loads((Path(scratch) / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    files.write_json(folder / "config.json", config)

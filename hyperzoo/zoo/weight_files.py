@@ -3,7 +3,6 @@
 Every load hashes whole files. Nothing here, and nothing that it calls, executes what a file contains.
 """
 
-import hashlib
 import json
 import logging
 import struct
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from hyperzoo.errors import WeightFileError, WeightHashError, WeightUnavailableError
+from hyperzoo.files import sha256
 from hyperzoo.zoo import hub
 from hyperzoo.zoo.manifest import Manifest
 from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
@@ -94,12 +94,6 @@ def _fetch(
             f"{info.name} ({info.bytes / 1e6:.1f} MB): {error}. With network: hyperzoo verify {info.name}. "
             f"Bundled: {', '.join(MANIFEST.bundled()) or 'none'}"
         ) from error
-
-
-def sha256(file: Path) -> str:
-    """The sha256 of a whole file, in hexadecimal digits."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def check_file(file: Path) -> None:
