@@ -7,17 +7,25 @@ from typing import NamedTuple
 
 from hyperzoo.errors import InvalidNameError, UnknownNameError
 
+
+class Method(NamedTuple):
+    """The title of a method, and the arXiv numbers of its papers."""
+
+    title: str
+    papers: tuple[str, ...] = ()
+
+
 METHODS = {
-    "plain": "no method: the twin that others are compared with",
-    "sphere": "SphereNet (arXiv 1711.03189)",
-    "mhe": "minimum hyperspherical energy (arXiv 1805.09298)",
-    "per": "projected error function (arXiv 2002.05366)",
-    "vcl": "variance constancy loss",
-    "orth": "orthogonality regulariser",
-    "l1": "L1 penalty of activations",
-    "l2": "L2 penalty of activations",
-    "mixup": "input mixup (arXiv 1710.09412)",
-    "manifoldmixup": "manifold mixup (arXiv 1806.05236)",
+    "plain": Method("none (baseline)"),
+    "sphere": Method("SphereNet", ("1711.03189",)),
+    "mhe": Method("minimum hyperspherical energy", ("1805.09298",)),
+    "per": Method("projected error function", ("2002.05366",)),
+    "vcl": Method("variance constancy loss"),
+    "orth": Method("orthogonality regularizer"),
+    "l1": Method("L1 penalty of activations"),
+    "l2": Method("L2 penalty of activations"),
+    "mixup": Method("input mixup", ("1710.09412",)),
+    "manifoldmixup": Method("manifold mixup", ("1806.05236",)),
 }
 DATASETS = {
     "c10": "uoft-cs/cifar10",

@@ -1,6 +1,7 @@
 """Reliability bins and the calibration error agree with loops and with torchmetrics; all values are in percent."""
 
 import dataclasses
+import math
 
 import pytest
 import timm
@@ -24,6 +25,11 @@ def test_bins_and_error_agree_with_a_loop():
         assert found.accuracy == pytest.approx(100 * sum(correct[inside].tolist()) / len(inside))
         error += len(inside) / 500 * abs(found.accuracy - found.confidence)
     assert calibration.calibration_error(bins) == pytest.approx(error)
+
+
+def test_a_probability_that_is_not_a_number_makes_the_error_not_a_number():
+    bins = calibration.reliability(torch.tensor([0.9, torch.nan]), torch.tensor([True, False]))
+    assert sum(b.count for b in bins) == 2 and math.isnan(calibration.calibration_error(bins))
 
 
 def test_the_error_agrees_with_torchmetrics():

@@ -3,18 +3,20 @@
 import json
 import math
 import re
+import sys
 
 import pytest
+import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from support.published import MHE, PLAIN, publish, withdraw
 
 import hyperzoo
-from hyperzoo import errors
+from hyperzoo import errors, names
 from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
-from hyperzoo.publishing import cards, checkout
+from hyperzoo.publishing import cards, checkout, manifest_entry
 from hyperzoo.zoo import weight_files
 
 PLACE = checkout.here()
@@ -72,6 +74,20 @@ def test_the_card_of_a_published_weight(name):
     card = holds_what_the_manifest_says(name)
     assert "at most 0.2 points" in card.text or not name.endswith("_c10")
     run_the_usage_block(name)
+
+
+def test_papers_are_those_of_the_method_and_of_the_architecture():
+    for name in hyperzoo.list_weights():
+        assert manifest_entry.papers(names.parse(name)) == hyperzoo.weight_info(name).paper, name
+    assert manifest_entry.papers(names.parse("spherenet20.mhe_c10")) == ("1805.09298", "1711.03189")
+    assert manifest_entry.papers(names.parse("spherenet20.sphere_c10")) == ("1711.03189",)  # named once
+    assert manifest_entry.papers(names.parse("resnet18.mixup_c10")) == ("1710.09412",)  # timm's file names none
+
+
+@pytest.mark.parametrize("arch", hyperzoo.list_models())
+def test_the_model_file_cites_its_papers(arch):
+    file = sys.modules[timm.model_entrypoint(arch).__module__]
+    assert file.PAPERS and all(f"arXiv {paper}" in file.__doc__ for paper in file.PAPERS)
 
 
 def test_twins_are_shown_beside_each_other(zoo):

@@ -112,7 +112,7 @@ def test_filters_leave_what_has_all_of_them(made_page, opened):
     total = len(MADE) + 1
     choose(shown, "Data set", "uoft-cs/cifar100")
     assert shown.run(NAMES) == sorted(name for name in MADE if name.endswith("_c100"))
-    choose(shown, "Method", "no method")
+    choose(shown, "Method", "none (baseline)")
     assert shown.run(NAMES) == ["resnet20_cifar.plain_c100"]
     assert shown.run("document.getElementById('count').textContent") == f"1 of {total} weights"
     choose(shown, "Family", "cnn11_elu")
@@ -211,11 +211,11 @@ def test_the_demo_says_what_python_says(demo_page, opened, data_mirror):
         wanted = loaded.model(hyperzoo.preprocess("spherenet20")(firsts)).softmax(1)
     for k, row in enumerate(wanted):
         shown.click(f".sample:nth-child({k + 1})")
-        best = loaded.vocabulary[int(row.argmax())]
+        best = loaded.classes[int(row.argmax())]
         true = " That is its label." if best == images.classes[k] else f" Its label is {images.classes[k]}."
         shown.wait(f"{SAID} === '{best}, {100 * row.max():.1f} %.{true}'")
         assert shares(shown) == pytest.approx(
-            {word: 100 * float(p) for word, p in zip(loaded.vocabulary, row, strict=True)},
+            {word: 100 * float(p) for word, p in zip(loaded.classes, row, strict=True)},
             abs=0.06,  # one digit is shown
         )
     assert shown.run("document.querySelectorAll('.sample[aria-pressed=true]').length") == 1
@@ -242,12 +242,12 @@ def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, 
     inputs = hyperzoo.preprocess("spherenet20")(picture)
     given = weight_files.MANIFEST.info(NAME).input
     std, mean = (torch.tensor(x).view(3, 1, 1) for x in (given.std, given.mean))
-    wanted = ((inputs[0] * std + mean) * 255).round().permute(1, 2, 0).flatten()
+    wanted = ((inputs * std + mean) * 255).round().permute(1, 2, 0).flatten()
     difference = (torch.tensor(seen) - wanted).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.02  # Pillow rounds its coefficients to 22 bits
     loaded = hyperzoo.load("spherenet20")
     with torch.inference_mode():
-        best = loaded.vocabulary[int(loaded.model(inputs).argmax())]
+        best = loaded.classes[int(loaded.model(inputs[None]).argmax())]
     assert shown.run(SAID).startswith(f"{best}, ")
 
 

@@ -21,7 +21,8 @@ class Bin:
 def reliability(confidence: Tensor, correct: Tensor, *, bins: int = BINS) -> tuple[Bin, ...]:
     """Sort images into bins (i / bins, (i + 1) / bins] by the probability of their predicted class (section 2).
 
-    A probability of 0 counts in the first bin; an empty bin has confidence and accuracy 0.
+    A probability of 0 counts in the first bin, and so does NaN, which makes the calibration error NaN. An empty bin has
+    confidence and accuracy 0.
 
     Shapes:
         confidence: (N,) in [0, 1].   correct: (N,) bool.
@@ -29,7 +30,7 @@ def reliability(confidence: Tensor, correct: Tensor, *, bins: int = BINS) -> tup
         >>> reliability(torch.tensor([0.25, 0.75, 1.0]), torch.tensor([True, True, False]), bins=2)
         (Bin(count=1, confidence=25.0, accuracy=100.0), Bin(count=2, confidence=87.5, accuracy=50.0))
     """
-    index = ((confidence * bins).ceil().long() - 1).clamp(min=0)
+    index = ((confidence * bins).ceil().nan_to_num().long() - 1).clamp(min=0)
     count = torch.bincount(index, minlength=bins)
     mean_confidence, accuracy = (
         100 * torch.bincount(index, values.double(), minlength=bins) / count.clamp(min=1)

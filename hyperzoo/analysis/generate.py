@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -106,14 +105,8 @@ def probabilities(
 
 
 def _language_model(name: str) -> tuple[nn.Module, tuple[str, ...]]:
-    scheme, _, folder = name.partition(":")
-    if scheme == "local-dir":
-        model, vocabulary = zoo.any_network(name), zoo.vocabulary(Path(folder))
-        arch = str(model.pretrained_cfg["architecture"])  # type: ignore[index]
-    else:
-        loaded = zoo.load(name)
-        model, vocabulary, arch = loaded.model, loaded.vocabulary, loaded.record.arch
-    if not names.is_language(arch):
+    loaded = zoo.load(name)
+    if not names.is_language(str(loaded.model.pretrained_cfg["architecture"])):  # type: ignore[index]
         known = [weight for weight in zoo.list_weights() if names.is_language(weight)]
         raise InputError(f"{name} is no language model; weights of those: {', '.join(known) or 'none yet'}")
-    return model, vocabulary
+    return loaded.model, loaded.classes

@@ -26,6 +26,7 @@ from hyperzoo.models._units import BN_EPS
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["CNN11"]
+PAPERS = ("2002.05366", "1502.01852")  # arXiv numbers, on the cards of weights
 
 # (channels, kernel size) of the convolutions of each stage; all stages but the last end in max pooling and dropout
 STAGES = (

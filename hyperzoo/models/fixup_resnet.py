@@ -24,6 +24,7 @@ from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import WIDTHS, cfg_cifar
 
 __all__ = ["FixupResNet"]
+PAPERS = ("1901.09321", "1512.03385")  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 

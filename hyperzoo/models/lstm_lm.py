@@ -18,6 +18,7 @@ from hyperzoo.layers.recurrent_bn import BatchNormLSTM
 from hyperzoo.models._create import create, register, resolved_cfg, weight_cfgs
 
 __all__ = ["LSTMLanguageModel"]
+PAPERS = ("2002.05366", "1608.05859")  # arXiv numbers, on the cards of weights
 
 State = list[tuple[Tensor, Tensor]]
 DROPOUTS = ("standard", "variational")

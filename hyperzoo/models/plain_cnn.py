@@ -17,6 +17,7 @@ from hyperzoo.models.resnet_cifar import cfg_cifar
 from hyperzoo.models.sphere_cnn import SphereCNN
 
 __all__ = ["PlainCNN"]
+PAPERS = ("1805.09298",)  # arXiv numbers, on the cards of weights
 
 HIDDEN = 256  # channels of `fc6`, whatever the widths
 

@@ -22,6 +22,7 @@ from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["PreActResNet"]
+PAPERS = ("1603.05027", "1605.07146", "1806.05236")  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 

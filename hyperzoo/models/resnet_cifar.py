@@ -21,6 +21,7 @@ from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import check_norm, make_conv, make_norm
 
 __all__ = ["ResNetCifar"]
+PAPERS = ("1512.03385",)  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 WIDTHS = (16, 32, 64)

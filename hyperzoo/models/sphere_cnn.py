@@ -26,6 +26,7 @@ from hyperzoo.models._units import check_norm, make_conv, make_norm
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["SphereCNN"]
+PAPERS = ("1711.03189",)  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("average_to_4x4")
 WIDTHS = (128, 192, 256)

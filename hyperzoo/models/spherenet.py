@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.fx
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models import BasicBlock, ResNet
 from torch import Tensor
 
 from hyperzoo.layers import sphereize
@@ -21,6 +21,7 @@ from hyperzoo.models._input import check_images
 from hyperzoo.models.resnet_cifar import WIDE, ResNetCifar, cfg_cifar, create_resnet_cifar
 
 __all__ = ["SphereResNet"]
+PAPERS = ("1711.03189",)  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 

@@ -127,12 +127,12 @@ def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | 
     if name.startswith("local-dir:") or (not ours and (folder / "config.json").is_file()):
         model = zoo.any_network(f"local-dir:{folder}")
         digest = sha256(folder / "model.safetensors")
-        return model, _metadata(model, zoo.vocabulary(folder), sha256=digest), None
+        return model, _metadata(model, zoo.class_names(folder), sha256=digest), None
     loaded = zoo.load(name)
-    info, place = loaded.record, checkout.here()
+    info, place = zoo.weight_info(name), checkout.here()
     metadata = _metadata(
         loaded.model,
-        loaded.vocabulary,
+        loaded.classes,
         name=info.name,
         license=info.license,
         sha256=info.files["model.safetensors"],

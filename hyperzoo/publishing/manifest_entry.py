@@ -1,7 +1,6 @@
 """The manifest entry of a weight that is about to be published."""
 
 import dataclasses
-import re
 import statistics
 import sys
 from pathlib import Path
@@ -109,15 +108,14 @@ def entry(
         versions={package: version for package, version in env.items() if package not in not_versions},
         license=str(model.pretrained_cfg["license"]),  # type: ignore[index]
         dataset_terms=TERMS[recipe.data.name],
-        paper=_papers(parsed),
+        paper=papers(parsed),
     )
 
 
-def _papers(name: names.Name) -> tuple[str, ...]:
-    """arXiv numbers of the method and of the architecture's file, in this order."""
+def papers(name: names.Name) -> tuple[str, ...]:
+    """arXiv numbers of the method's papers, then those of the architecture (`PAPERS` of its model file)."""
     model_file = sys.modules[timm.model_entrypoint(name.arch).__module__]
-    told = names.METHODS[name.method] + (model_file.__doc__ or "")
-    return tuple(dict.fromkeys(re.findall(r"arXiv (\d{4}\.\d{5})", told)))
+    return tuple(dict.fromkeys((*names.METHODS[name.method].papers, *getattr(model_file, "PAPERS", ()))))
 
 
 def notes(info: WeightInfo, run: Run) -> dict[str, Any]:

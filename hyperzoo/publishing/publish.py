@@ -223,7 +223,7 @@ def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
     file = run.folder / "model.safetensors"
     weight_files.check_file(file)
     state = load_file(file)
-    classes = zoo.vocabulary(run.folder)
+    classes = zoo.class_names(run.folder)
     model = build.model(recipe, len(classes), 3)
     parsed = names.parse(recipe.name)
     cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one

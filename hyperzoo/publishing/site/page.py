@@ -44,7 +44,7 @@ model = timm.create_model("{name}", pretrained=True).eval()
     "hyperzoo": """import hyperzoo
 
 loaded = hyperzoo.load("{name}")
-model, classes = loaded.model, loaded.vocabulary
+model, classes = loaded.model, loaded.classes
 """,
     "torch.hub, in a clone": """import torch
 
@@ -120,7 +120,7 @@ def _weight(info: WeightInfo, place: Checkout | None) -> dict[str, Any]:
     return {
         "info": info,
         "family": info.recipe.partition("/")[0],
-        "method": re.split(r": | \(", names.METHODS[parsed.method])[0],
+        "method": names.METHODS[parsed.method].title,
         "score": cards.score(info),
         "rank": info.score.mean if info.metric == "accuracy" else -info.score.mean,  # more is better
         "snippets": {
