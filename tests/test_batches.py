@@ -153,3 +153,13 @@ def test_evaluation_counts_each_sample_once_in_order(processes):
     restored = torch.cat([batch.images for batch in batches]) * torch.tensor(NORM["std"]).view(1, 3, 1, 1)
     restored = (restored + torch.tensor(NORM["mean"]).view(1, 3, 1, 1)) * 255
     assert torch.equal(restored.round().to(torch.uint8), images.images)
+
+
+def test_alternating_flips_show_both_sides_in_each_pair_of_epochs():
+    flips = torch.stack([plan_epoch(2000, seed=3, epoch=epoch, flip="alternating").rows[:, 2] for epoch in range(1, 6)])
+    assert torch.equal(flips[1:], 1 - flips[:-1])
+    assert 900 < int(flips[0].sum()) < 1100  # the first side is a fair coin
+    other = plan_epoch(2000, seed=4, epoch=1, flip="alternating").rows[:, 2]
+    assert 900 < int((flips[0] == other).sum()) < 1100  # another seed, another coin
+    random, alternating = (plan_epoch(2000, seed=3, epoch=2, flip=flip) for flip in (True, "alternating"))
+    assert torch.equal(random.order, alternating.order) and torch.equal(random.rows[:, :2], alternating.rows[:, :2])

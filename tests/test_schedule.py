@@ -1,5 +1,6 @@
 """The learning rate is a pure function of the number of updates; weight decay leaves biases and norms alone."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from support.tiny import network
 
 from hyperzoo.errors import InputError
+from hyperzoo.training import checkpoint
 from hyperzoo.training.recipe import Optim
 from hyperzoo.training.schedule import Schedule, make_optimizer
 from hyperzoo.training.step import TrainStep
@@ -93,3 +95,38 @@ def test_a_model_may_spare_parameters():
     model.no_weight_decay = lambda: {"6.weight"}
     optimizer = make_optimizer(TrainStep(model, torch.nn.CrossEntropyLoss()), Optim(lr=0.1, weight_decay=0.01))
     assert [p is model[0].weight for g in optimizer.param_groups for p in g["params"] if g["weight_decay"]] == [True]
+
+
+def test_further_arguments_reach_timms_optimizer():
+    step = TrainStep(network(), torch.nn.CrossEntropyLoss())
+    optimizer = make_optimizer(step, Optim(lr=0.1, optimizer="muon", args=dict(adjust_lr_fn="original", ns_steps=3)))
+    assert {(group["adjust_lr_fn"], group["ns_steps"]) for group in optimizer.param_groups} == {("original", 3)}
+    with pytest.raises(InputError, match="muon refuses.*ns_stepz"):
+        make_optimizer(step, Optim(lr=0.1, optimizer="muon", args=dict(ns_stepz=3)))
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "lookahead_muon", "lookahead_sgd"])
+def test_resuming_between_two_slow_steps_changes_nothing(optimizer):
+    def started():
+        torch.manual_seed(0)
+        step = TrainStep(network(), torch.nn.CrossEntropyLoss())
+        return step, make_optimizer(step, Optim(lr=0.05, optimizer=optimizer, momentum=0.6))
+
+    def train(step, optimizer, first, last):
+        for number in range(first, last):
+            torch.manual_seed(number)  # of the images and of dropout
+            optimizer.zero_grad()
+            step(torch.randn(4, 3, 8, 8), torch.arange(4) % 2).loss.backward()
+            optimizer.step()
+
+    step, through = started()
+    train(step, through, 0, 4)
+    tensors, rest = checkpoint.pack_optimizer(through)
+    rest, weights = json.loads(json.dumps(rest)), {key: value.clone() for key, value in step.state_dict().items()}
+    tensors = {key: value.clone() for key, value in tensors.items()}
+    train(step, through, 4, 10)  # Lookahead moves after 6
+    again, resumed = started()
+    again.load_state_dict(weights)
+    checkpoint.unpack_optimizer(resumed, tensors, rest)
+    train(again, resumed, 4, 10)
+    assert all(torch.equal(value, step.state_dict()[key]) for key, value in again.state_dict().items())

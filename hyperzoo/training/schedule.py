@@ -1,7 +1,6 @@
 """Optimizer and learning rate: timm's own, the rate a pure function of the number of updates so far."""
 
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 from timm.optim import create_optimizer_v2
@@ -20,18 +19,22 @@ def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
     `no_weight_decay()`, as in timm; with it, for the parameters that one of its patterns matches, and no others.
 
     Raises:
-        InputError: a pattern of `decay` or `lr_scale` that matches no parameter.
+        InputError: a pattern of `decay` or `lr_scale` that matches no parameter, or `args` that the optimizer refuses.
     """
     extra: dict[str, Any] = dict(optim.args) if optim.betas is None else {"betas": tuple(optim.betas), **optim.args}
-    return create_optimizer_v2(
-        step,
-        opt=optim.optimizer,
-        lr=optim.lr,
-        weight_decay=optim.weight_decay,
-        momentum=optim.momentum,
-        param_group_fn=partial(_groups, optim=optim),
-        **extra,
-    )
+    groups = _groups(step, optim)
+    try:
+        return create_optimizer_v2(
+            step,
+            opt=optim.optimizer,
+            lr=optim.lr,
+            weight_decay=optim.weight_decay,
+            momentum=optim.momentum,
+            param_group_fn=lambda _: groups,
+            **extra,
+        )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"timm's {optim.optimizer} refuses optim.args {optim.args}: {error}") from error
 
 
 def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
