@@ -34,30 +34,28 @@ def recipe() -> Recipe:
     )
 
 
-def bare_epoch(step: TrainStep, images: torch.Tensor, labels: torch.Tensor, engine: Accelerator) -> float:
+def bare_epoch(step: TrainStep, images: torch.Tensor, labels: torch.Tensor) -> float:
     optimizer = torch.optim.SGD(step.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     started = time.perf_counter()
     for x, y in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         optimizer.zero_grad()
-        with engine.autocast():
-            loss = step(x, y).loss
-        loss.backward()
+        step(x, y).loss.backward()
         optimizer.step()
     return len(labels) / (time.perf_counter() - started)
 
 
 def main(updates: int) -> None:
-    plan, engine = recipe(), build.accelerator(recipe())
+    plan, engine = recipe(), Accelerator()
     pixels = torch.randint(0, 256, (updates * BATCH, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (len(pixels),))
     images = ImageSet("c10", "train", pixels, labels, tuple("abcdefghij"), "made")
     resident = torch.randn(pixels.shape).contiguous(memory_format=torch.channels_last).to(engine.device)
     model = timm.create_model("spherenet20").to(memory_format=torch.channels_last)
     step = build.step(plan, model).to(engine.device)
-    bare: list[float] = [bare_epoch(step, resident[: 3 * BATCH], labels[: 3 * BATCH].to(engine.device), engine)]
+    bare: list[float] = [bare_epoch(step, resident[: 3 * BATCH], labels[: 3 * BATCH].to(engine.device))]
 
     def take_turns(_: torch.nn.Module) -> dict[str, float]:
-        bare.append(bare_epoch(step, resident, labels.to(engine.device), engine))
+        bare.append(bare_epoch(step, resident, labels.to(engine.device)))
         return {}
 
     ours = median_rate(plan, engine, step, build.batches(plan, images, model, engine), take_turns)

@@ -11,6 +11,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from engine_rate import median_rate
 from torch import Tensor, nn
 
@@ -62,7 +63,7 @@ def bare_epoch(model: Bare, batches: TextBatches) -> float:
 
 
 def main(updates: int) -> None:
-    plan, engine = recipe(), build.accelerator(recipe())
+    plan, engine = recipe(), Accelerator()
     tokens = torch.randint(WORDS, (COLUMNS * (updates * LENGTH + 1),))
     text = TextSet("ptb", "train", tokens, tuple(map(str, range(WORDS))), 0, "made")
     network = build.model(plan, WORDS, 1)

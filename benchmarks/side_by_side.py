@@ -18,6 +18,7 @@ from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 
 import torch
+from accelerate import Accelerator
 from engine_rate import median_rate
 
 from hyperzoo.data import ImageSet
@@ -50,7 +51,7 @@ def rate(arch: str, compiled: str, updates: int, together: Barrier) -> float:
     )
     pixels = torch.randint(0, 256, (updates * BATCH, 3, 32, 32), dtype=torch.uint8)
     images = ImageSet("c10", "train", pixels, torch.randint(0, 10, (len(pixels),)), tuple("abcdefghij"), "made")
-    engine = build.accelerator(plan)
+    engine = Accelerator()
     model = build.model(plan, 10, 3).to(memory_format=torch.channels_last)
     step = build.step(plan, model).to(engine.device)
 

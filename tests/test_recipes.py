@@ -7,7 +7,6 @@ import pytest
 
 from hyperzoo import names
 from hyperzoo.errors import InvalidNameError, RecipeError
-from hyperzoo.experiments import build
 from hyperzoo.training.recipe import Recipe, load_recipe, recipe_folders
 from hyperzoo.training.sweep_file import sweep_files
 
@@ -109,11 +108,6 @@ def test_a_list_for_the_constructor_keeps_its_whole_numbers_whole(tmp_path):
     text = GOOD.replace("  arch: spherenet20", "  arch: spherenet20\n  args: {widths: [16, 32], rates: [0, 0.05]}")
     args = read(tmp_path, text).settings()["model"]["args"]
     assert json.dumps(args) == '{"widths": [16, 32], "rates": [0, 0.05]}'  # so digests of older recipes stand
-
-
-def test_two_runs_of_one_process_may_differ_in_precision(tmp_path):
-    said = [read(tmp_path, GOOD, f"train.precision={precision}") for precision in ("fp32", "bf16", "fp32")]
-    assert [build.accelerator(recipe).mixed_precision for recipe in said] == ["no", "bf16", "no"]
 
 
 def test_a_missing_file_and_hostile_names():

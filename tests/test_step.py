@@ -63,6 +63,19 @@ def batch(count=4):
     return images.images.float() / 255, images.labels
 
 
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("precision, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_precision_is_that_of_the_step_also_inside_another(precision, dtype, outside):
+    x, y = batch()
+    model, seen = tiny.network(dropout=0.0), []
+    model[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+        loss = TrainStep(model, nn.CrossEntropyLoss(), precision=precision)(x, y).loss
+    assert seen == [dtype] and loss.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        assert torch.equal(loss, nn.functional.cross_entropy(model(x).float(), y))
+
+
 def test_the_loss_is_the_sum_of_its_terms():
     x, y = batch()
     model = tiny.network(dropout=0.0)

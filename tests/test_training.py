@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from support import tiny
 from torch import nn
 
@@ -224,8 +225,6 @@ save_file(tiny.run(folder, plan), sys.argv[1] + "/end.safetensors")
 @pytest.mark.full
 @pytest.mark.fault("kill -9 in a training run", 20)
 def test_twenty_kills_at_random_moments_end_bit_equal(tmp_path):
-    from safetensors.torch import load_file
-
     seed = int(time.time())
     command = [sys.executable, "-W", "ignore", "-c", KILLS, tmp_path / "killed", HERE, str(seed)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -289,6 +288,36 @@ def test_a_damaged_result_is_named_with_its_remedy(small_recipe, tmp_path, capsy
     (out / "result.json").unlink()
     assert train.run(recipe, out).values["metrics"] == metrics  # of the last checkpoint
     assert "epoch 1/1" in capsys.readouterr().out and (out / "result.json").is_file()
+
+
+OWN_ACCELERATOR = """
+import sys
+from pathlib import Path
+from accelerate import Accelerator
+own = Accelerator(mixed_precision=sys.argv[1])
+import torch
+import hyperzoo
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
+torch.set_num_threads(1)
+for precision in ("fp32", "bf16"):
+    train.run(load_recipe(sys.argv[2], [f"train.precision={precision}"]), Path(sys.argv[3], precision))
+    assert own.mixed_precision == Accelerator().mixed_precision == sys.argv[1]
+"""
+
+
+def test_the_recipe_decides_on_the_precision_and_an_accelerator_of_the_caller_keeps_its_own(small_recipe, tmp_path):
+    def weights(*folder):
+        return load_file(tmp_path.joinpath(*folder, "model.safetensors"))
+
+    for number, precision in enumerate(("fp32", "bf16", "fp32")):  # in one process
+        train.run(load_recipe(small_recipe, [f"train.precision={precision}"]), tmp_path / str(number))
+    assert equal(weights("0"), weights("2")) and not equal(weights("0"), weights("1"))
+    for own in ("no", "bf16"):
+        command = [sys.executable, "-W", "ignore", "-c", OWN_ACCELERATOR, own, small_recipe, tmp_path / own]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert equal(weights(own, "fp32"), weights("0")) and equal(weights(own, "bf16"), weights("1"))
 
 
 @pytest.mark.fault("two runs in one folder")

@@ -1,23 +1,24 @@
 """From the words of a recipe to objects: the only level where models, data, losses and the engine meet."""
 
 import shutil
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import nn
 
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import RecipeError
 from hyperzoo.layers import whiten_
+from hyperzoo.layers._torch import cpu_computes_bf16
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.loop import Batches
 from hyperzoo.training.recipe import Recipe
-from hyperzoo.training.step import Mixing, Term, TrainStep
+from hyperzoo.training.step import Mixing, Precision, Term, TrainStep
 from hyperzoo.training.text_step import TextStep
 
 TERMS: dict[str, Any] = {
@@ -32,22 +33,13 @@ WHITENING_IMAGES = 5000  # the first ones of the training split; more change the
 COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs more than it saves
 
 
-def accelerator(recipe: Recipe) -> Accelerator:
-    """accelerate's, with the precision that the recipe names.
-
-    accelerate allows a process one precision; a sweep, or somebody's loop over recipes, may hold two.
-    """
-    AcceleratorState._reset_state()  # of the precision only; the group of processes stays
-    return Accelerator(mixed_precision="bf16" if precision(recipe) == "bf16" else "no")
-
-
-def precision(recipe: Recipe) -> str:
+def precision(recipe: Recipe) -> Precision:
     """'bf16' or 'fp32'; `auto` takes bf16 where the processor computes in it, fp32 where it would only emulate it."""
     if recipe.train.precision != "auto":
         return recipe.train.precision
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if cpu_computes_bf16() else "fp32"
 
 
 def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.device) -> tuple[bool, str]:
@@ -118,17 +110,18 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
     }
     if names.is_language(recipe.model.arch):
         criterion = nn.CrossEntropyLoss(label_smoothing=smoothing)
-        return TextStep(network, criterion, terms, parts=recipe.train.accumulate)
+        return TextStep(network, criterion, terms, parts=recipe.train.accumulate, precision=precision(recipe))
+    make = partial(TrainStep, network, terms=terms, precision=precision(recipe))
     if angular:
-        return TrainStep(network, angular, terms, angular=True)
+        return make(angular, angular=True)
     mixing: Mixing | None = None
     if method.mixup:
         mixing = (CutMix if method.mixup.cutmix else Mixup)(classes, alpha=method.mixup.alpha, smoothing=smoothing)
     elif method.manifold_mixup:
         mixing = ManifoldMixup(network, classes, smoothing=smoothing, **method.manifold_mixup.model_dump())
     if mixing:
-        return TrainStep(network, losses.SoftTarget(method.soft_target), terms, mixing)
-    return TrainStep(network, nn.CrossEntropyLoss(label_smoothing=smoothing), terms)
+        return make(losses.SoftTarget(method.soft_target), mixing=mixing)
+    return make(nn.CrossEntropyLoss(label_smoothing=smoothing))
 
 
 def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:

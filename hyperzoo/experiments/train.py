@@ -51,7 +51,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
     """
     folder = out or Path("runs") / recipe.name / str(recipe.train.seed)
     seeding.seed_epoch(recipe.train.seed, 0)
-    engine = build.accelerator(recipe)
+    engine = Accelerator()  # without a precision: a process has one for all Accelerators, a recipe has its own
     _check_processes(recipe, engine)
     with _locked(folder, engine):
         done = folder / "result.json"

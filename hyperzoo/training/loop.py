@@ -152,7 +152,7 @@ class Trainer:
             quiet = self.accelerator.no_sync(self._wrapped) if i + 1 < parts else nullcontext()
             with quiet:
                 result = self._wrapped(x, y, size, len(images) / len(x) if i == 0 else 0.0)
-                self.accelerator.backward(result.loss * (len(x) / len(images)))
+                (result.loss * (len(x) / len(images))).backward()
             per_label = torch.stack([result.loss.detach(), result.correct / y.numel(), *result.terms.values()])
             sums += per_label * y.numel()
             terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}

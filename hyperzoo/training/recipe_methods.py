@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegative, Positive
 
 Layers = str | Annotated[list[str], Field(min_length=1)]
@@ -15,7 +16,7 @@ Layers = str | Annotated[list[str], Field(min_length=1)]
 class Angular(Block):
     """W-, A- and GA-Softmax instead of cross-entropy."""
 
-    operator: Literal["cosine", "linear", "sigmoid", "learnable"] = "cosine"
+    operator: Literal[tuple(OPERATORS)] = "cosine"  # type: ignore[valid-type]
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
     k: Positive = 0.3
     annealing: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = [1000.0, 5.0, 0.12]

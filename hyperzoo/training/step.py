@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,9 @@ class Mixing(Open, Protocol):
     def __call__(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
+Precision = Literal["fp32", "bf16"]
+
+
 class StepResult(NamedTuple):
     """loss () to differentiate; terms {name: ()} that it is the sum of; correct (), the right answers.
 
@@ -63,6 +66,7 @@ class TrainStep(nn.Module):
         mixing: of images and labels, if any.
         angular: the criterion is an `AngularSoftmax`, called with what goes into the classifier of the model, (B, D),
             its rows (K, D), labels, and its steepness where it has a learnable one.
+        precision: 'bf16' runs the forward pass in autocast to bfloat16; 'fp32' in float32, also inside an autocast.
         size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
         once (of the call): factor of the terms that are `once_per_update`; with 0 they are not evaluated, and count as
             0. For a batch that is worked through in parts: 1 / the share of one of them, and 0 with the others.
@@ -77,8 +81,10 @@ class TrainStep(nn.Module):
         terms: Mapping[str, Term] | None = None,
         mixing: Mixing | None = None,
         angular: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         super().__init__()
+        self.precision = precision
         self.model = model
         self.criterion = criterion
         self.angular = angular
@@ -95,9 +101,10 @@ class TrainStep(nn.Module):
                 seed((number + 7919 * (i + 1)) % 2**63)
 
     def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None, once: float = 1.0) -> StepResult:
-        if size_px is not None and size_px != images.shape[-1]:
-            images = F.interpolate(images, size=size_px, mode="bilinear", antialias=True)
         with ExitStack() as stack:
+            stack.enter_context(torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
+            if size_px is not None and size_px != images.shape[-1]:
+                images = F.interpolate(images, size=size_px, mode="bilinear", antialias=True)
             for part in (self.mixing, *self.terms.values()):
                 if part is not None:
                     stack.enter_context(part)
@@ -109,9 +116,9 @@ class TrainStep(nn.Module):
             logits = self._logits(images).float()
             task = self._task(logits, targets)
             values = {"task": task} | {name: self._term(term, once, task) for name, term in self.terms.items()}
+            loss = torch.stack(list(values.values())).sum()
         answers = logits.detach().argmax(1)
         right = answers == targets if targets.ndim == 1 else targets.gather(1, answers[:, None])
-        loss = torch.stack(list(values.values())).sum()
         return StepResult(loss, {name: value.detach() for name, value in values.items()}, right.sum())
 
     @staticmethod

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hyperzoo.training.step import Term, TrainStep
+from hyperzoo.training.step import Precision, Term, TrainStep
 
 
 class TextStep(TrainStep):
@@ -25,9 +25,15 @@ class TextStep(TrainStep):
     unit = "tokens"
 
     def __init__(
-        self, model: nn.Module, criterion: nn.Module, terms: Mapping[str, Term] | None = None, *, parts: int = 1
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        terms: Mapping[str, Term] | None = None,
+        *,
+        parts: int = 1,
+        precision: Precision = "fp32",
     ) -> None:
-        super().__init__(model, criterion, terms)
+        super().__init__(model, criterion, terms, precision=precision)
         self._parts = parts
         self._states: deque[Any] = deque()
 

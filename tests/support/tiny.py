@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from hyperzoo.data import ImageBatches, ImageSet
-from hyperzoo.experiments import build
 from hyperzoo.training import checkpoint
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
@@ -47,7 +47,7 @@ def network(dropout=0.2) -> nn.Module:
 
 def trainer(folder: Path, plan: Recipe, *, model=None, batches=None, count=64) -> Trainer:
     folder.mkdir(parents=True, exist_ok=True)
-    engine = build.accelerator(plan)
+    engine = Accelerator()
     seed_epoch(plan.train.seed, 0)
     step = TrainStep(model or network(), nn.CrossEntropyLoss())
     batches = batches or ImageBatches(
