@@ -1,5 +1,6 @@
-"""Commands print stable lines, explain themselves, and end with the code that says what happened."""
+"""The command line: results in each form, help, errors, exit codes, and a start without torch."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,14 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.published import ARCH, MHE, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, MIXUP, PLAIN, publish, withdraw
 
 from hyperzoo import errors
-from hyperzoo.cli import main
+from hyperzoo.cli import group, main, tables, weights
 from hyperzoo.publishing import verify
 from hyperzoo.zoo import weight_files
 
-COMMANDS = sorted(main.cli.commands)
+COMMANDS = list(group.COMMANDS)
 
 
 @pytest.fixture
@@ -35,43 +36,128 @@ def run(capsys):
     return command
 
 
-def test_all_commands_exist():
-    known = "activations card energy eval export generate info list plot publish reproduce train verify".split()
-    assert set(COMMANDS) >= set(known)
-
-
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
 def test_each_command_has_help(run, words):
     code, out, _ = run(*words)
     assert code == 0 and out.startswith("Usage: hyperzoo") and len(out.splitlines()) > 4
 
 
-def test_a_pipe_gets_one_record_a_line(zoo, run):
+def test_help_lists_every_command_on_one_line(run):
+    _, out, _ = run("--help")
+    listed = [line.split(maxsplit=1) for line in out.partition("Commands:\n")[2].splitlines()]
+    assert listed == [[name, row.help] for name, row in group.COMMANDS.items()]
+    assert all(len(row.help) <= 60 for row in group.COMMANDS.values())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_prints_json(name):
+    command = group.cli.get_command(None, name)
+    assert command.name == name and "--json" in {option for one in command.params for option in one.opts}
+
+
+COMPLETION = dict(COMP_WORDS="hyperzoo ", COMP_CWORD="1")
+
+
+@pytest.mark.parametrize(
+    "words, variables, expected",
+    [
+        (["--help"], {}, "Usage: hyperzoo"),
+        (["train", "--help"], {}, "Usage: hyperzoo train"),
+        (["--version"], {}, "hyperzoo "),
+        ([], {"_HYPERZOO_COMPLETE": "bash_complete", **COMPLETION}, "plain,list"),
+        ([], {"_HYPERZOO_COMPLETE": "zsh_complete", **COMPLETION}, "plain\nlist\nList weights"),
+        ([], {"_HYPERZOO_COMPLETE": "fish_complete", **COMPLETION, "COMP_CWORD": ""}, "plain,list"),
+        ([], {"_HYPERZOO_COMPLETE": "zsh_source"}, "#compdef hyperzoo"),
+    ],
+    ids=["help", "help of a command", "version", "bash", "zsh", "fish", "zsh script"],
+)
+def test_the_start_imports_neither_torch_nor_timm(words, variables, expected):
+    """In a fresh process that reports every import."""
+    command = [sys.executable, "-X", "importtime", "-m", "hyperzoo", *words]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and done.stdout.startswith(expected), done.stderr
+    assert "hyperzoo.cli.main" in imported and not imported & {"torch", "timm", "numpy", "hyperzoo.models"}
+
+
+def test_list_in_a_pipe(zoo, run):
     code, out, _ = run("list")
-    rows = [line.split("\t") for line in out.splitlines()]
-    assert code == 0 and {len(row) for row in rows} == {5}
-    assert [ARCH, "plain_c10", "91.25", "1", "272474"] in rows
-    assert ["spherenet56_sigmoid", "-", "-", "-", "-"] in rows
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and header == list(weights.LIST_COLUMNS) and [row[0] for row in rows] == sorted(zoo.entries)
+    size = f"{zoo.entries[PLAIN]['bytes'] / 1e6:.2f} MB"
+    assert [PLAIN, "uoft-cs/cifar10", "91.25 %", "30", "1", "272474", size] in rows
+    everything = run("list", "--all")[1].splitlines()
+    assert set(out.splitlines()) < set(everything)
+    assert "\t".join(["lstm200", "-", "-", "-", "-", "2653200", "-"]) in everything
 
 
-def test_a_terminal_gets_a_table(zoo, run, monkeypatch):
+def test_list_shows_mean_and_spread_of_several_seeds():
+    row = weights.ListRow("a.per_ptb", "a", 7, "ptb", "perplexity", 88.0, 1.5, 18, (0, 1, 2), 10_000)
+    assert row.shown() == ("a.per_ptb", "ptb", "perplexity 88.00 ± 1.50", "18", "3", "7", "0.01 MB")
+
+
+@pytest.mark.parametrize(
+    "words, names",
+    [
+        (["--method", "mhe"], [MHE]),
+        (["--data", "c10"], [MHE, MIXUP, PLAIN]),
+        (["--data", "ptb"], []),
+        (["--family", "resnet_cifar", "--method", "plain", "--all"], [PLAIN]),
+        (["--family", "lstm_lm"], []),
+    ],
+    ids=" ".join,
+)
+def test_list_filters(zoo, run, words, names):
+    code, out, _ = run("list", *words, "--json")
+    assert code == 0 and [row["name"] for row in json.loads(out)] == names
+
+
+def test_a_terminal_gets_a_table_that_cuts_nothing(zoo, run, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
     code, out, _ = run("info", PLAIN)
-    assert code == 0 and "metrics.accuracy.mean" in out and ("┃" in out or "|" in out)
+    digest = weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
+    cells = [line.split("│")[2].strip() for line in out.splitlines() if line.count("│") == 3]
+    assert code == 0 and "┃" in out and "…" not in out and digest in "".join(cells)
 
 
-def test_info_shows_the_manifest(zoo, run):
-    code, out, _ = run("info", ARCH)
+def test_info_shows_the_manifest_entry_of_a_weight(zoo, run):
+    code, out, _ = run("info", PLAIN)
     values = dict(line.split("\t") for line in out.splitlines())
     assert code == 0 and values["name"] == PLAIN and values["metrics.accuracy.sd"] == "-"
     assert values["files.model.safetensors"] == weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
     assert values["input.mean"] == "0.5, 0.4, 0.3"
+    entry = json.loads(run("info", PLAIN, "--json")[1])
+    assert entry.pop("name") == PLAIN and entry == zoo.entries[PLAIN]
+
+
+def test_info_describes_an_architecture(zoo, run):
+    """ResNet-20 of the CIFAR family: 0.27 M parameters, stages of 16, 32 and 64 channels (arXiv 1512.03385, 4.2)."""
+    code, out, _ = run("info", ARCH, "--json")
+    found = json.loads(out)
+    assert code == 0 and (found["name"], found["family"], found["parameters"]) == (ARCH, "resnet_cifar", 272474)
+    assert found["input_size"] == [3, 32, 32] and found["weights"] == [MHE, MIXUP, PLAIN] and found["description"]
+    assert [(stage["channels"], stage["stride"]) for stage in found["stages"]] == [(16, 1), (32, 2), (64, 4)]
+    values = dict(line.split("\t") for line in run("info", ARCH)[1].splitlines())
+    assert values["input_size"] == "3 x 32 x 32" and "64 channels, stride 4" in values["stages"]
+    text = json.loads(run("info", "lstm200", "--json")[1])
+    assert (text["task"], text["input_size"], text["stages"]) == ("text-generation", [35], [])
+
+
+def test_json_is_standard():
+    """NaN and infinity are not JSON; a strict reader refuses them."""
+    plain = tables._plain({"a": float("inf"), "b": (1, Path("x")), 3: weights.ListRow("n", "f", 1)})
+    assert plain["a"] is None and plain["b"] == [1, "x"] and plain["3"]["name"] == "n"
+    json.dumps(plain, allow_nan=False)
 
 
 @pytest.mark.parametrize(
     "words, code, text",
     [
         (["info", "resnet110_cifar.plain_c10"], 1, "Closest: resnet20_cifar.plain_c10"),
+        (["info", "resnet21_cifar"], 1, "no architecture 'resnet21_cifar'. Closest: resnet"),
+        (["list", "--family", "resnet_cifr"], 1, "no family 'resnet_cifr'. Closest: resnet_cifar"),
+        (["list", "--data", "c11"], 2, "'c11' is not one of 'c10'"),
         (["info", "../x"], 1, "InvalidNameError"),
         (["eval", "resnet21_cifar"], 1, "no architecture 'resnet21_cifar'. Closest: resnet"),
         (["verify"], 2, "--all"),
@@ -101,10 +187,10 @@ def test_mistakes_are_explained_in_one_sentence(zoo, run, words, code, text):
     ids=lambda value: type(value).__name__ if isinstance(value, Exception | KeyboardInterrupt) else None,
 )
 def test_exit_codes(run, monkeypatch, error, code):
-    def fail(*_):
+    def fail(**_):
         raise error
 
-    monkeypatch.setattr(main.cli.commands["list"], "callback", fail)
+    monkeypatch.setattr(weights.list_, "callback", fail)
     found, _, err = run("list")
     assert found == code
     assert not isinstance(error, ModuleNotFoundError) or 'pip install "hyperzoo[train]"' in err
@@ -113,31 +199,32 @@ def test_exit_codes(run, monkeypatch, error, code):
 def test_a_signal_that_stopped_a_run_is_in_the_exit_code(run, monkeypatch):
     from hyperzoo.training.loop import Stopped
 
-    def stop(*_):
+    def stop(**_):
         raise Stopped(signal.SIGTERM, 3)
 
-    monkeypatch.setattr(main.cli.commands["list"], "callback", stop)
+    monkeypatch.setattr(weights.list_, "callback", stop)
     code, _, err = run("list")
     assert code == 143 and "resumes after epoch 3" in err
 
 
 def test_a_fault_of_ours_is_not_hidden(monkeypatch):
-    def fail():
+    def fail(**_):
         raise ModuleNotFoundError("No module", name="hyperzoo.nothing")
 
-    monkeypatch.setattr(main.cli.commands["list"], "callback", fail)
+    monkeypatch.setattr(weights.list_, "callback", fail)
     with pytest.raises(ModuleNotFoundError):
         main.main(["list"])
 
 
-def test_a_reader_that_leaves_early_is_no_error():
-    """The reader of the pipe is gone before anything is printed."""
+@pytest.mark.parametrize("words, code", [(["list"], 0), (["list", "--json"], 0), (["--help"], 1)], ids=str)
+def test_a_reader_that_leaves_early_is_no_error(words, code):
+    """The reader of the pipe is gone before anything is printed; a result that nobody reads is no failure."""
     read, write = os.pipe()
     os.close(read)
-    code = "from hyperzoo.cli.main import main; main(['--help'])"
-    done = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "hyperzoo", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
-    assert done.returncode == 1 and done.stderr == ""
+    assert done.returncode == code and done.stderr == ""
 
 
 def test_verify_sees_each_kind_of_damage(zoo, run, monkeypatch):
@@ -145,18 +232,20 @@ def test_verify_sees_each_kind_of_damage(zoo, run, monkeypatch):
     monkeypatch.setattr(verify, "_sample", lambda info, model: (None, "left out"))
     monkeypatch.setattr(verify, "_golden", lambda info, model: (None, "left out"))
     code, out, _ = run("verify", MHE)
-    rows = [line.split("\t") for line in out.splitlines()]
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert header == ["weight", "check", "result", "detail"]
     assert code == 0 and [row[1] for row in rows] == ["hash", "tensors", "size", "golden", "sample", "test set"]
     assert [row[2] for row in rows] == ["ok", "ok", "ok", "skipped", "skipped", "skipped"]
 
     zoo.entries[MHE]["parameters"] += 1
     zoo.rehash(MHE)
     code, out, _ = run("verify", MHE)
-    assert code == 1 and "DIFFERS" in out.splitlines()[2] and "the manifest says (272475" in out
+    assert [check["ok"] for check in json.loads(run("verify", MHE, "--json")[1])][:3] == [True, True, False]
+    assert code == 1 and "DIFFERS" in out.splitlines()[3] and "the manifest says (272475" in out
 
     zoo.file(MHE).write_bytes(zoo.file(MHE).read_bytes()[:-1] + b"\0")
     code, out, _ = run("verify", MHE)
-    assert code == 1 and len(out.splitlines()) == 1 and "Reinstall hyperzoo" in out
+    assert code == 1 and len(out.splitlines()) == 2 and "Reinstall hyperzoo" in out
 
 
 def test_verify_compares_golden_outputs(zoo, tmp_path, monkeypatch):
@@ -200,10 +289,10 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     correct = sum(a == b for a, b in zip(said, images.labels.tolist(), strict=True))
 
     def stated(count, fingerprint=images.fingerprint):
-        this = loaded.record.metrics.this_file
+        this = loaded.info.metrics.this_file
         sample = dataclasses.replace(this.sample, correct=count, total=12, fingerprint=fingerprint)
-        metrics = dataclasses.replace(loaded.record.metrics, this_file=dataclasses.replace(this, sample=sample))
-        return verify._sample(dataclasses.replace(loaded.record, metrics=metrics), loaded.model)
+        metrics = dataclasses.replace(loaded.info.metrics, this_file=dataclasses.replace(this, sample=sample))
+        return verify._sample(dataclasses.replace(loaded.info, metrics=metrics), loaded.model)
 
     assert stated(correct) == (True, f"correct of 12: {correct}")
     assert stated(correct + 1)[0] is True and stated(correct + 2)[0] is False
@@ -213,11 +302,15 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
 
 
 def test_energy_of_any_network(run, tmp_path):
-    code, out, _ = run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"))
-    rows = [line.split("\t") for line in out.splitlines()]
-    assert code == 0 and rows[-1] == [str(tmp_path / "e.png")] and (tmp_path / "e.png").is_file()
-    assert rows[0][:2] == ["conv1", "16 x 27"] and rows[-2][:2] == ["fc (output)", "10 x 64"]
-    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows[:-1])
+    code, out, err = run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"))
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and err == f"{tmp_path / 'e.png'}\n" and (tmp_path / "e.png").is_file()
+    assert header[:3] == ["layer", "neurons", "energy"]
+    assert rows[0][:2] == ["conv1", "16 x 27"] and rows[-1][:2] == ["fc (output)", "10 x 64"]
+    assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
+    found = json.loads(run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"), "--json")[1])
+    assert [layer["name"] for layer in found["layers"]] == [row[0].removesuffix(" (output)") for row in rows]
+    assert found["picture"] == str(tmp_path / "e.png")
     assert run("energy", "test_resnet.r160_in1k", "--half-space", "--out", str(tmp_path / "t.png"))[0] == 0
     code, _, err = run("energy", "resnet20_cifr")
     assert code == 1 and "no model 'resnet20_cifr'. Closest: resnet20_cifar" in err

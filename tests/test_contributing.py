@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from click import Context
 
 from hyperzoo.cli.group import cli
 
@@ -73,10 +74,11 @@ def test_make_knows_its_targets(line):
 @pytest.mark.parametrize("line", sorted({said for said in SAID if said.startswith("hyperzoo ")}))
 def test_commands_and_their_options_exist(line):
     _, name, *words = shlex.split(line)
+    command = cli.get_command(Context(cli), name)
     if words and not words[0].startswith("--"):
-        cli.commands[name].make_context(name, words)
+        command.make_context(name, words)
     else:  # a command that is only named, or with an option
-        options = {option for parameter in cli.commands[name].params for option in parameter.opts}
+        options = {option for parameter in command.params for option in parameter.opts}
         assert set(words) <= options
 
 

@@ -1,21 +1,25 @@
-"""Commands that run a network: its metrics, energies of its filters, its activations, text that it writes."""
+"""Commands that run a network: metrics, energy of the filters, activations, sampled text."""
 
 from pathlib import Path
 
 import click
 
-from hyperzoo.cli.tables import flat, show
+from hyperzoo.cli.command import ModelCommand, json_option
+from hyperzoo.cli.tables import flat, note, show, show_json, write
+
+pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's weight, for a model of timm.")
 
 
-@click.command("eval")
+@click.command("eval", cls=ModelCommand)
 @click.argument("name")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--data", "dataset", help="Code of the data set: c10, c100, ...; a weight of ours has its own.")
-@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
-@click.option("--limit", type=click.IntRange(1), help="Only so many of the images, always the same ones.")
-@click.option("--robustness", is_flag=True, help="Also deformed and attacked images, and a picture.")
-@click.option("--seed", default=0, show_default=True, help="Of the deformations and the attacks.")
-@click.option("--out", type=click.Path(path_type=Path), help="That picture; robustness.png without it.")
+@click.option("--data", "dataset", help="Data set code: c10, c100, ... [default: the weight's own]")
+@pretrained_option
+@click.option("--limit", type=click.IntRange(1), help="Evaluate a fixed subset of this many images.")
+@click.option("--robustness", is_flag=True, help="Also deformations and attacks, with a figure.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the deformations and attacks.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output PNG of --robustness [default: robustness.png]")
+@json_option
 def eval_(
     name: str,
     split: str,
@@ -25,11 +29,12 @@ def eval_(
     robustness: bool,
     seed: int,
     out: Path | None,
+    as_json: bool,
 ) -> None:
-    """Accuracy (%), NLL (nats) and calibration error (%), or perplexity, of NAME on a split of a data set; no verdict.
+    """Evaluate NAME on a split: accuracy (%), NLL (nats) and calibration error (%), or perplexity.
 
-    NAME is a weight, any model of timm, or local-dir:FOLDER (a run folder is one). With --robustness also accuracy and
-    NLL on rotated, sheared and zoomed images and under attack: some 60 times the work, see --limit.
+    NAME is a weight, any model of timm, or local-dir:FOLDER, such as a run folder. --robustness adds accuracy and NLL
+    on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit.
     """
     import hyperzoo
     from hyperzoo.analysis import evaluate
@@ -39,89 +44,124 @@ def eval_(
         from hyperzoo.analysis import robustness as measuring
 
         found = measuring.measure(model, images, seed=seed)
+        picture = measuring.draw(found, out or Path("robustness.png"), title=name)
+        if as_json:
+            show_json({"name": name, "split": split, "seed": seed, "picture": picture, **vars(found)})
+            return
         show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
-        click.echo(f"calibration error\t{found.ece:.2f} %\nimages\t{found.origin}\nseed\t{seed}")
-        click.echo(measuring.draw(found, out or Path("robustness.png"), title=name))
+        note(f"calibration error {found.ece:.2f} %; seed {seed}; {found.origin}\n{picture}")
         return
     metrics = evaluate.measure(model, images)
-    show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
+    if as_json:
+        show_json({"name": name, "split": split, "data": images.origin, **metrics.as_dict()})
+    else:
+        show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
     if dataset is None and limit is None:
         published = hyperzoo.weight_info(name).dataset
         known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
         if metrics.fingerprint != known.get(split, metrics.fingerprint):
-            click.echo("this is not the data that the published number stands for: another fingerprint", err=True)
+            note("these are not the images or the text of the published number: the fingerprints differ")
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model")
-@click.option("--power", type=click.IntRange(0, 2), default=2, show_default=True, help="s of the energy.")
-@click.option("--half-space", is_flag=True, help="Of lines rather than directions: a filter repels with its negative.")
-@click.option("--angular", is_flag=True, help="Of angles rather than chords.")
-@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
-@click.option("--out", type=click.Path(path_type=Path), help="The picture; energy.png without it.")
-def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None) -> None:
-    """How the filters of MODEL are spread: a weight, any model of timm, or local-dir:FOLDER.
+@click.option("--power", type=click.IntRange(0, 2), default=2, show_default=True, help="Power s of the energy.")
+@click.option("--half-space", is_flag=True, help="Half-space energy: f and -f count as one direction.")
+@click.option("--angular", is_flag=True, help="Measure distances by angles instead of chords.")
+@pretrained_option
+@click.option("--out", type=click.Path(path_type=Path), help="Output PNG [default: energy.png]")
+@json_option
+def energy(
+    model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None, as_json: bool
+) -> None:
+    """Measure how evenly the filters of MODEL cover the sphere.
 
-    For each layer its hyperspherical energy, that of random directions, the least possible where it is known, and the
-    closest pair of filters; the same and the angles of all pairs as a picture.
+    MODEL is a weight, any model of timm, or local-dir:FOLDER. Prints, for each layer, its hyperspherical energy, that
+    of random directions, the least possible energy where it is known, and the closest pair of filters. The figure adds
+    the angles of all pairs.
     """
     from hyperzoo import zoo
     from hyperzoo.analysis import neuron_energy as measuring
 
     network = zoo.any_network(model, pretrained=pretrained)
     rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
+    picture = measuring.draw(rows, out or Path("energy.png"), title=model)
+    if as_json:
+        show_json({"model": model, "layers": rows, "picture": picture})
+        return
     show(measuring.COLUMNS, [row.shown() for row in rows])
-    click.echo(measuring.draw(rows, out or Path("energy.png"), title=model))
+    note(str(picture))
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("model", type=str)
-@click.option("--data", "dataset", help="Code of the data set: c10, ptb, ...; a weight or a run of ours has its own.")
-@click.option("--layers", multiple=True, help="Names, patterns, or type:ReLU; all nonlinearities and LSTMs without it.")
-@click.option("--batch-size", default=128, show_default=True, help="Images.")
-@click.option("--pretrained", is_flag=True, help="Fetch timm's weight for a model of timm.")
-@click.option("--out", type=click.Path(path_type=Path), help="The picture; activations.png without it.")
+@click.option("--data", "dataset", help="Data set code: c10, ptb, ... [default: the weight's or the run's own]")
+@click.option("--layers", multiple=True, help="Names, patterns or type:ReLU [default: all nonlinearities and LSTMs]")
+@click.option("--batch-size", default=128, show_default=True, help="Number of images.")
+@pretrained_option
+@click.option("--out", type=click.Path(path_type=Path), help="Output PNG [default: activations.png]")
+@json_option
 def activations(
-    model: str, dataset: str | None, layers: tuple[str, ...], batch_size: int, pretrained: bool, out: Path | None
+    model: str,
+    dataset: str | None,
+    layers: tuple[str, ...],
+    batch_size: int,
+    pretrained: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
-    """How the activations of MODEL are distributed: a weight, any model of timm, or a run folder.
+    """Describe the distribution of the activations of MODEL.
 
-    For each layer mean, variance, quantiles, and the sliced W1 distance to N(0, I), as a table and as a picture. Of a
-    run whose terms reported them also the course over its training.
+    MODEL is a weight, any model of timm, or a run folder. Prints and draws, for each layer, mean, variance, quantiles
+    and the sliced W1 distance to N(0, I). If a run logged them, a second figure shows them over its training.
     """
     from hyperzoo.analysis import activation_statistics as measuring
 
-    network, batch, told = measuring.subject(model, dataset=dataset, pretrained=pretrained, batch_size=batch_size)
+    network, batch, origin = measuring.subject(model, dataset=dataset, pretrained=pretrained, batch_size=batch_size)
     rows = measuring.layer_activations(network, batch, list(layers) or None)
-    show(measuring.COLUMNS, [row.shown() for row in rows])
-    click.echo(f"batch\t{told}")
     picture = out or Path("activations.png")
-    click.echo(measuring.draw(rows, picture, title=model))
+    pictures = [measuring.draw(rows, picture, title=model)]
     if measuring.has_reports(Path(model)):
         course = picture.with_stem(f"{picture.stem}_training")
-        click.echo(measuring.draw_training({model: Path(model)}, course))
+        pictures.append(measuring.draw_training({model: Path(model)}, course))
+    if as_json:
+        show_json({"model": model, "batch": origin, "layers": rows, "pictures": pictures})
+        return
+    show(measuring.COLUMNS, [row.shown() for row in rows])
+    note("\n".join([f"measured on {origin}", *map(str, pictures)]))
 
 
-@click.command()
+@click.command(cls=ModelCommand)
 @click.argument("name")
-@click.option("--prompt", default="", help="Words to go on from; without any, a new line.")
-@click.option("--tokens", default=50, show_default=True, help="Words to write.")
+@click.option("--prompt", default="", help="Words to continue [default: a new line]")
+@click.option("--tokens", default=50, show_default=True, help="Number of words to sample.")
 @click.option(
-    "--temperature", default=1.0, show_default=True, help="Below 1 likely words get likelier; 0 takes the best."
+    "--temperature", default=1.0, show_default=True, help="Below 1 favors likely words; 0 takes the likeliest."
 )
-@click.option("--top-k", type=int, help="Draw from the K likeliest words only.")
-@click.option("--top-p", type=float, help="Draw from the fewest likeliest words that have this probability together.")
+@click.option("--top-k", type=int, help="Sample from the K likeliest words only.")
+@click.option("--top-p", type=float, help="Sample from the fewest words whose probabilities sum to P.")
 @click.option("--seed", default=0, show_default=True)
+@json_option
 def generate(
-    name: str, prompt: str, tokens: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
+    name: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    as_json: bool,
 ) -> None:
-    """Let the language model NAME write: a weight, or local-dir:FOLDER (a run folder is one).
+    """Sample text from the language model NAME, a weight or local-dir:FOLDER, such as a run folder.
 
-    Words of the prompt that it does not know are read as <unk>, and said.
+    Unknown words of the prompt become <unk>; a warning lists them.
     """
     from hyperzoo.analysis import generate as generating
 
     written = generating.run(name, prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     if written.unknown:
-        click.echo(f"not in the vocabulary, read as <unk>: {', '.join(written.unknown)}", err=True)
-    click.echo(written.text)
+        note(f"not in the vocabulary, read as <unk>: {', '.join(written.unknown)}")
+    if as_json:
+        show_json({"name": name, "text": written.text, "prompt": written.prompt, "words": written.words, "seed": seed})
+    else:
+        write(written.text)

@@ -1,24 +1,51 @@
-"""How results are printed: a table in a terminal, and one record a line in a pipe."""
+"""How results are printed: a table in a terminal, tab-separated lines in a pipe, or JSON."""
 
+import dataclasses
+import json
+import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import click
 
+_ONE_LINE = str.maketrans("\t\n", "  ")
+
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table in a terminal; elsewhere one record a line, fields separated by tabs, without a heading."""
+    """Print a table in a terminal; elsewhere a header line and one line a row, cells separated by tabs."""
     if not sys.stdout.isatty():
-        for row in rows:
-            click.echo("\t".join(row))
+        write("\n".join("\t".join(cell.translate(_ONE_LINE) for cell in row) for row in (columns, *rows)))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")  # a narrow terminal wraps cells and cuts none
     for row in rows:
         table.add_row(*row)
     Console().print(table, markup=False)
+
+
+def show_json(value: Any) -> None:
+    """Print a result as JSON: tuples with field names and dataclasses as objects, NaN and infinity as null."""
+    write(json.dumps(_plain(value), indent=2, ensure_ascii=False))
+
+
+def write(text: str) -> None:
+    """Print to stdout; a reader that has left, such as `head`, is no error."""
+    try:
+        click.echo(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note(text: str) -> None:
+    """Print a remark on a table to stderr, so that a pipe gets the table alone."""
+    click.echo(text, err=True)
 
 
 def flat(value: object, key: str = "") -> list[tuple[str, str]]:
@@ -26,5 +53,19 @@ def flat(value: object, key: str = "") -> list[tuple[str, str]]:
     if isinstance(value, dict):
         return [row for name, item in value.items() for row in flat(item, f"{key}.{name}" if key else str(name))]
     if isinstance(value, (tuple, list)):
-        return [(key, ", ".join(map(str, value)))]
+        return [(key, ", ".join(map(str, value)) or "-")]
     return [(key, "-" if value is None else str(value))]
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
