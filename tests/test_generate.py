@@ -67,7 +67,7 @@ def folder(tmp_path_factory):
 
 def test_a_run_folder_writes(folder):
     name = f"local-dir:{folder}"
-    words = set(zoo.vocabulary(folder))
+    words = set(zoo.class_names(folder))
     one, same, other = (generate.run(name, "a b\nquark a", tokens=30, seed=seed) for seed in (1, 1, 2))
     assert one == same != other and len(one.words) == 30 and set(one.words) <= words
     assert one.prompt == ("a", "b", "<eos>", "<unk>", "a") and one.unknown == ("quark",)
@@ -89,7 +89,7 @@ def test_greedy_words_are_the_likeliest_of_the_whole_text_so_far(tmp_path):
 
 
 def test_draws_have_the_frequencies_of_the_model(folder):
-    model, vocabulary = zoo.any_network(f"local-dir:{folder}"), zoo.vocabulary(folder)
+    model, vocabulary = zoo.any_network(f"local-dir:{folder}"), zoo.class_names(folder)
     chances = model(torch.tensor([[vocabulary.index("a")]]))[0, -1].softmax(0)
     best = int(chances.argmax())
     first = [generate.run(f"local-dir:{folder}", "a", tokens=1, seed=seed).words[0] for seed in range(60)]
@@ -127,5 +127,5 @@ def test_what_is_no_language_model_is_refused(folder, tmp_path):
         generate.run("lstm20", "a")
     with pytest.raises(InputError, match="lstm200 reads token ids, not images"):
         zoo.preprocess("lstm200")
-    with pytest.raises(WeightFileError, match="does not say what its outputs are called"):
-        zoo.vocabulary(tmp_path)
+    with pytest.raises(WeightFileError, match="so its classes have no names"):
+        zoo.class_names(tmp_path)

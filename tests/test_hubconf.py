@@ -54,7 +54,7 @@ def test_weights_load_and_are_described(tmp_path, monkeypatch):
         plain, mhe = hub(ARCH, pretrained=True), hub(ARCH, pretrained=True, tag="mhe_c10", num_classes=7)
         assert torch.equal(plain.fc.weight, zoo.tensors[PLAIN]["fc.weight"])
         assert torch.equal(mhe.conv1.weight, zoo.tensors[MHE]["conv1.weight"]) and mhe.num_classes == 7
-        assert hub("load", PLAIN).vocabulary[3] == "class 3"
+        assert hub("load", PLAIN).classes[3] == "class 3"
         monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *args, **kwargs: ROOT)
         text = torch.hub.help("owner/hyperzoo:v1", ARCH, trust_repo=True)
         line = "plain_c10 (default): accuracy 91.25 % (n = 1) on uoft-cs/cifar10, licence mit"
@@ -114,7 +114,7 @@ golden = load_file(root / "tests" / "golden" / "spherenet20.sphere_c10.safetenso
 x = golden["input"]
 torch.testing.assert_close(model(x), golden["output"], rtol=1e-4, atol=1e-5)
 loaded = load("load", "spherenet20.sphere_c10")
-assert torch.equal(loaded.model(x), model(x)) and len(loaded.vocabulary) == 10
+assert torch.equal(loaded.model(x), model(x)) and len(loaded.classes) == 10
 
 def same(other, key):
     return torch.equal(other.state_dict()[key], model.state_dict()[key])

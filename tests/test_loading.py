@@ -241,14 +241,28 @@ def test_unknown_tags_and_architectures_without_weights(zoo):
         hyperzoo.load("resnet32_cifar")
 
 
-def test_load_returns_model_words_and_record(zoo):
+def test_load_returns_model_classes_and_info(zoo):
     loaded = hyperzoo.load(PLAIN, num_classes=10)
     assert not loaded.model.training
-    assert loaded.vocabulary == tuple(LABELS)
-    assert loaded.record == hyperzoo.weight_info(PLAIN)
-    assert loaded.record.metrics.accuracy.mean == 91.25 and loaded.record.input.size == (3, 32, 32)
+    assert loaded.classes == tuple(LABELS)
+    assert loaded.info == hyperzoo.weight_info(PLAIN)
+    assert loaded.info.metrics.accuracy.mean == 91.25 and loaded.info.input.size == (3, 32, 32)
     with pytest.raises(errors.InputError, match=r"checkpoint_path.*timm\.create_model"):
         hyperzoo.load(PLAIN, checkpoint_path="x")
+
+
+def test_load_takes_a_folder_with_its_class_names(zoo):
+    folder = own_file(zoo).parent
+    loaded = hyperzoo.load(f"local-dir:{folder}", num_classes=7)
+    assert not loaded.model.training and loaded.model.num_classes == 7
+    assert agrees_but_for(loaded.model, zoo.tensors[PLAIN], "fc.")
+    assert loaded.classes == tuple(LABELS) and loaded.info is None
+    with pytest.raises(errors.WeightUnavailableError, match=r"nowhere has no config\.json, so it is not a saved model"):
+        hyperzoo.load("local-dir:nowhere")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("label_names", "other"))
+    with pytest.raises(errors.WeightFileError, match=r"neither vocab\.txt nor label_names"):
+        hyperzoo.load(f"local-dir:{folder}")
 
 
 def test_the_description_given_to_timm_is_the_manifests(zoo):
@@ -281,7 +295,7 @@ def test_each_weight_of_the_package(name):
         assert has_exactly(model, tensors)
     assert sum(p.numel() for p in loaded.model.parameters()) == info.parameters
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
-    assert len(loaded.vocabulary) == info.num_classes == loaded.model.num_classes
+    assert len(loaded.classes) == info.num_classes == loaded.model.num_classes
     if info.task != "image-classification":
         return
     for classes in (5, 0):

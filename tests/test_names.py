@@ -27,6 +27,7 @@ HOSTILE = [
     "file:///etc/passwd",
     "hf-hub:someone/x.plain_c10",
     "local-dir:/tmp",
+    " local-dir:/tmp",
     "spherenet20.sphere_c10\0.bin",
     "spherenet20.sphere_c10\n",
     " spherenet20.sphere_c10",
@@ -67,6 +68,8 @@ sys.addaudithook(_audit)
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_hostile_names_touch_no_file(name):
     doors = [door for door in DOORS if not (name is None and door is hyperzoo.list_weights)]  # None means all there
+    if name == "local-dir:/tmp":  # a folder that the caller names, to these two
+        doors = [door for door in doors if door not in (hyperzoo.load, hyperzoo.preprocess)]
     _opened.clear()
     _watching.set()
     try:

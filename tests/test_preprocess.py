@@ -1,5 +1,7 @@
 """`preprocess` gives what timm's evaluation transform gives, bit for bit, for a PIL image and for a batch of bytes."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -9,6 +11,7 @@ from support.published import ARCH, MHE, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors
+from hyperzoo.zoo import weight_files
 
 
 def pictures(count=3, size=(32, 32)):
@@ -35,7 +38,7 @@ def test_equal_to_timm_bit_for_bit(name, size):
     assert expected.shape == (3, 3, 32, 32) and expected.dtype == torch.float32
     assert torch.equal(prepare(batch), expected)
     for picture, one in zip(batch, expected, strict=True):
-        assert torch.equal(prepare(pil(picture)), one[None])
+        assert torch.equal(prepare(pil(picture)), one)
 
 
 def test_the_formula_and_the_manifests_numbers(tmp_path, monkeypatch):
@@ -58,6 +61,37 @@ def test_the_input_is_left_alone_and_layouts_do_not_matter():
     assert prepare(batch[:0]).shape == (0, 3, 32, 32) and prepare(pictures(0, (9, 9))).shape == (0, 3, 32, 32)
     grey = pil(batch[0]).convert("L")
     assert torch.equal(prepare(grey), prepare(grey.convert("RGB")))
+
+
+def test_a_run_folder_is_prepared_for_as_its_config_says(tmp_path):
+    folder = weight_files.MANIFEST.folder("spherenet20.sphere_c10")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"] |= dict(mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3])
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+    got = hyperzoo.preprocess(f"local-dir:{tmp_path}")(pictures())
+    torch.testing.assert_close(got, (pictures() / 255 - mean) / std, rtol=0, atol=1e-6)  # rounding only
+    with pytest.raises(errors.WeightUnavailableError, match="nowhere has no config.json"):
+        hyperzoo.preprocess("local-dir:nowhere")
+    words = weight_files.MANIFEST.folder("lstm200.plain_ptb")
+    with pytest.raises(errors.InputError, match="reads token ids"):
+        hyperzoo.preprocess(f"local-dir:{words}")
+
+
+def test_it_prints_what_it_does():
+    given = hyperzoo.weight_info("spherenet20").input
+    assert repr(hyperzoo.preprocess("spherenet20")).splitlines() == [
+        "Preprocess(",
+        "    convert: RGB",
+        f"    resize: shorter side to 32 px, {given.interpolation}",
+        "    crop: 32 x 32 px at the center",
+        "    scale: to [0, 1]",
+        f"    normalize: (x - {given.mean}) / {given.std}",
+        "    return: float32, (3, 32, 32) per image",
+        ")",
+    ]
+    large = repr(hyperzoo.preprocess("spherenet18_imagenet"))  # timm's crop_pct 0.875: 224 of 256 pixels
+    assert "shorter side to 256 px" in large and "crop: 224 x 224 px" in large
 
 
 BAD = [

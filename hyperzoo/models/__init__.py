@@ -1,5 +1,6 @@
 """Importing a model file registers its architectures with timm."""
 
+from hyperzoo.models import _timm as _timm
 from hyperzoo.models import cnn_cifar as cnn_cifar
 from hyperzoo.models import fast_cnn as fast_cnn
 from hyperzoo.models import fixup_resnet as fixup_resnet

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import timm
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._builder import resolve_pretrained_cfg
-from timm.models._pretrained import DefaultCfg, PretrainedCfg
+from timm.models import (
+    DefaultCfg,
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import nn
 
 from hyperzoo import names

@@ -7,12 +7,12 @@ import torch
 import torch.fx
 import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d, create_classifier
-from timm.models._features import feature_take_indices
-from timm.models._manipulate import checkpoint_seq
+from timm.models import checkpoint_seq
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
 from hyperzoo.models._input import check_images
+from hyperzoo.models._timm import feature_take_indices
 
 torch.fx.wrap("check_images")
 
