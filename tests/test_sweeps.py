@@ -112,8 +112,8 @@ def trained(tmp_path_factory, request):
 def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys):
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
-    table = [line.split("\t") for line in capsys.readouterr().out.splitlines() if "\t" in line]
-    assert [(row[0], *row[5:]) for row in table] == [
+    header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == list(sweep.COLUMNS) and [(row[0], *row[5:]) for row in table] == [
         ("plain", "2", "1", "test", "91.25", "-", "-"),
         ("other", "2", "1", "test", "-", "-", "-"),
     ]
@@ -249,7 +249,7 @@ def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_pat
 
 
 def test_documents_quote_the_results(tmp_path):
-    place = finished.checkout(tmp_path)
+    place = finished.new_checkout(tmp_path)
     runs = [
         {"label": label, "split": "test", "epochs": 2, "metrics": metrics(accuracy), "log": log}
         for label, accuracy, log in (
