@@ -26,7 +26,7 @@ MUST_NOT_KNOW = {  # beside the rooms below it
     "zoo": METHODS | {"layers"},
     "models": METHODS,
     "data": METHODS | {"layers", "zoo", "models"},
-    "training": METHODS | {"layers", "zoo", "models", "data"},
+    "training": METHODS | {"zoo", "models", "data"},
 }
 THIRD_PARTY = {  # every package beside torch and the standard library, and the rooms that import it
     "numpy": {"data"},
@@ -35,6 +35,7 @@ THIRD_PARTY = {  # every package beside torch and the standard library, and the 
     "timm": {"zoo", "models", "__init__", "training", "analysis", "experiments", "publishing"},
     "huggingface_hub": {"zoo", "data"},
     "safetensors": {"zoo", "data", "training", "publishing"},
+    "filelock": {"experiments"},
     "accelerate": {"training", "analysis", "experiments"},
     "datasets": {"data"},
     "pyarrow": {"data"},

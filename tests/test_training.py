@@ -18,8 +18,8 @@ from torch import nn
 import hyperzoo
 from hyperzoo.analysis import activation_statistics
 from hyperzoo.data import ImageBatches, load_images
-from hyperzoo.errors import LaunchError, NonFiniteError, RunError
-from hyperzoo.experiments import queue, train
+from hyperzoo.errors import BusyError, LaunchError, NonFiniteError, RunError
+from hyperzoo.experiments import build, queue, train
 from hyperzoo.training import checkpoint
 from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe import load_recipe
@@ -256,7 +256,7 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
     result = train.run(recipe, out)
     assert result.values["split"] == "held-out part of train"  # choices never see the test split
-    assert activation_statistics.subject(str(out), batch_size=4)[1].shape == (4, 3, 8, 8)
+    assert activation_statistics.load_model_and_batch(str(out), batch_size=4)[1].shape == (4, 3, 8, 8)
     assert result.values["metrics"]["total"] == 100 and result.values["recipe_sha256"] == recipe.digest()
     names = {path.name for path in out.iterdir()}
     assert {"model.safetensors", "config.json", "result.json", "metrics.jsonl", "checkpoints"} <= names
@@ -284,7 +284,7 @@ def test_a_damaged_result_is_named_with_its_remedy(small_recipe, tmp_path, capsy
         with pytest.raises(RunError, match="damaged"):
             queue.Task("small", recipe, out).result()
         with pytest.raises(RunError, match="damaged"):
-            activation_statistics.subject(str(out), batch_size=4)
+            activation_statistics.load_model_and_batch(str(out), batch_size=4)
     (out / "result.json").unlink()
     assert train.run(recipe, out).values["metrics"] == metrics  # of the last checkpoint
     assert "epoch 1/1" in capsys.readouterr().out and (out / "result.json").is_file()
@@ -322,19 +322,43 @@ def test_the_recipe_decides_on_the_precision_and_an_accelerator_of_the_caller_ke
 
 @pytest.mark.fault("two runs in one folder")
 def test_two_runs_in_one_folder(small_recipe, tmp_path):
+    """The first is killed by signal 9; then the second has the folder."""
     script = (
-        "import fcntl, sys, time; lock = open(sys.argv[1], 'a+'); fcntl.flock(lock, fcntl.LOCK_EX); "
-        "lock.write('4711'); lock.flush(); print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from hyperzoo.experiments import build, train; "
+        "from hyperzoo.training.recipe import load_recipe; "
+        "build.samples = lambda recipe: (print('held', flush=True), time.sleep(60)); "
+        "train.run(load_recipe(sys.argv[1]), Path(sys.argv[2]))"
     )
-    holder = subprocess.Popen([sys.executable, "-c", script, tmp_path / "run.lock"], stdout=subprocess.PIPE)
+    recipe, out = load_recipe(small_recipe), tmp_path / "out"
+    holder = subprocess.Popen([sys.executable, "-c", script, small_recipe, out], stdout=subprocess.PIPE)
     try:
-        holder.stdout.readline()
-        with pytest.raises(RunError, match="process 4711 is training in .*; use another --out"):
-            train.run(load_recipe(small_recipe), tmp_path)
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(BusyError, match=f"process {holder.pid} is training in .*; use another --out"):
+            train.run(recipe, out)
     finally:
         holder.kill()
         holder.wait()
         holder.stdout.close()
+    assert train.run(recipe, out).values["epochs"] == 1
+
+
+@pytest.mark.fault("two runs in one folder")
+def test_two_runs_in_one_folder_of_one_process(small_recipe, tmp_path, monkeypatch):
+    recipe, out, samples = load_recipe(small_recipe), tmp_path / "out", build.samples
+
+    def again(recipe):
+        with pytest.raises(BusyError, match=f"process {os.getpid()} is training in"):
+            train.run(recipe, out)
+        return samples(recipe)
+
+    monkeypatch.setattr(build, "samples", again)
+    assert train.run(recipe, out).values["epochs"] == 1
+
+
+def test_a_folder_that_cannot_be_written(small_recipe, tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(RunError, match="cannot write to the run folder .*out"):
+        train.run(load_recipe(small_recipe), tmp_path / "out")
 
 
 def test_another_number_of_processes_than_asked_for(small_recipe, tmp_path, monkeypatch):

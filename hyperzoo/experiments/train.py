@@ -1,16 +1,16 @@
 """One training run: from a recipe to a run folder. `-m hyperzoo train RECIPE` under torchrun or accelerate launch."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from torch import nn
 
 from hyperzoo import files
@@ -105,7 +105,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         split = "held-out part of train" if recipe.data.hold_out else "validation"
         metrics = evaluate.measure(published, held, engine=engine)
     else:
-        metrics, split = evaluate.test_split(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
+        metrics, split = evaluate.test_metrics(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
     values = {
         "name": recipe.name,
         "seed": recipe.train.seed,
@@ -160,26 +160,21 @@ def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
-    """The folder belongs to one run at a time; the lock goes with the process, however it ends."""
+    """Reserve a folder for this run; the system frees it when the process ends, also after kill -9."""
     if not engine.is_main_process:
         engine.wait_for_everyone()
         yield
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "run.lock").open("a+")
-    except OSError as error:
-        raise RunError(f"cannot write to the run folder {folder}: {error}") from error
-    with lock:
+    owner = folder / "run.pid"
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise BusyError(
-                f"process {lock.read().strip() or 'unknown'} is training in {folder}; use another --out"
-            ) from error
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(folder / "run.lock", timeout=0))
+            files.write_whole({owner: str(os.getpid()).encode()})
+        except Timeout as error:
+            process = owner.read_text() if owner.exists() else "unknown"
+            raise BusyError(f"process {process} is training in {folder}; use another --out") from error
+        except OSError as error:
+            raise RunError(f"cannot write to the run folder {folder}: {error}") from error
         engine.wait_for_everyone()
         yield

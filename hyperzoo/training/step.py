@@ -1,8 +1,7 @@
 """TrainStep: model, loss, terms and mixing in one module; the thing that DDP wraps and that the optimizer sees."""
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
-from types import TracebackType
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
@@ -10,21 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Open(Protocol):
-    """A context manager."""
+class Term(AbstractContextManager[Any], Protocol):
+    """An added loss. Run the model inside `with term`; `term()` then gives the loss, () float32.
 
-    def __enter__(self) -> Any: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> bool | None: ...
-
-
-class Term(Open, Protocol):
-    """What is added to the loss: inside `with term`, the model runs forward, and `term()` is () float32.
-
-    `parameters()` are trainable tensors that it owns; they are trained and checkpointed, and never published. A term
-    whose value does not depend on the batch says so by a true attribute `once_per_update`.
+    `parameters()` gives its own trainable tensors: trained and checkpointed, never published. A term that does not
+    depend on the batch sets the attribute `once_per_update`.
     """
 
     def __call__(self) -> Tensor: ...
@@ -32,8 +21,8 @@ class Term(Open, Protocol):
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
 
-class Mixing(Open, Protocol):
-    """Mixes a batch: (B, C, H, W), (B,) -> images and soft targets (B, K); arms its hooks for the length of `with`."""
+class Mixing(AbstractContextManager[Any], Protocol):
+    """Mixes a batch: (B, C, H, W), (B,) -> images and soft targets (B, K). Its hooks live inside `with`."""
 
     def __call__(self, images: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
