@@ -28,10 +28,10 @@ def load_published() -> None:
     print("1. Published weights on the 500 embedded test images")
     for name in ("spherenet20", "resnet20_cifar"):
         loaded = hyperzoo.load(name)
-        stated = loaded.record.metrics.this_file
-        found = evaluate.test_split(loaded.model, "c10")
+        stated = loaded.info.metrics.this_file
+        found = evaluate.test_metrics(loaded.model, "c10")
         print(
-            f"   {loaded.record.name:26} {found.accuracy:5.1f} %: {found.correct} of {found.total} right, "
+            f"   {loaded.info.name:26} {found.accuracy:5.1f} %: {found.correct} of {found.total} right, "
             f"{stated.sample.correct} expected; its card: {stated.accuracy:.2f} % of all {stated.total:,}"
         )
 
@@ -53,7 +53,7 @@ def draw(model: torch.nn.Module) -> None:
     pictures = [curve, plots.grid(images, evaluate.logits(model, images), RUN / "predictions.png", title=title)]
     best = hyperzoo.load("spherenet20")
     logits = evaluate.logits(best.model, images)
-    pictures.append(plots.grid(images, logits, RUN / "predictions_published.png", title=best.record.name))
+    pictures.append(plots.grid(images, logits, RUN / "predictions_published.png", title=best.info.name))
     print("   " + "\n   ".join(map(str, pictures)))
 
 

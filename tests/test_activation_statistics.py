@@ -79,7 +79,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(InputError, match="no layers to draw"):
         activation_statistics.draw([], "x.png", title="x")
     with pytest.raises(InputError, match="batch_size must be 1 or more"):
-        activation_statistics.subject("resnet20_cifar", batch_size=0)
+        activation_statistics.load_model_and_batch("resnet20_cifar", batch_size=0)
 
 
 @pytest.fixture
@@ -92,12 +92,15 @@ def run(tmp_path, monkeypatch):
 
 def test_a_run_has_a_report_of_its_end_and_of_its_course(run, tmp_path, capsys, monkeypatch):
     assert _exit_code(["activations", str(run), "--out", str(tmp_path / "a.png")]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [row[0] for row in rows[:2]] == ["layers.0", "layers.1"] and rows[0][1] == "20 x 2 x 8"
-    assert rows[2][1].startswith("20 columns of 2 words of ")
-    assert [row[0] for row in rows[3:]] == [str(tmp_path / "a.png"), str(tmp_path / "a_training.png")]
-    for picture in rows[3:]:
-        assert (tmp_path / picture[0]).read_bytes().startswith(b"\x89PNG")
+    out, err = capsys.readouterr()
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert header == list(activation_statistics.COLUMNS)
+    assert [row[0] for row in rows] == ["layers.0", "layers.1"] and rows[0][1] == "20 x 2 x 8"
+    batch, *pictures = err.splitlines()
+    assert batch.startswith("measured on 20 columns of 2 words of ")
+    assert pictures == [str(tmp_path / "a.png"), str(tmp_path / "a_training.png")]
+    for picture in pictures:
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     drawn = []
     monkeypatch.setattr(activation_statistics.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
@@ -111,9 +114,9 @@ def test_a_run_has_a_report_of_its_end_and_of_its_course(run, tmp_path, capsys, 
 def test_images_of_a_data_set_or_noise(data_mirror, tmp_path, capsys):
     out = ["--out", str(tmp_path / "a.png"), "--batch-size", "8"]
     assert _exit_code(["activations", "resnet20_cifar", "--data", "c10", *out]) == 0
-    assert "the first 8 images of" in capsys.readouterr().out
+    assert "the first 8 images of" in capsys.readouterr().err
     assert _exit_code(["activations", "test_resnet.r160_in1k", "--layers", "stages", *out]) == 0
-    assert "8 images of Gaussian noise" in capsys.readouterr().out
+    assert "8 images of Gaussian noise" in capsys.readouterr().err
 
 
 def test_clouds_look_alike_to_batch_norm_and_not_to_sliced_w1():

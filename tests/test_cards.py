@@ -16,11 +16,12 @@ import hyperzoo
 from hyperzoo import errors, names
 from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
-from hyperzoo.publishing import cards, checkout, manifest_entry
+from hyperzoo.publishing import cards, manifest_entry
+from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.zoo import weight_files
 
-PLACE = checkout.here()
-TEMPLATES = {"accuracy": PLACE.card_template, "perplexity": PLACE.text_card_template}
+CHECKOUT = find_checkout()
+TEMPLATES = {"accuracy": CHECKOUT.card_template, "perplexity": CHECKOUT.text_card_template}
 
 
 @pytest.fixture
@@ -65,14 +66,14 @@ def run_the_usage_block(name):
 
 def test_the_card_of_a_made_weight(zoo):
     card = holds_what_the_manifest_says(PLAIN)
-    assert "n = 1: one seed" in card.text
+    assert "Single run (n = 1)" in card.text
     run_the_usage_block(PLAIN)
 
 
 @pytest.mark.parametrize("name", hyperzoo.list_weights())
 def test_the_card_of_a_published_weight(name):
     card = holds_what_the_manifest_says(name)
-    assert "at most 0.2 points" in card.text or not name.endswith("_c10")
+    assert "At most 0.2 points" in card.text or not name.endswith("_c10")
     run_the_usage_block(name)
 
 
@@ -94,8 +95,8 @@ def test_twins_are_shown_beside_each_other(zoo):
     assert cards.twin("spherenet20.sphere_c10") == PLAIN
     assert cards.twin("spherenet20_linear.mhe_c10") == "spherenet20_linear.sphere_c10"
     assert cards.twin(MHE) == cards.twin(PLAIN) == PLAIN
-    assert cards.twin("spherenet110_sigmoid.sphere_c100") == "resnet110_cifar.plain_c100"
-    assert cards.twin("spherenet32_wide_learnable.sphere_c10") == "resnet32_wide_cifar.plain_c10"
+    assert cards.twin("spherenet20_sigmoid.sphere_c100") == "resnet20_cifar.plain_c100"
+    assert cards.twin("spherenet32_wide_sigmoid.sphere_c10") == "resnet32_wide_cifar.plain_c10"
     assert cards.twin("sphere_cnn9_linear.sphere_c100") == "plain_cnn9.plain_c100"
     assert cards.twin("spherenet18_imagenet.sphere_c10") == "resnet18.plain_c10"
     for name, other in ((MHE, PLAIN), (PLAIN, MHE)):
@@ -119,17 +120,17 @@ def test_a_value_that_does_not_exist_is_named(zoo):
 
 
 def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
-    place = checkout.Checkout(zoo.root / "clone")
-    place.card_template.parent.mkdir(parents=True)
-    place.card_template.write_text(PLACE.card_template.read_text(encoding="utf-8"))
-    place.readme.write_text(f"{cards.BEGIN}\n{cards.END}\n")
-    assert len(cards.write(weight_files.MANIFEST, place)) == 4
-    assert cards.check(weight_files.MANIFEST, place) == []
-    place.card(PLAIN).write_text(text(PLAIN).replace("91.25", "95.00"))
-    place.card(MHE).unlink()
-    strange = place.card("spherenet20.mhe_c10")
+    checkout = Checkout(zoo.root / "clone")
+    checkout.card_template.parent.mkdir(parents=True)
+    checkout.card_template.write_text(CHECKOUT.card_template.read_text(encoding="utf-8"))
+    checkout.readme.write_text(f"{cards.BEGIN}\n{cards.END}\n")
+    assert len(cards.write(weight_files.MANIFEST, checkout)) == 4
+    assert cards.check(weight_files.MANIFEST, checkout) == []
+    checkout.card(PLAIN).write_text(text(PLAIN).replace("91.25", "95.00"))
+    checkout.card(MHE).unlink()
+    strange = checkout.card("spherenet20.mhe_c10")
     strange.write_text("no weight")
-    assert cards.check(weight_files.MANIFEST, place) == sorted([place.card(PLAIN), place.card(MHE), strange])
+    assert cards.check(weight_files.MANIFEST, checkout) == sorted([checkout.card(PLAIN), checkout.card(MHE), strange])
 
 
 def log(folder, rows):

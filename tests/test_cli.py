@@ -255,16 +255,16 @@ def test_verify_compares_golden_outputs(zoo, tmp_path, monkeypatch):
     from hyperzoo.publishing.checkout import Checkout
     from hyperzoo.publishing.publish import golden_input
 
-    place = Checkout(tmp_path)
-    monkeypatch.setattr(verify.checkout, "here", lambda: place)
+    checkout = Checkout(tmp_path)
+    monkeypatch.setattr(verify, "find_checkout", lambda: checkout)
     info, model = weight_files.MANIFEST.info(PLAIN), hyperzoo.load(PLAIN).model
     assert verify._golden(info, model) == (False, f"tests/golden/{PLAIN}.safetensors is missing")
-    place.golden(PLAIN).parent.mkdir(parents=True)
-    save_file(verify.outputs(model, golden_input(model)), place.golden(PLAIN))
+    checkout.golden(PLAIN).parent.mkdir(parents=True)
+    save_file(verify.golden_outputs(model, golden_input(model)), checkout.golden(PLAIN))
     assert verify._golden(info, model)[0] is True
-    changed = load_file(place.golden(PLAIN))
+    changed = load_file(checkout.golden(PLAIN))
     changed["pre_logits"][0, 0] += 1
-    save_file(changed, place.golden(PLAIN))
+    save_file(changed, checkout.golden(PLAIN))
     ok, detail = verify._golden(info, model)
     assert ok is False and detail.startswith("pre_logits: largest difference 1.0e+00")
 
@@ -279,11 +279,11 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     from hyperzoo import data
     from hyperzoo.publishing.checkout import Checkout
 
-    place = Checkout(tmp_path / "clone")
-    finished.mirror(place.mirror, slice(0, 4), slice(0, 12))
-    monkeypatch.setattr(verify.checkout, "here", lambda: place)
+    checkout = Checkout(tmp_path / "clone")
+    finished.mirror(checkout.mirror, slice(0, 4), slice(0, 12))
+    monkeypatch.setattr(verify, "find_checkout", lambda: checkout)
     loaded = hyperzoo.load(PLAIN)
-    images = data.load_images("c10", "test", place.mirror)
+    images = data.load_images("c10", "test", checkout.mirror)
     prepared = hyperzoo.preprocess(PLAIN)(images.images)
     said = [int(loaded.model(x[None]).argmax()) for x in prepared]
     correct = sum(a == b for a, b in zip(said, images.labels.tolist(), strict=True))
@@ -298,7 +298,7 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     assert stated(correct + 1)[0] is True and stated(correct + 2)[0] is False
     ok, detail = stated(correct, "0" * 64)
     assert ok is False and images.fingerprint in detail
-    assert Path(place.mirror).is_dir()
+    assert Path(checkout.mirror).is_dir()
 
 
 def test_energy_of_any_network(run, tmp_path):

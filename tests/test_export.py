@@ -99,7 +99,7 @@ def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch
     model, out = made(arch), tmp_path / f"net{SUFFIX[form]}"
     words = tuple(f"class {i}" for i in range(model.num_classes))
     save_model(model, tmp_path / "model", classes=words)
-    done = export.export(f"local-dir:{tmp_path / 'model'}", out, form)
+    done = export.export(f"local-dir:{tmp_path / 'model'}", out)
     assert done.file == out and sorted(path.name for path in tmp_path.iterdir()) == ["model", out.name]
     run = opened(out, monkeypatch)
     for batch in (3, 1):
@@ -130,7 +130,7 @@ def test_every_language_model_runs_outside(arch, form, tmp_path, monkeypatch):
     model, out = timm.create_model(arch, num_classes=20).eval(), tmp_path / f"net{SUFFIX[form]}"
     words = tuple(f"word{i}" for i in range(20))
     save_model(model, tmp_path / "model", classes=words)
-    said = export.export(f"local-dir:{tmp_path / 'model'}", out, form).metadata
+    said = export.export(f"local-dir:{tmp_path / 'model'}", out).metadata
     assert said == metadata(out) and said["label_names"] == list(words)
     assert said["input_size"] == [35] and "mean" not in said
     run, tokens = opened(out, monkeypatch), torch.randint(20, (3, 35), generator=torch.Generator().manual_seed(1))
@@ -145,7 +145,7 @@ def test_every_language_model_runs_outside(arch, form, tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", SUFFIX)
 @pytest.mark.parametrize("name", hyperzoo.list_weights())
 def test_every_published_weight_agrees_with_its_golden_outputs(name, form, tmp_path, monkeypatch):
-    done = export.export(name, tmp_path / f"net{SUFFIX[form]}", form)
+    done = export.export(name, tmp_path / f"net{SUFFIX[form]}")
     assert (
         done.metadata["name"] == name
         and done.metadata["sha256"] == hyperzoo.weight_info(name).files["model.safetensors"]
@@ -162,7 +162,7 @@ def test_every_published_weight_agrees_with_its_golden_outputs(name, form, tmp_p
 
 @pytest.fixture
 def zoo(tmp_path, monkeypatch):
-    monkeypatch.setattr(export.checkout, "here", lambda: Checkout(tmp_path / "clone"))
+    monkeypatch.setattr(export, "find_checkout", lambda: Checkout(tmp_path / "clone"))
     yield publish(tmp_path / "zoo", monkeypatch)
     withdraw(monkeypatch)
 
@@ -176,7 +176,7 @@ def stub(monkeypatch):
         kept.update(model=model, x=x)
         return b"a network" * 1000
 
-    monkeypatch.setitem(export.FORMATS, "torch", export.Format(".pt2", (), write, lambda content: kept["model"]))
+    monkeypatch.setitem(export.FORMATS, ".pt2", export.Format("torch", (), write, lambda content: kept["model"]))
     return kept
 
 
@@ -187,7 +187,7 @@ def network(monkeypatch, model, x):
 
 def test_the_outputs_are_compared_with_the_golden_ones(zoo, stub, tmp_path):
     model, out = hyperzoo.load(PLAIN).model, tmp_path / "net.pt2"
-    golden = verify.outputs(model, verify.golden_input(model) / 2)
+    golden = verify.golden_outputs(model, verify.golden_input(model) / 2)
     file = Checkout(tmp_path / "clone").golden(PLAIN)
     file.parent.mkdir(parents=True)
     save_file(golden, file)
@@ -241,7 +241,7 @@ def test_what_a_format_cannot_express_is_said(model, form, says, tmp_path, monke
     network(monkeypatch, model, torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     out = tmp_path / f"net{SUFFIX[form]}"
     with pytest.raises(errors.ExportError, match=rf"^cannot export any as {form}: .*{says}") as caught:
-        export.export("any", out, form)
+        export.export("any", out)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and not list(tmp_path.iterdir())
 
 
@@ -284,13 +284,12 @@ def test_a_run_folder_goes_by_its_path_and_a_weight_by_its_name(zoo, stub, tmp_p
 @pytest.mark.parametrize(
     "words, code, text",
     [
-        ([PLAIN, "net.onnx"], 1, "net.onnx: a file of the format torch ends in .pt2"),
-        ([PLAIN, "net.pt2", "--format", "onnx"], 1, "a file of the format onnx ends in .onnx"),
-        ([PLAIN, "net.h5", "--format", "keras"], 2, "'keras' is not one of 'torch', 'onnx'"),
+        ([PLAIN, "net.h5"], 1, "net.h5 must end in .pt2 (torch) or .onnx (onnx); got .h5"),
+        ([PLAIN, "net"], 1, "net must end in .pt2 (torch) or .onnx (onnx); got no suffix"),
         ([PLAIN, "nowhere/net.pt2"], 1, "cannot write nowhere/net.pt2: there is no folder"),
         (["resnet20_cifar.orth_c10", "net.pt2"], 1, "no weight 'resnet20_cifar.orth_c10'. Closest: resnet20_cifar."),
         (["resnet32_cifar", "net.pt2"], 1, "resnet32_cifar has no published weight"),
-        (["local-dir:nowhere", "net.pt2"], 1, "nowhere is no folder of a model: it holds no config.json"),
+        (["local-dir:nowhere", "net.pt2"], 1, "nowhere has no config.json, so it is not a saved model"),
         (["../x", "net.pt2"], 1, "InvalidNameError"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -303,12 +302,10 @@ def test_mistakes_are_explained_in_one_sentence(zoo, stub, tmp_path, monkeypatch
     assert out == "" and text in err and sorted(tmp_path.iterdir()) == before
 
 
-def test_an_unknown_format_and_missing_packages_are_named(tmp_path, monkeypatch):
-    with pytest.raises(errors.InputError, match="no format 'keras'; there are torch and onnx"):
-        export.export(PLAIN, tmp_path / "net.h5", "keras")
+def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name)
     with pytest.raises(errors.MissingExtraError, match=r'onnx and onnxscript and onnxruntime: .*"hyperzoo\[export\]"'):
-        export.export(PLAIN, tmp_path / "net.onnx", "onnx")
+        export.export(PLAIN, tmp_path / "net.onnx")
 
 
 def test_the_command_says_what_it_wrote(zoo, stub, tmp_path, capsys):
@@ -316,3 +313,6 @@ def test_the_command_says_what_it_wrote(zoo, stub, tmp_path, capsys):
     name, size, difference = capsys.readouterr().out.strip().split("\t")
     assert (name, size) == (str(tmp_path / "net.pt2"), "9000 bytes")
     assert float(difference.removeprefix("largest difference of outputs ")) < 1e-5
+    assert main._exit_code(["export", PLAIN, str(tmp_path / "net.pt2"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["bytes"], found["metadata"]["name"]) == (str(tmp_path / "net.pt2"), 9000, PLAIN)

@@ -12,7 +12,7 @@ from torch import nn
 
 from hyperzoo import zoo
 from hyperzoo.analysis import neuron_energy
-from hyperzoo.analysis.neuron_energy import BINS, draw, layer_energies, side_by_side
+from hyperzoo.analysis.neuron_energy import BINS, draw, layer_energies, comparison_table
 from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.publishing import cards
 
@@ -111,13 +111,13 @@ def test_a_model_is_measured_whole_and_left_alone(tmp_path: Path):
 
 def test_models_stand_beside_each_other():
     models = {"a": layer(torch.eye(3)), "b": layer([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
-    head, line = side_by_side({name: layer_energies(model, power=1) for name, model in models.items()})
+    head, line = comparison_table({name: layer_energies(model, power=1) for name, model in models.items()})
     # a triangle: 1 / sqrt 3; b: one pair opposite, two at right angles: (1/2 + 2 / sqrt 2) / 3; by chance: 1
     assert head == ("layer", "neurons", "random", "least", "a", "b")
     assert line == ("weight (output)", "3 x 3", "1", "0.5774", "0.7071", "0.6381")
     for models in ({}, {"a": layer(torch.eye(3)), "b": layer(torch.eye(2))}):
         with pytest.raises(InputError, match="only models with the same layers"):
-            side_by_side({name: layer_energies(model) for name, model in models.items()})
+            comparison_table({name: layer_energies(model) for name, model in models.items()})
 
 
 def test_a_document_shows_the_half_space_energies_of_weights():

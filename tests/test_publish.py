@@ -28,20 +28,20 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 def trained(tmp_path_factory):
     """A checkout, the mirror that its one run was made with, and the run folder."""
     root = tmp_path_factory.mktemp("trained")
-    place = finished.checkout(root / "checkout")
+    checkout = finished.new_checkout(root / "checkout")
     data = finished.mirror(root / "data", slice(10, 18), slice(20, 36))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPERZOO_DATA", str(data))
-        return place, data, finished.run(place, root / "run")
+        return checkout, data, finished.run(checkout, root / "run")
 
 
 @pytest.fixture
 def work(trained, tmp_path, monkeypatch):
     """A copy of all that for one test: the checkout and the run folder."""
-    place, data, run = trained
+    checkout, data, run = trained
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
-    shutil.copytree(place.root, tmp_path / "checkout")
-    return type(place)(tmp_path / "checkout"), shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(checkout.root, tmp_path / "checkout")
+    return type(checkout)(tmp_path / "checkout"), shutil.copytree(run, tmp_path / "run")
 
 
 def change(folder, file, **values):
@@ -52,27 +52,27 @@ def change(folder, file, **values):
 @pytest.fixture(scope="session")
 def published(trained, tmp_path_factory):
     """The checkout after one publication; tests of this fixture read only."""
-    place, data, run = trained
-    copy = type(place)(shutil.copytree(place.root, tmp_path_factory.mktemp("published") / "checkout"))
+    checkout, data, run = trained
+    copy = type(checkout)(shutil.copytree(checkout.root, tmp_path_factory.mktemp("published") / "checkout"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPERZOO_DATA", str(data))
-        info = publish.publish(NAME, [run], place=copy)
+        info = publish.publish(NAME, [run], checkout=copy)
     return copy, run, info
 
 
 def test_a_data_set_of_which_nothing_is_embedded(trained, tmp_path, monkeypatch):
-    place, data, run = trained
-    copy = type(place)(shutil.copytree(place.root, tmp_path / "checkout"))
+    checkout, data, run = trained
+    copy = type(checkout)(shutil.copytree(checkout.root, tmp_path / "checkout"))
     shutil.rmtree(copy.mirror)
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
-    info = publish.publish(NAME, [run], place=copy)
+    info = publish.publish(NAME, [run], checkout=copy)
     assert info.metrics.this_file.sample is None and Manifest(copy.package).info(NAME) == info
-    assert verify._sample(info, None) == (None, "no part of uoft-cs/cifar10 is embedded")
+    assert verify._sample(info, None) == (None, "no sample of uoft-cs/cifar10 is embedded")
 
 
 def test_what_is_published_agrees_with_the_run(published):
-    place, run, info = published
-    manifest = Manifest(place.package)
+    checkout, run, info = published
+    manifest = Manifest(checkout.package)
     assert manifest.info(NAME) == info and manifest.default("resnet20_cifar") == NAME
     result = json.loads((run / "result.json").read_text())
     assert info.metrics.accuracy.values == (result["metrics"]["accuracy"],)
@@ -90,8 +90,8 @@ def test_what_is_published_agrees_with_the_run(published):
 
 
 def test_no_path_of_a_machine_is_published(published):
-    place, run, _ = published
-    for path, content in contents(place.root).items():
+    checkout, run, _ = published
+    for path, content in contents(checkout.root).items():
         if path.endswith((".json", ".jsonl", ".md")):
             assert str(run.parent.parent).encode() not in content, path
             assert str(finished.ROOT).encode() not in content, path
@@ -107,53 +107,53 @@ def test_the_golden_input_is_its_formula(published):
 
 
 def test_the_texts_and_the_picture_are_made(published):
-    place, run, info = published
-    assert cards.check(Manifest(place.package), place) == []
-    assert NAME in place.readme.read_text() and place.readme.read_text().startswith("before\n")
-    assert place.card(NAME, ".metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    checkout, run, info = published
+    assert cards.check(Manifest(checkout.package), checkout) == []
+    assert NAME in checkout.readme.read_text() and checkout.readme.read_text().startswith("before\n")
+    assert checkout.card(NAME, ".metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     for suffix in (".png", ".energy.png"):
-        picture = place.card(NAME, suffix).read_bytes()
+        picture = checkout.card(NAME, suffix).read_bytes()
         assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
-    notes = json.loads((place.package / "checkpoints" / NAME / "config.json").read_text())["hyperzoo"]
+    notes = json.loads((checkout.package / "checkpoints" / NAME / "config.json").read_text())["hyperzoo"]
     assert notes["name"] == NAME and notes["recipe_sha256"] == info.recipe_sha256 and "sha256" not in notes
 
 
 def test_a_second_publication_writes_the_same_bytes(published, work):
-    place, run = work
-    publish.publish(NAME, [run], place=place)
+    checkout, run = work
+    publish.publish(NAME, [run], checkout=checkout)
     first = contents(published[0].root)
-    assert contents(place.root) == first
-    publish.publish(NAME, [run], place=place)
-    assert contents(place.root) == first
+    assert contents(checkout.root) == first
+    publish.publish(NAME, [run], checkout=checkout)
+    assert contents(checkout.root) == first
 
 
 def test_the_median_of_three_runs_is_published(work):
-    place, run = work
+    checkout, run = work
     stated = json.loads((run / "result.json").read_text())["metrics"]
     best, worst = ({**stated, "accuracy": stated["accuracy"] + delta} for delta in (2.0, -1.0))
     runs = [another_seed(run, 5, metrics=worst), another_seed(run, 3, metrics=best), run]
-    info = publish.publish(NAME, runs, place=place)
+    info = publish.publish(NAME, runs, checkout=checkout)
     accuracy = info.metrics.accuracy
     assert accuracy.seeds == (0, 3, 5) and accuracy.n == 3
     assert accuracy.mean == pytest.approx(stated["accuracy"] + 1 / 3, abs=1e-4)  # rounded to four digits
     assert accuracy.sd == pytest.approx((7 / 3) ** 0.5, abs=1e-4)  # of the deviations 5/3, -4/3, -1/3
     assert info.metrics.this_file.accuracy == stated["accuracy"]
-    assert "over 3 seeds" in place.card(NAME).read_text()
+    assert "over 3 seeds" in checkout.card(NAME).read_text()
 
 
-def nan(place, run):
+def nan(checkout, run):
     state = load_file(run / "model.safetensors")
     state["fc.bias"][3] = float("nan")
     save_file(state, run / "model.safetensors")
 
 
-def drop_a_tensor(place, run):
+def drop_a_tensor(checkout, run):
     state = load_file(run / "model.safetensors")
     del state["layer2.0.conv1.weight"]
     save_file(state, run / "model.safetensors")
 
 
-def other_weights(place, run):
+def other_weights(checkout, run):
     state = load_file(run / "model.safetensors")
     state["fc.weight"].neg_()
     state["fc.bias"].neg_()
@@ -162,70 +162,70 @@ def other_weights(place, run):
     change(run, "result.json", metrics={**metrics, "correct": 16})
 
 
-def embedded_sample(place, run):
-    shutil.rmtree(place.mirror)
-    finished.mirror(place.mirror, slice(10, 18), slice(0, 12))  # the training images of the run
+def embedded_sample(checkout, run):
+    shutil.rmtree(checkout.mirror)
+    finished.mirror(checkout.mirror, slice(10, 18), slice(0, 12))  # the training images of the run
 
 
-def other_recipe(place, run):
-    file = place.recipes / "resnet_cifar" / f"{NAME}.yaml"
+def other_recipe(checkout, run):
+    file = checkout.recipes / "resnet_cifar" / f"{NAME}.yaml"
     file.write_text(file.read_text().replace("lr: 0.01", "lr: 0.02"))
 
 
-def path_in_the_config(place, run):
+def path_in_the_config(checkout, run):
     change(run, "config.json", label_names=[f"/home/someone/class{i}" for i in range(10)])
 
 
 FAULTS = {
     "NaN": (nan, "NaN or infinity in fc.bias"),
     "missing tensor": (drop_a_tensor, "missing: layer2.0.conv1.weight"),
-    "another network than measured": (other_weights, "16 correct answers, its file gives"),
+    "another network than measured": (other_weights, "16 correct answers, but its file gives"),
     "embedded sample": (embedded_sample, "embedded sample"),
-    "other recipe": (other_recipe, f"not that of {NAME}.yaml"),
-    "unfinished": (lambda place, run: (run / "result.json").unlink(), "result.json is missing"),
-    "damaged result": (lambda place, run: (run / "result.json").write_text("{"), "result.json is damaged"),
+    "other recipe": (other_recipe, f"its recipe differs from {NAME}.yaml"),
+    "unfinished": (lambda checkout, run: (run / "result.json").unlink(), "result.json is missing"),
+    "damaged result": (lambda checkout, run: (run / "result.json").write_text("{"), "result.json is damaged"),
     "held out": (
-        lambda place, run: change(run, "result.json", split="held-out part of train"),
+        lambda checkout, run: change(run, "result.json", split="held-out part of train"),
         "not on the test split",
     ),
     "unknown commit": (
-        lambda place, run: change(run, "result.json", environment={"commit": None}),
+        lambda checkout, run: change(run, "result.json", environment={"commit": None}),
         "commit is unknown",
     ),
     "path": (path_in_the_config, "path of this machine"),
-    "README without marks": (lambda place, run: place.readme.write_text("nothing"), "lacks the line"),
-    "no recipe": (lambda place, run: shutil.rmtree(place.recipes), "needs one recipe"),
+    "README without marks": (lambda checkout, run: checkout.readme.write_text("nothing"), "lacks the line"),
+    "no recipe": (lambda checkout, run: shutil.rmtree(checkout.recipes), "needs exactly one recipe"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_refusal_changes_nothing(work, fault):
-    place, run = work
+    checkout, run = work
     spoil, message = FAULTS[fault]
-    spoil(place, run)
-    before = contents(place.root)
+    spoil(checkout, run)
+    before = contents(checkout.root)
     with pytest.raises((errors.PublishError, errors.WeightFileError), match=message):
-        publish.publish(NAME, [run], place=place)
-    assert contents(place.root) == before
+        publish.publish(NAME, [run], checkout=checkout)
+    assert contents(checkout.root) == before
 
 
 def test_runs_that_do_not_belong_together_are_refused(work):
-    place, run = work
+    checkout, run = work
     with pytest.raises(errors.PublishError, match="same seed: 0, 0"):
-        publish.publish(NAME, [run, run], place=place)
-    with pytest.raises(errors.PublishError, match="train data are not those of"):
-        publish.publish(NAME, [run, another_seed(run, 1, train_fingerprint="0" * 64)], place=place)
-    with pytest.raises(errors.PublishError, match="no run folder"):
-        publish.publish(NAME, [], place=place)
+        publish.publish(NAME, [run, run], checkout=checkout)
+    with pytest.raises(errors.PublishError, match="its train data differ from those of"):
+        publish.publish(NAME, [run, another_seed(run, 1, train_fingerprint="0" * 64)], checkout=checkout)
+    with pytest.raises(errors.PublishError, match="pass at least one run folder"):
+        publish.publish(NAME, [], checkout=checkout)
 
 
 def test_a_disk_that_refuses_leaves_everything_as_it_was(work):
-    place, run = work
-    before = contents(place.root)
-    (place.root / "tests" / "golden").write_text("a file where a folder should be")
+    checkout, run = work
+    before = contents(checkout.root)
+    (checkout.root / "tests" / "golden").write_text("a file where a folder should be")
     with pytest.raises(errors.PublishError, match="cannot write the published files"):
-        publish.publish(NAME, [run], place=place)
-    assert contents(place.root) == {**before, "tests/golden": b"a file where a folder should be"}
+        publish.publish(NAME, [run], checkout=checkout)
+    assert contents(checkout.root) == {**before, "tests/golden": b"a file where a folder should be"}
 
 
 # The Hub
@@ -240,13 +240,13 @@ def double(tmp_path, monkeypatch):
 
 
 def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work, double):
-    place, run = work
-    info = publish.publish(NAME, [run], place=place, push=True)
+    checkout, run = work
+    info = publish.publish(NAME, [run], checkout=checkout, push=True)
     assert double.commits(REPO) == [info.commit]
     calls = double.calls()
     pushed, read = (next(i for i, call in enumerate(calls) if word in call) for word in ("/commit/", "/resolve/"))
     assert pushed < read and sum(call.startswith("HEAD ") for call in calls) == 8
-    local, before = contents(place.root), contents(published[0].root)
+    local, before = contents(checkout.root), contents(published[0].root)
     manifest = json.loads(local.pop("hyperzoo/weights.json"))
     expected = json.loads(before.pop("hyperzoo/weights.json"))
     expected["weights"][NAME]["commit"] = info.commit
@@ -264,17 +264,19 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     on_hub = double.files(REPO, info.commit)
     assert on_hub.keys() == sent.keys()
     for path, file in sent.items():
-        assert on_hub[path] == sha256(place.root / file), path
+        assert on_hub[path] == sha256(checkout.root / file), path
     for link in (f"({NAME}.png)", f"({NAME}.energy.png)", f"({NAME}.metrics.jsonl)"):
-        assert link in (place.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
-    assert not [path for path, content in contents(place.root).items() if TOKEN.encode() in content]
+        assert link in (checkout.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
+    assert not [path for path, content in contents(checkout.root).items() if TOKEN.encode() in content]
 
-    after = contents(place.root)
-    assert publish.publish(NAME, [run], place=place, push=True).commit == info.commit
-    assert double.commits(REPO) == [info.commit] and contents(place.root) == after
-    assert publish.publish(NAME, [run], place=place).commit == info.commit  # these bytes stay pinned without a push
+    after = contents(checkout.root)
+    assert publish.publish(NAME, [run], checkout=checkout, push=True).commit == info.commit
+    assert double.commits(REPO) == [info.commit] and contents(checkout.root) == after
+    assert (
+        publish.publish(NAME, [run], checkout=checkout).commit == info.commit
+    )  # these bytes stay pinned without a push
     change(run, "config.json", label_names=[f"class {i}" for i in range(10)])
-    assert publish.publish(NAME, [run], place=place).commit is None  # others are not on the Hub
+    assert publish.publish(NAME, [run], checkout=checkout).commit is None  # others are not on the Hub
 
 
 @pytest.mark.parametrize(
@@ -282,40 +284,40 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     [
         ("401", "create", "pushing to .* answered 401"),
         ("403", "commit/main", "pushing to .* answered 403"),
-        ("flip", "GET /lfs", "gives other bytes than were sent for model.safetensors, .*nothing refers to that commit"),
-        ("cut", "GET /lfs", "cannot be read again: .*RemoteProtocolError"),
-        ("404", "HEAD ", "cannot be read again: .*404"),
+        ("flip", "GET /lfs", "the downloaded bytes of model.safetensors, .* differ.*nothing refers to that commit"),
+        ("cut", "GET /lfs", "cannot be downloaded: .*RemoteProtocolError"),
+        ("404", "HEAD ", "cannot be downloaded: .*404"),
     ],
 )
 def test_a_push_that_fails_changes_nothing_here(work, double, monkeypatch, kind, on, message):
-    place, run = work
-    monkeypatch.setattr(publish, "_check_export", lambda folder, model: None)  # slow, and not the subject
+    checkout, run = work
+    monkeypatch.setattr(publish, "_check_reproducible", lambda folder, model: None)  # slow, and not the subject
     double.fault(kind, on)
-    before = contents(place.root)
+    before = contents(checkout.root)
     with pytest.raises(errors.PublishError, match=message) as caught:
-        publish.publish(NAME, [run], place=place, push=True)
-    assert REPO in str(caught.value) and contents(place.root) == before
+        publish.publish(NAME, [run], checkout=checkout, push=True)
+    assert REPO in str(caught.value) and contents(checkout.root) == before
     double.fault("ok")
-    info = publish.publish(NAME, [run], place=place, push=True)
+    info = publish.publish(NAME, [run], checkout=checkout, push=True)
     assert double.commits(REPO) == [info.commit]  # what the failed push may have left there was taken up
 
 
 def test_a_weight_above_the_limit_comes_from_the_hub_by_every_route(work, double, monkeypatch, tmp_path):
-    place, run = work
+    checkout, run = work
     monkeypatch.setattr(publish, "BUNDLED_BYTES", 1_000_000)
-    before = contents(place.root)
-    with pytest.raises(errors.PublishError, match="above 1000000 a weight comes from the Hub: use --push"):
-        publish.publish(NAME, [run], place=place)
-    assert contents(place.root) == before
-    info = publish.publish(NAME, [run], place=place, push=True)
-    assert not info.bundled and not (place.package / "checkpoints").exists()
-    assert "Hub |" in place.readme.read_text()
-    assert publish.publish(NAME, [run], place=place).commit == info.commit
+    before = contents(checkout.root)
+    with pytest.raises(errors.PublishError, match="above 1000000 bytes come from the Hub: pass --push"):
+        publish.publish(NAME, [run], checkout=checkout)
+    assert contents(checkout.root) == before
+    info = publish.publish(NAME, [run], checkout=checkout, push=True)
+    assert not info.bundled and not (checkout.package / "checkpoints").exists()
+    assert "Hub |" in checkout.readme.read_text()
+    assert publish.publish(NAME, [run], checkout=checkout).commit == info.commit
 
     fresh = tmp_path / "fresh"
     left_out = shutil.ignore_patterns("checkpoints", "__pycache__")
     shutil.copytree(finished.ROOT / "hyperzoo", fresh / "hyperzoo", ignore=left_out)
-    shutil.copy(place.package / "weights.json", fresh / "hyperzoo")
+    shutil.copy(checkout.package / "weights.json", fresh / "hyperzoo")
     shutil.copy(finished.ROOT / "hubconf.py", fresh)
     env = {"HF_ENDPOINT": double.url, "HF_HOME": str(tmp_path / "other"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": ""}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONPATH": str(fresh)}
@@ -346,21 +348,21 @@ print(len(models), "routes of", hyperzoo.__file__)
 
 
 def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
-    place, run = work
-    monkeypatch.setattr(publish, "_check_export", lambda folder, model: None)
-    before = contents(place.root)
+    checkout, run = work
+    monkeypatch.setattr(publish, "_check_reproducible", lambda folder, model: None)
+    before = contents(checkout.root)
     for bad in ("../x", "a/b", "", "-a", "a--b", "a b", "é", "a" * 97):
         with pytest.raises(errors.InvalidNameError, match="is not a namespace of the Hub"):
-            publish.publish(NAME, [run], place=place, namespace=bad)
-    assert contents(place.root) == before
-    first = publish.publish(NAME, [run], place=place, push=True, namespace="some-one")
-    assert Manifest(place.package).namespace == "some-one" and double.commits(f"some-one/{NAME}") == [first.commit]
-    assert publish.publish(NAME, [run], place=place, namespace="somebody").commit is None  # it is not there
-    raw = json.loads((place.package / "weights.json").read_text())
+            publish.publish(NAME, [run], checkout=checkout, namespace=bad)
+    assert contents(checkout.root) == before
+    first = publish.publish(NAME, [run], checkout=checkout, push=True, namespace="some-one")
+    assert Manifest(checkout.package).namespace == "some-one" and double.commits(f"some-one/{NAME}") == [first.commit]
+    assert publish.publish(NAME, [run], checkout=checkout, namespace="somebody").commit is None  # it is not there
+    raw = json.loads((checkout.package / "weights.json").read_text())
     raw["weights"]["resnet32_cifar.plain_c10"] = {**raw["weights"][NAME], "commit": "1" * 40}
-    (place.package / "weights.json").write_text(json.dumps(raw))
-    with pytest.raises(errors.PublishError, match=r"cannot become another: resnet32_cifar\.plain_c10 lie in somebody"):
-        publish.publish(NAME, [run], place=place, namespace="another")
+    (checkout.package / "weights.json").write_text(json.dumps(raw))
+    with pytest.raises(errors.PublishError, match=r"cannot become another: resnet32_cifar\.plain_c10 are in somebody"):
+        publish.publish(NAME, [run], checkout=checkout, namespace="another")
 
 
 def test_the_command_pushes_on_request_only(published, monkeypatch, capsys):

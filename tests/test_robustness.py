@@ -116,17 +116,19 @@ def test_a_text_is_refused():
 def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
     picture = tmp_path / "robust.png"
     assert _exit_code(["eval", NAME, "--robustness", "--limit", "10", "--out", str(picture)]) == 0
-    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    accuracy = {row[0]: float(row[1]) for row in rows if len(row) == 3}
+    out, err = capsys.readouterr()
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert header == list(robustness.COLUMNS)
+    accuracy = {row[0]: float(row[1]) for row in rows}
     assert len(accuracy) == 21 and accuracy["clean"] >= 70
     assert accuracy["PGD-20 8/255"] == 0 <= accuracy["FGSM 8/255"] < accuracy["clean"]  # no defense at all
-    last = dict(row for row in rows if len(row) == 2)
-    assert re.search(r", 10 of 500 images$", last["images"]) and last["seed"] == "0"
-    assert rows[-1] == [str(picture)] and picture.read_bytes().startswith(b"\x89PNG")
-    model, images = evaluate.subject(NAME, limit=10)
-    assert torch.equal(images.images, evaluate.subject(NAME, limit=10)[1].images) and len(images) == 10
-    assert not torch.equal(images.images, evaluate.subject(NAME)[1].images[:10])  # drawn: some sets are sorted by class
-    assert last["calibration error"] == f"{evaluate.measure(model, images).ece:.2f} %"
+    calibration, seed, remark = re.match(r"calibration error (\S+ %); seed (\d+); (.*)$", err, re.DOTALL).groups()
+    assert remark.endswith(f", 10 of 500 images\n{picture}\n") and seed == "0"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    model, images = evaluate.load_model_and_samples(NAME, limit=10)
+    assert torch.equal(images.images, evaluate.load_model_and_samples(NAME, limit=10)[1].images) and len(images) == 10
+    assert not torch.equal(images.images, evaluate.load_model_and_samples(NAME)[1].images[:10])  # drawn: some sets are sorted by class
+    assert calibration == f"{evaluate.measure(model, images).ece:.2f} %"
 
 
 def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, capsys):
@@ -138,14 +140,14 @@ def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, ca
     assert evaluate.run(name, dataset="c10", limit=20).accuracy == float(found["accuracy"])
     assert evaluate.run(name, dataset="c10", limit=10**6).total == 500
     for words, message in (
-        ([name], "no weight of ours: say on which data set .* c10, c100, mnist"),
-        (["resnet18"], "no weight of ours"),
-        (["resnet18", "--data", "c10"], "for 3 channels and 1000 classes; c10 has 3 and 10"),
+        ([name], "is not a hyperzoo weight; pass the data set with --data, one of c10, c100, mnist"),
+        (["resnet18"], "resnet18 is not a hyperzoo weight"),
+        (["resnet18", "--data", "c10"], "has 3 input channels and 1000 classes, but c10 has 3 channels and 10 classes"),
         ([NAME, "--data", "c11"], "no image data set 'c11'"),
     ):
         assert _exit_code(["eval", *words]) == 1
         assert re.search(message, capsys.readouterr().err)
-    with pytest.raises(InputError, match="limit must be at least 1; got 0"):
-        evaluate.subject(NAME, limit=0)
+    with pytest.raises(InputError, match="limit must be 1 or more; got 0"):
+        evaluate.load_model_and_samples(NAME, limit=0)
     with pytest.raises(UnknownNameError, match="resnet20_cifar.mhe_c10"):
-        evaluate.subject("resnet20_cifar.mhe_c10")
+        evaluate.load_model_and_samples("resnet20_cifar.mhe_c10")

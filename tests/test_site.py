@@ -20,13 +20,13 @@ from torchvision.transforms.functional import pil_to_tensor
 import hyperzoo
 from hyperzoo import data, errors, names
 from hyperzoo.cli import main
-from hyperzoo.publishing import checkout
+from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.export import Exported
 from hyperzoo.publishing.site import demo, page
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
 
-PLACE = checkout.here()
+CHECKOUT = find_checkout()
 NAME = "spherenet20.sphere_c10"
 HOSTILE = """</td></script><script>alert(1)</script><img src=x onerror=alert(2)>"' onclick=alert(3) {{ 7 * 7 }} &amp;"""
 FACTS = {"label_names": ["cat", "dog"], "input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.25] * 3}
@@ -69,7 +69,7 @@ class Parsed(HTMLParser):
 
 def made_demo(**facts):
     info = weight_files.MANIFEST.info(NAME)
-    sample = demo.Sample(demo.png_url(b"picture"), facts.get("label_names", FACTS["label_names"])[0])
+    sample = demo.SampleImage(demo.png_url(b"picture"), facts.get("label_names", FACTS["label_names"])[0])
     return demo.Demo(info, {**FACTS, **facts}, (sample,), {"runtime": "YQ==", "wasm": "Yg==", "model": "Yw=="})
 
 
@@ -85,8 +85,8 @@ def package(tmp_path, monkeypatch):
     digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
     monkeypatch.setattr(demo, "RUNTIME_INTEGRITY", f"sha512-{digest}")
 
-    def export(name, out, format):
-        assert (name, format) == ("spherenet20", "onnx")
+    def export(name, out):
+        assert (name, out.suffix) == ("spherenet20", ".onnx")
         out.write_bytes(b"a network")
         return Exported(out, FACTS, 0.0)
 
@@ -95,7 +95,7 @@ def package(tmp_path, monkeypatch):
 
 
 def test_every_weight_is_there_with_what_the_manifest_says():
-    parsed = Parsed(page.html(weight_files.MANIFEST, PLACE, None))
+    parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None))
     rows = parsed.of("th", scope="row")
     assert [row.split()[0] for row in rows] == hyperzoo.list_weights() and len(rows) >= 2
     for name in hyperzoo.list_weights():
@@ -108,13 +108,13 @@ def test_every_weight_is_there_with_what_the_manifest_says():
         assert any(f"{info.score.mean:.2f}" in cell for cell in parsed.of("td", **{"class": "number"}))
     assert parsed.of("option").count("SphereNet") == 1 and len(parsed.of("option")) >= 3 + 2 + 2 + 1
     curves = [attributes for tag, attributes in parsed.tags if attributes.get("alt") == f"Learning curve of {NAME}"]
-    assert [a["src"] for a in curves] == [demo.png_url(PLACE.card(NAME, ".png").read_bytes())]
+    assert [a["src"] for a in curves] == [demo.png_url(CHECKOUT.card(NAME, ".png").read_bytes())]
 
 
 @pytest.mark.parametrize("route", page.SNIPPETS)
 def test_the_snippets_load_the_weight(route, monkeypatch):
-    monkeypatch.chdir(PLACE.root)
-    codes = Parsed(page.html(weight_files.MANIFEST, PLACE, None)).of("code")
+    monkeypatch.chdir(CHECKOUT.root)
+    codes = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None)).of("code")
     parsed = names.parse(NAME)
     code = page.SNIPPETS[route].format(name=NAME, arch=parsed.arch, tag=parsed.tag)
     assert code in codes
@@ -138,7 +138,7 @@ def hostile(info):
 
 
 def test_hostile_values_are_text(monkeypatch):
-    manifest = Manifest(PLACE.package)
+    manifest = Manifest(CHECKOUT.package)
     manifest.weights = {NAME: manifest.info(NAME)}
     harmless = Parsed(page.html(manifest, None, made_demo()))
     manifest.weights = {NAME: hostile(manifest.info(NAME))}
@@ -156,12 +156,12 @@ def test_hostile_values_are_text(monkeypatch):
 
 
 def test_a_hostile_card_is_text(tmp_path):
-    place = checkout.Checkout(tmp_path)
-    place.card(NAME).parent.mkdir()
+    checkout = Checkout(tmp_path)
+    checkout.card(NAME).parent.mkdir()
     links = "[click](https://example.org) [js](javascript:alert(4)) ![p](p.png)"
     evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n{links}\n\n| a |\n|-|\n| <b>bold</b> |\n"
-    place.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}")
-    parsed = Parsed(page.html(weight_files.MANIFEST, place, None))
+    checkout.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}")
+    parsed = Parsed(page.html(weight_files.MANIFEST, checkout, None))
     (card,) = [x for x in parsed.of("article") if "alert(1)" in x]
     assert card.count("<script>alert(1)</script><img src=x onerror=alert(2)>") == 2 and "<b>bold</b>" in card
     assert "license: mit" not in card and NAME not in card and "click [js](javascript:alert(4))" in card
@@ -175,7 +175,7 @@ def test_a_hostile_card_is_text(tmp_path):
 
 @pytest.mark.parametrize("shown", [None, made_demo()], ids=["bare", "demo"])
 def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
-    parsed = Parsed(page.html(weight_files.MANIFEST, PLACE, shown))
+    parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, shown))
     (policy,) = [a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     digests = {
@@ -192,13 +192,13 @@ def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
     assert len(digests["script"]) == (2 if shown else 1) and rules["img-src"] == "data: blob:"
     assert not [a for _, attributes in parsed.tags for a in attributes if a == "style"]
     places = [a.get(key, "") for tag, a in parsed.tags if tag != "a" for key in ("src", "href")]
-    assert all(place.startswith("data:") for place in places if place)
+    assert all(url.startswith("data:") for url in places if url)
 
 
 def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path, data_mirror):
     first = page.write(tmp_path / "a", runtime=package).read_bytes()
     assert page.write(tmp_path / "b", runtime=package).read_bytes() == first
-    assert str(PLACE.root).encode() not in first and [p.name for p in (tmp_path / "a").iterdir()] == ["index.html"]
+    assert str(CHECKOUT.root).encode() not in first and [p.name for p in (tmp_path / "a").iterdir()] == ["index.html"]
     parsed = Parsed(first.decode())
     packed = {
         attributes["id"]: base64.b64decode(text)
@@ -236,14 +236,14 @@ def npm(folder, monkeypatch, script):
     monkeypatch.setenv("PATH", f"{folder}:/bin" if script else str(folder))
 
 
-@pytest.mark.parametrize("script, word", [("", "npm is not installed"), ("echo no route >&2; exit 1", "no route")])
+@pytest.mark.parametrize("script, word", [("", "npm, which downloads ONNX Runtime Web for the demo, is not installed"), ("echo no route >&2; exit 1", "no route")])
 def test_without_the_runtime_the_page_says_so(tmp_path, monkeypatch, caplog, script, word):
     npm(tmp_path / "bin", monkeypatch, script)
     text = page.write(tmp_path / "out").read_text()
     parsed = Parsed(text)
     assert word in caplog.text and "npm pack onnxruntime-web@1.30.0" in caplog.text and "--runtime" in caplog.text
     (said,) = parsed.of("section", id="try")
-    assert "The demo is not part of this copy" in said and "made without ONNX Runtime Web" in said and word not in text
+    assert "generated without ONNX Runtime Web and has no demo" in said and word not in text
     assert len(parsed.of("th", scope="row")) == len(hyperzoo.list_weights())
 
 
@@ -255,18 +255,18 @@ def test_npm_brings_the_pinned_version(package, tmp_path, monkeypatch):
 
 
 def test_without_a_checkout_there_are_no_cards(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkout, "here", lambda: None)
+    monkeypatch.setattr(page, "find_checkout", lambda: None)
     text = page.write(tmp_path, demo=False).read_text()
     assert f"model_cards/{NAME}.md" in text and "Learning curve" not in text
     assert hyperzoo.weight_info(NAME).files["model.safetensors"] in text
 
 
 def test_pictures_beside_a_card_are_shown(tmp_path):
-    place = checkout.Checkout(tmp_path)
-    place.card(NAME).parent.mkdir()
+    checkout = Checkout(tmp_path)
+    checkout.card(NAME).parent.mkdir()
     for suffix in (".png", ".energy.png", ".calibration.png", "_other.png"):
-        place.card(NAME, suffix).write_bytes(suffix.encode())
-    parsed = Parsed(page.html(weight_files.MANIFEST, place, None))
+        checkout.card(NAME, suffix).write_bytes(suffix.encode())
+    parsed = Parsed(page.html(weight_files.MANIFEST, checkout, None))
     shown = {a["alt"]: a["src"] for tag, a in parsed.tags if tag == "img"}
     assert shown == {
         f"Learning curve of {NAME}": demo.png_url(b".png"),

@@ -10,7 +10,7 @@ from support.chromium import Page
 
 import hyperzoo
 from hyperzoo import data
-from hyperzoo.publishing import checkout
+from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import page
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest, TextMetrics, ThisText
@@ -20,7 +20,7 @@ NAME = "spherenet20.sphere_c10"
 MADE = {  # name -> accuracy or perplexity, parameters, data set
     "cnn11_elu.per_c10": (88.3, 1_434_000, "uoft-cs/cifar10"),
     "preact_resnet18.mixup_c10": (94.8, 11_164_362, "uoft-cs/cifar10"),
-    "spherenet32_wide_learnable.mhe_c100": (70.1, 1_900_000, "uoft-cs/cifar100"),
+    "spherenet32_wide_sigmoid.mhe_c100": (70.1, 1_900_000, "uoft-cs/cifar100"),
     "resnet20_cifar.mhe_c100": (9.5, 278_324, "uoft-cs/cifar100"),
     "resnet20_cifar.plain_c100": (65.9, 278_324, "uoft-cs/cifar100"),
     "lstm200.per_ptb": (110.2, 2_650_000, "ptb-text-only/ptb_text_only"),
@@ -44,7 +44,7 @@ def demo_page(tmp_path_factory):
 def made_page(tmp_path_factory):
     """A page with one weight of ours and made ones, all of them hostile, and no demo."""
     folder = tmp_path_factory.mktemp("made")
-    manifest, place = Manifest(checkout.here().package), checkout.Checkout(folder)
+    manifest, checkout = Manifest(find_checkout().package), Checkout(folder)
     entry = manifest.info(NAME)
     manifest.weights = {NAME: entry}
     for name, (mean, parameters, dataset) in MADE.items():
@@ -59,9 +59,9 @@ def made_page(tmp_path_factory):
             metrics=text if "lstm" in name else dataclasses.replace(entry.metrics, accuracy=spread),
             dataset=dataclasses.replace(entry.dataset, id=dataset),
         )
-        place.card(name).parent.mkdir(exist_ok=True)
-        place.card(name).write_text(f"# Card\n\n{EVIL}\n")
-    (folder / "index.html").write_text(page.html(manifest, place, None), encoding="utf-8")
+        checkout.card(name).parent.mkdir(exist_ok=True)
+        checkout.card(name).write_text(f"# Card\n\n{EVIL}\n")
+    (folder / "index.html").write_text(page.html(manifest, checkout, None), encoding="utf-8")
     return (folder / "index.html").as_uri()
 
 
@@ -212,7 +212,7 @@ def test_the_demo_says_what_python_says(demo_page, opened, data_mirror):
     for k, row in enumerate(wanted):
         shown.click(f".sample:nth-child({k + 1})")
         best = loaded.classes[int(row.argmax())]
-        true = " That is its label." if best == images.classes[k] else f" Its label is {images.classes[k]}."
+        true = " This matches its label." if best == images.classes[k] else f" Its label is {images.classes[k]}."
         shown.wait(f"{SAID} === '{best}, {100 * row.max():.1f} %.{true}'")
         assert shares(shown) == pytest.approx(
             {word: 100 * float(p) for word, p in zip(loaded.classes, row, strict=True)},
@@ -255,9 +255,9 @@ def test_what_is_no_picture_is_said(demo_page, opened, tmp_path):
     (tmp_path / "own.png").write_text("no picture")
     shown = opened(demo_page)
     give(shown, tmp_path / "own.png")
-    shown.wait(f"{SAID} === 'This file is not a picture that the browser can read.'")
+    shown.wait(f"{SAID} === 'The browser cannot read this file as an image.'")
     shown.click(".sample")
-    shown.wait(f"{SAID}.endsWith('%. That is its label.') || {SAID}.includes('%. Its label is')")
+    shown.wait(f"{SAID}.endsWith('%. This matches its label.') || {SAID}.includes('%. Its label is')")
 
 
 @pytest.mark.parametrize("missing", ["DecompressionStream", "WebAssembly"])

@@ -7,13 +7,14 @@ import timm
 
 import hyperzoo
 from hyperzoo import names, zoo
-from hyperzoo.publishing import cards, checkout
+from hyperzoo.publishing import cards
+from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.publishing.verify import verify
 from hyperzoo.training.recipe import load_recipe
 from hyperzoo.training.sweep_file import sweep_files
 from hyperzoo.zoo import weight_files
 
-PLACE = checkout.here()
+CHECKOUT = find_checkout()
 PUBLISHED = hyperzoo.list_weights()
 MAX_BYTES, MAX_TOTAL_BYTES = 12_000_000, 45_000_000
 
@@ -27,29 +28,29 @@ def test_the_two_weights_of_the_foundation_are_published():
 
 
 def test_all_places_hold_the_same_weights():
-    drafts = PLACE.recipes / "drafts"
-    recipes = [path for path in PLACE.recipes.rglob("*.*_*.yaml") if drafts not in path.parents]
+    drafts = CHECKOUT.recipes / "drafts"
+    recipes = [path for path in CHECKOUT.recipes.rglob("*.*_*.yaml") if drafts not in path.parents]
     assert sorted(path.stem for path in recipes) == PUBLISHED
-    assert stems(PLACE.root / "model_cards", "*.*_*.md", ".md") == PUBLISHED
-    pictures = stems(PLACE.root / "model_cards", "*.png", ".png")
+    assert stems(CHECKOUT.root / "model_cards", "*.*_*.md", ".md") == PUBLISHED
+    pictures = stems(CHECKOUT.root / "model_cards", "*.png", ".png")
     assert pictures == sorted(name + kind for name in PUBLISHED for kind in ("", ".energy"))
-    assert stems(PLACE.root / "model_cards", "*.jsonl", ".metrics.jsonl") == PUBLISHED
-    assert stems(PLACE.root / "tests" / "golden", "*.safetensors", ".safetensors") == PUBLISHED
-    assert stems(PLACE.package / "checkpoints", "*", "") == weight_files.MANIFEST.bundled()
+    assert stems(CHECKOUT.root / "model_cards", "*.jsonl", ".metrics.jsonl") == PUBLISHED
+    assert stems(CHECKOUT.root / "tests" / "golden", "*.safetensors", ".safetensors") == PUBLISHED
+    assert stems(CHECKOUT.package / "checkpoints", "*", "") == weight_files.MANIFEST.bundled()
     tags = {f"{arch}.{tag}" for arch in hyperzoo.list_models() for tag in timm.list_pretrained(f"{arch}.*") if tag}
     assert sorted(tags) == sorted(f"{names.parse(name).arch}.{name}" for name in PUBLISHED)
 
 
 def test_a_recipe_lies_in_the_folder_of_its_model_file():
-    for path in PLACE.recipes.rglob("*.*_*.yaml"):
+    for path in CHECKOUT.recipes.rglob("*.*_*.yaml"):
         if path.parent.name != "drafts":
             module = timm.model_entrypoint(names.parse(path.stem).arch).__module__
             assert path.parent.name == module.rpartition(".")[2], path
 
 
 def test_every_recipe_is_without_faults():
-    others = {*sweep_files(), PLACE.recipes / "queue.yaml"}
-    found = sorted(path for path in PLACE.recipes.rglob("*.yaml") if path not in others)
+    others = {*sweep_files(), CHECKOUT.recipes / "queue.yaml"}
+    found = sorted(path for path in CHECKOUT.recipes.rglob("*.yaml") if path not in others)
     assert len(found) >= 3
     for path in found:
         load_recipe(path)
@@ -68,7 +69,7 @@ def test_bundled_weights_stay_small():
 
 
 def test_generated_texts_are_those_that_would_be_generated_now():
-    assert cards.check(weight_files.MANIFEST, PLACE) == []
+    assert cards.check(weight_files.MANIFEST, CHECKOUT) == []
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -80,7 +81,7 @@ def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
         "tensors": True,
         "size": True,
         "golden": True,
-        "sample": True if PLACE.embeds(names.parse(name).dataset) else None,
+        "sample": True if CHECKOUT.has_sample(names.parse(name).dataset) else None,
         "test set": None,
     }, found
 
@@ -88,11 +89,11 @@ def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_recipe_is_the_one_that_made_the_weight(name):
     info = hyperzoo.weight_info(name)
-    recipe = load_recipe(PLACE.recipes / info.recipe)
+    recipe = load_recipe(CHECKOUT.recipes / info.recipe)
     assert recipe.name == name and recipe.digest() == info.recipe_sha256
     assert recipe.train.epochs == info.training.epochs
     assert names.DATASETS[recipe.data.name] == info.dataset.id
-    rows = PLACE.card(name, ".metrics.jsonl").read_text().splitlines()
+    rows = CHECKOUT.card(name, ".metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["epoch"] for row in rows] == list(range(1, info.training.epochs + 1))
 
 
@@ -100,7 +101,7 @@ def test_the_recipe_is_the_one_that_made_the_weight(name):
 def test_the_notes_in_config_json_agree(name):
     info = hyperzoo.weight_info(name)
     config = json.loads((weight_files.MANIFEST.folder(name) / "config.json").read_text())
-    words = zoo.vocabulary(weight_files.MANIFEST.folder(name))
+    words = zoo.class_names(weight_files.MANIFEST.folder(name))
     assert config["architecture"] == info.arch and len(words) == info.num_classes
     assert config["hyperzoo"]["recipe_sha256"] == info.recipe_sha256
     assert config["hyperzoo"]["code_commit"] == info.code_commit

@@ -21,8 +21,8 @@ from hyperzoo.experiments import reproduce, train
 from hyperzoo.files import sha256
 from hyperzoo.models import lstm_lm
 from hyperzoo.models._create import register, weight_cfgs
-from hyperzoo.publishing import cards, checkout, publish, verify
-from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.publishing import cards, publish, verify
+from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.training.recipe import load_recipe
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
@@ -35,30 +35,30 @@ RECIPE = texts.RECIPE.replace("width: 8, ", "").replace("epochs: 2", "epochs: 1"
 def made(tmp_path_factory):
     """A checkout with one published language model, the mirror, and the run."""
     root = tmp_path_factory.mktemp("published")
-    place, data = Checkout(root / "checkout"), texts.mirror(root / "mirror")
-    recipe = place.recipes / "lstm_lm" / f"{NAME}.yaml"
-    for folder in (place.package, recipe.parent, place.card_template.parent):
+    checkout, data = Checkout(root / "checkout"), texts.mirror(root / "mirror")
+    recipe = checkout.recipes / "lstm_lm" / f"{NAME}.yaml"
+    for folder in (checkout.package, recipe.parent, checkout.card_template.parent):
         folder.mkdir(parents=True)
     recipe.write_text(RECIPE)
-    (place.package / "weights.json").write_text(json.dumps({"format": 1, "namespace": "hyperzoo", "weights": {}}))
+    (checkout.package / "weights.json").write_text(json.dumps({"format": 1, "namespace": "hyperzoo", "weights": {}}))
     for template in ("card_template", "text_card_template"):
-        shutil.copy(getattr(checkout.here(), template), getattr(place, template))
-    place.readme.write_text(f"before\n{cards.BEGIN}\n{cards.END}\nafter\n")
+        shutil.copy(getattr(find_checkout(), template), getattr(checkout, template))
+    checkout.readme.write_text(f"before\n{cards.BEGIN}\n{cards.END}\nafter\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HYPERZOO_DATA", str(data))
         run = train.run(load_recipe(recipe), root / "run")
-        info = publish.publish(NAME, [run.folder], place=place)
-    return place, data, run, info
+        info = publish.publish(NAME, [run.folder], checkout=checkout)
+    return checkout, data, run, info
 
 
 @pytest.fixture
 def published(made, monkeypatch, tmp_path):
-    """That checkout's weight in the place of the package's own; a copy, so that a test may damage it."""
-    place, data, run, info = made
-    copy = Checkout(shutil.copytree(place.root, tmp_path / "checkout"))
+    """That checkout's weight instead of the package's own; a copy, so that a test may damage it."""
+    checkout, data, run, info = made
+    copy = Checkout(shutil.copytree(checkout.root, tmp_path / "checkout"))
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
     monkeypatch.setattr(weight_files, "MANIFEST", Manifest(copy.package))
-    monkeypatch.setattr(verify.checkout, "here", lambda: copy)
+    monkeypatch.setattr(verify, "find_checkout", lambda: copy)
     monkeypatch.setitem(lstm_lm.default_cfgs, "lstm200", weight_cfgs({"lstm200": lstm_lm._cfg()})["lstm200"])
     register(lstm_lm.lstm200)
     yield copy, run, info
@@ -67,9 +67,9 @@ def published(made, monkeypatch, tmp_path):
 
 
 def test_the_entry_is_that_of_the_run(made):
-    place, _, run, info = made
+    checkout, _, run, info = made
     metrics = run.values["metrics"]
-    assert Manifest(place.package).info(NAME) == info and info.task == "text-generation"
+    assert Manifest(checkout.package).info(NAME) == info and info.task == "text-generation"
     assert info.metrics.perplexity.values == (round(metrics["perplexity"], 4),) and info.score.sd is None
     this = info.metrics.this_file
     assert (this.correct, this.total) == (metrics["correct"], metrics["total"]) and this.total == 99
@@ -77,7 +77,7 @@ def test_the_entry_is_that_of_the_run(made):
     assert info.files["vocab.txt"] == sha256(run.folder / "vocab.txt")
     assert (info.dataset.id, info.dataset.config) == ("ptb-text-only/ptb_text_only", "penn_treebank")
     assert "Penn Treebank" in info.dataset_terms and "2002.05366" in info.paper
-    golden = load_file(place.golden(NAME))
+    golden = load_file(checkout.golden(NAME))
     assert golden.keys() == {"input", "output"} and golden["output"].shape == (1, 8, 9)
     assert golden["input"].tolist() == [[7919 * i % 9 for i in range(8)]]
 
@@ -85,9 +85,9 @@ def test_the_entry_is_that_of_the_run(made):
 def test_a_user_loads_network_and_words(published):
     copy, run, info = published
     loaded = hyperzoo.load("lstm200")
-    assert loaded.record == info and not loaded.model.training
-    assert loaded.vocabulary == tuple((run.folder / "vocab.txt").read_text().splitlines())
-    assert loaded.vocabulary[:4] == ("a", "b", "c", "<eos>") and len(loaded.vocabulary) == 9
+    assert loaded.info == info and not loaded.model.training
+    assert loaded.classes == tuple((run.folder / "vocab.txt").read_text().splitlines())
+    assert loaded.classes[:4] == ("a", "b", "c", "<eos>") and len(loaded.classes) == 9
     assert evaluate.run(NAME).perplexity == pytest.approx(run.values["metrics"]["perplexity"], rel=1e-6)
     direct = timm.create_model(NAME, pretrained=True).eval()
     tokens = torch.randint(9, (2, 5))
@@ -138,7 +138,7 @@ def test_commands(published, capsys):
     run = published[1]
     assert _exit_code(["list"]) == 0
     mean = f"{run.values['metrics']['perplexity']:.2f}"
-    assert f"lstm200\tplain_ptb\tperplexity {mean}\t1\t" in capsys.readouterr().out
+    assert f"lstm200.plain_ptb\tptb-text-only/ptb_text_only\tperplexity {mean}\t1\t1\t" in capsys.readouterr().out
     assert _exit_code(["eval", "lstm200"]) == 0
     out, err = capsys.readouterr()
     assert "perplexity\t" in out and not err

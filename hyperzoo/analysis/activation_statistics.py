@@ -102,7 +102,7 @@ def _some(rows: Tensor, count: int) -> Tensor:
     return rows[drawn.to(rows.device)]
 
 
-def subject(
+def load_model_and_batch(
     what: str, *, dataset: str | None = None, pretrained: bool = False, batch_size: int = 128
 ) -> tuple[nn.Module, Tensor, str]:
     """A network, a batch for it, and what the batch is, in words.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hyperzoo.analysis import plots
 from hyperzoo.errors import InputError
+from hyperzoo.layers.precision import full_precision
 from hyperzoo.regularizers import hyperspherical_energy
 from hyperzoo.regularizers.neurons import select
 
@@ -86,8 +87,7 @@ def layer_energies(
     settings = (power, half_space, angular)
     rows = []
     for layer in chosen.hidden + chosen.output:
-        w = layer.rows().detach()
-        w = w if w.dtype == torch.float64 else w.float()
+        w = full_precision(layer.rows().detach())
         energy = hyperspherical_energy(w, power=power, half_space=half_space, angular=angular, eps=0)
         unit = w / torch.linalg.vector_norm(w, dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
         histogram, closest, angle = _angles(unit, half_space)
@@ -109,7 +109,7 @@ def layer_energies(
     return rows
 
 
-def side_by_side(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[str, ...]]:
+def comparison_table(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[str, ...]]:
     """A heading and a line a layer: the energies of models with the same layers beside each other, as text.
 
     Raises:

@@ -39,7 +39,9 @@ def eval_(
     import hyperzoo
     from hyperzoo.analysis import evaluate
 
-    model, images = evaluate.subject(name, split=split, dataset=dataset, pretrained=pretrained, limit=limit)
+    model, images = evaluate.load_model_and_samples(
+        name, split=split, dataset=dataset, pretrained=pretrained, limit=limit
+    )
     if robustness:
         from hyperzoo.analysis import robustness as measuring
 
@@ -117,7 +119,9 @@ def activations(
     """
     from hyperzoo.analysis import activation_statistics as measuring
 
-    network, batch, origin = measuring.subject(model, dataset=dataset, pretrained=pretrained, batch_size=batch_size)
+    network, batch, origin = measuring.load_model_and_batch(
+        model, dataset=dataset, pretrained=pretrained, batch_size=batch_size
+    )
     rows = measuring.layer_activations(network, batch, list(layers) or None)
     picture = out or Path("activations.png")
     pictures = [measuring.draw(rows, picture, title=model)]

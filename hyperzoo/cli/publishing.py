@@ -14,14 +14,15 @@ from hyperzoo.cli.tables import show_json, write
 def card(check: bool, as_json: bool) -> int:
     """Generate the model cards and the README's table from the manifest."""
     from hyperzoo.errors import PublishError
-    from hyperzoo.publishing import cards, checkout
+    from hyperzoo.publishing import cards
+    from hyperzoo.publishing.checkout import find_checkout
     from hyperzoo.zoo import weight_files
 
-    place = checkout.here()
-    if place is None:
+    checkout = find_checkout()
+    if checkout is None:
         raise PublishError("cards are generated in a checkout of the repository; this is an installed package")
-    differing = (cards.check if check else cards.write)(weight_files.MANIFEST, place)
-    paths, state = [path.relative_to(place.root) for path in differing], "differs" if check else "written"
+    differing = (cards.check if check else cards.write)(weight_files.MANIFEST, checkout)
+    paths, state = [path.relative_to(checkout.root) for path in differing], "differs" if check else "written"
     if as_json:
         show_json([{"file": path, "state": state} for path in paths])
     else:

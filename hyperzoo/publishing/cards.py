@@ -1,4 +1,4 @@
-"""Model cards and the README's table of weights: text made from the manifest, written or compared."""
+"""Model cards, the README's table of weights and the tables of the guides: generated texts, written or compared."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from hyperzoo.analysis import neuron_energy
 from hyperzoo.errors import PublishError
 from hyperzoo.experiments import sweep
 from hyperzoo.files import write_whole
+from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.zoo.manifest import Manifest, ThisText, WeightInfo, as_text
 
@@ -21,15 +22,24 @@ _TWINS = {  # pattern of an architecture with sphere layers -> the one with inne
 }
 _SWEEP = re.compile(r"<!-- sweep: (\w+) -->\n.*?<!-- end of sweep -->", re.DOTALL)
 _ENERGY = re.compile(r"<!-- energy: ([\w. ]+) -->\n.*?<!-- end of energy -->", re.DOTALL)
-DEVIATIONS = {  # fingerprint of the training images -> how they differ from the official ones
+DEVIATIONS = {  # fingerprint of the training images -> how they differ from the official images
     "b5469ac2eb6b1ac4adf6fcc45685ad7264e5b8a25145b554f336b3c6ab3926db": (
         "91 of the 60,000 CIFAR-10 images (71 train, 20 test; ships and horses) are JPEG re-encodings in the mirror "
-        "that was read, all others are exact: at most 0.2 points of test accuracy can depend on them."
+        "that was read; all others are exact. At most 0.2 points of test accuracy can depend on them."
     ),
     "de06531b13b920e7538674898b3596a0cde88ddd398c8606b445cd9b1f2f048e": (
-        "All images of CIFAR-100 are the official ones."
+        "All images are identical to the official CIFAR-100 images."
     ),
 }
+
+TEST_SET_USE = dict.fromkeys(  # weight -> how its test set was used, where it took part in a decision
+    ("cnn11_elu.per_c10", "cnn11_elu.plain_c10"),
+    "We report the last epoch. Test results of shorter trainings took part in the choice of the number of epochs "
+    "(CHANGELOG.md, 0.6.0).",
+) | dict.fromkeys(
+    ("resnet20_cifar.plain_c10", "spherenet20.sphere_c10"),
+    "We report the last epoch. The test set was also read after the first of two cycles; the second was added later.",
+)
 
 
 def twin(name: str) -> str:
@@ -42,8 +52,9 @@ def twin(name: str) -> str:
         'spherenet20.sphere_c10'
     """
     parsed = names.parse(name)
+    suffixes = "|".join(row.suffix for row in OPERATORS.values())
     for pattern, plain in _TWINS.items():
-        if found := re.fullmatch(pattern + r"(_linear|_sigmoid|_learnable)?", parsed.arch):
+        if found := re.fullmatch(f"{pattern}({suffixes})", parsed.arch):
             if parsed.method != "sphere":
                 return f"{parsed.arch}.sphere_{parsed.dataset}"
             return f"{found.expand(plain)}.plain_{parsed.dataset}"
@@ -51,12 +62,12 @@ def twin(name: str) -> str:
 
 
 def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -> str:
-    """The card of a weight: the template with the values of its manifest entry.
+    """The card of a weight: the template filled with its manifest entry.
 
     Args:
         published: all entries; the card shows the twin's, and those of the weights that it is the twin of.
     Raises:
-        PublishError: the template names a value that does not exist.
+        PublishError: the template has an unknown placeholder.
     """
     this = info.metrics.this_file
     related = (name for name in sorted(published) if twin(info.name) == name or twin(name) == info.name)
@@ -71,7 +82,7 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
         "train_fingerprint": info.dataset.train_fingerprint,
         "test_fingerprint": info.dataset.test_fingerprint,
         "deviation": DEVIATIONS.get(
-            info.dataset.train_fingerprint, "Whether all of it equals the Hub's was not examined."
+            info.dataset.train_fingerprint, "The content was not compared with the data set on the Hub."
         ),
         "dataset_terms": info.dataset_terms,
         "nll": f"{this.nll:.4f}",
@@ -81,6 +92,7 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
         "num_classes": f"{info.num_classes:,}",
         "rows": "\n".join(_row(published.get(name, info)) for name in [info.name, *compared]),
         "spread": _spread(info),
+        "test_set_use": TEST_SET_USE.get(info.name, "We report the last epoch; nothing is selected on the test set."),
         "epochs": info.training.epochs,
         "minutes": f"{info.training.minutes:.0f}",
         "machine": info.training.machine,
@@ -100,12 +112,12 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str) -
     try:
         return Template(template).substitute(values)
     except (KeyError, ValueError) as error:
-        raise PublishError(f"the card template names a value that does not exist: {error}") from error
+        raise PublishError(f"the card template has an unknown or malformed placeholder: {error}") from error
 
 
 def table(published: Mapping[str, WeightInfo]) -> str:
-    """The README's table: one line a weight."""
-    head = "| weight | on the test set | runs | data | parameters | file |\n| --- | --- | --- | --- | --- | --- |"
+    """The README's table: one line per weight."""
+    head = "| weight | test metric | runs | data set | parameters | file |\n| --- | --- | --- | --- | --- | --- |"
     lines = [
         f"| [`{name}`](model_cards/{name}.md) | {score(info)} | {info.score.n} | {info.dataset.id} "
         f"| {info.parameters / 1e6:.2f} M | {info.bytes / 1e6:.2f} MB, {'in the package' if info.bundled else 'Hub'} |"
@@ -115,54 +127,53 @@ def table(published: Mapping[str, WeightInfo]) -> str:
 
 
 def score(info: WeightInfo) -> str:
-    """What the weight reaches on the test set, as text: its accuracy, or the word perplexity and that."""
+    """The test metric of a weight as text: '91.25 %' of accuracy, or 'perplexity 88.03'."""
     return _mean(info) if info.metric == "accuracy" else f"{info.metric} {_mean(info)}"
 
 
 def _mean(info: WeightInfo) -> str:
-    """The metric alone, with its standard deviation over several runs."""
+    """The mean over all runs, with the standard deviation if there are several."""
     spread = info.score
     return info.shown(spread.mean) if spread.sd is None else f"{spread.mean:.2f} ± {info.shown(spread.sd)}"
 
 
-def texts(manifest: Manifest, place: Checkout) -> dict[Path, str]:
-    """All generated texts by their path: a card for each weight, the README with its table, documents with theirs.
+def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
+    """All generated texts by path: the card of each weight, the README with its table, and the guides with theirs.
 
     Raises:
-        PublishError: the README has lost the marks around its table.
-        RunError: a document names a study without a file in results/.
+        PublishError: the README lacks the comments that enclose its table.
+        RunError: a guide names a study without a file in results/.
     """
     generated = {}
     for name, info in manifest.weights.items():
-        template = place.text_card_template if info.metric == "perplexity" else place.card_template
-        generated[place.card(name)] = card(info, manifest.weights, template.read_text(encoding="utf-8"))
-    readme = place.readme.read_text(encoding="utf-8")
+        template = checkout.text_card_template if info.metric == "perplexity" else checkout.card_template
+        generated[checkout.card(name)] = card(info, manifest.weights, template.read_text(encoding="utf-8"))
+    readme = checkout.readme.read_text(encoding="utf-8")
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise PublishError(f"{place.readme} lacks the line {BEGIN!r} or {END!r}")
-    generated |= {
-        path: _with_energies(_with_sweeps(path.read_text("utf-8"), place)) for path in sorted(place.docs.glob("*.md"))
-    }
-    return {**generated, place.readme: f"{before}{BEGIN}\n{table(manifest.weights)}\n{END}{after}"}
+        raise PublishError(f"{checkout.readme} lacks the line {BEGIN!r} or {END!r}; the table goes between them")
+    for guide in sorted(checkout.docs.glob("*.md")):
+        generated[guide] = _with_energies(_with_sweeps(guide.read_text("utf-8"), checkout))
+    return {**generated, checkout.readme: f"{before}{BEGIN}\n{table(manifest.weights)}\n{END}{after}"}
 
 
-def _with_sweeps(text: str, place: Checkout) -> str:
-    """The document with the table of results/NAME.json under each line `<!-- sweep: NAME -->`."""
+def _with_sweeps(text: str, checkout: Checkout) -> str:
+    """Insert the table of results/NAME.json below each line `<!-- sweep: NAME -->`."""
 
     def filled(match: re.Match[str]) -> str:
-        rows = sweep.table(sweep.lines(place.results(match[1])))
+        rows = sweep.table(sweep.lines(checkout.results(match[1])))
         return f"<!-- sweep: {match[1]} -->\n{_markdown(rows)}\n<!-- end of sweep -->"
 
     return _SWEEP.sub(filled, text)
 
 
 def _with_energies(text: str) -> str:
-    """A document whose lines `<!-- energy: NAME NAME -->` are each followed by the half-space energies of weights."""
+    """Insert the half-space energies of the named weights below each line `<!-- energy: NAME NAME -->`."""
 
     def filled(match: re.Match[str]) -> str:
         models = {name: zoo.load(name).model for name in match[1].split()}
-        rows = neuron_energy.side_by_side(
+        rows = neuron_energy.comparison_table(
             {n: neuron_energy.layer_energies(model, half_space=True) for n, model in models.items()}
         )
         return f"<!-- energy: {match[1]} -->\n{_markdown(rows)}\n<!-- end of energy -->"
@@ -171,25 +182,25 @@ def _with_energies(text: str) -> str:
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A heading and lines as a table."""
+    """A Markdown table; the first row is its head."""
     head, *lines = rows
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *lines))
 
 
-def write(manifest: Manifest, place: Checkout) -> list[Path]:
-    """Write every generated text that differs; returns their paths."""
-    differing = check(manifest, place)
-    generated = texts(manifest, place)
+def write(manifest: Manifest, checkout: Checkout) -> list[Path]:
+    """Write every generated text that is missing or differs; returns the paths, and those of cards without a weight."""
+    differing = check(manifest, checkout)
+    generated = texts(manifest, checkout)
     write_whole({path: generated[path].encode() for path in differing if path in generated})
     return differing
 
 
-def check(manifest: Manifest, place: Checkout) -> list[Path]:
+def check(manifest: Manifest, checkout: Checkout) -> list[Path]:
     """Paths of generated texts that are missing or differ, and of cards without a weight."""
-    generated = texts(manifest, place)
-    strangers = [path for path in place.card_template.parent.glob("*.*_*.md") if path not in generated]
+    generated = texts(manifest, checkout)
+    orphans = [path for path in checkout.card_template.parent.glob("*.*_*.md") if path not in generated]
     differing = [path for path, text in generated.items() if not path.is_file() or path.read_text("utf-8") != text]
-    return sorted(differing + strangers)
+    return sorted(differing + orphans)
 
 
 def _summary(name: str) -> str:
@@ -208,6 +219,6 @@ def _row(info: WeightInfo) -> str:
 def _spread(info: WeightInfo) -> str:
     spread = info.score
     if spread.n == 1:
-        return "n = 1: one seed, so the spread between runs is unknown and small differences between rows mean nothing."
+        return "Single run (n = 1): small differences between rows can be chance."
     values = ", ".join(f"{value:.2f}" for value in spread.values)
-    return f"Mean and standard deviation over {spread.n} seeds ({values}); the file is that of the median run."
+    return f"Mean and standard deviation over {spread.n} seeds ({values}); the file is from the median run."

@@ -1,4 +1,4 @@
-"""Where the files of a checkout lie that are not part of the installed package."""
+"""Paths in a checkout of the repository that an installed package does not have."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from hyperzoo import names
 
 @dataclass(frozen=True)
 class Checkout:
-    """A clone of the repository, by its root folder."""
+    """A clone of the repository, given by its root folder."""
 
     root: Path
 
@@ -29,37 +29,38 @@ class Checkout:
         return self.root / "docs"
 
     def results(self, study: str) -> Path:
-        """The results of a study, which the documents quote."""
+        """The results file of a study."""
         return self.root / "results" / f"{study}.json"
 
     @property
     def mirror(self) -> Path:
-        """The embedded sample of the data sets, in the layout of HYPERZOO_DATA."""
+        """The embedded sample of the data sets, laid out like HYPERZOO_DATA."""
         return self.root / "tests" / "assets" / "mirror"
 
-    def embeds(self, code: str) -> bool:
-        """Whether a sample of this data set is embedded; the terms of most allow none."""
+    def has_sample(self, code: str) -> bool:
+        """Whether a sample of a data set is embedded; the terms of most data sets do not allow it."""
         return (self.mirror / names.DATASETS[code]).is_dir()
 
     @property
     def card_template(self) -> Path:
+        """The template of image models."""
         return self.root / "model_cards" / "TEMPLATE.md"
 
     @property
     def text_card_template(self) -> Path:
-        """Of language models."""
+        """The template of language models."""
         return self.root / "model_cards" / "TEMPLATE_TEXT.md"
 
     def card(self, name: str, suffix: str = ".md") -> Path:
-        """The card of a weight, or what lies beside it: '.png', '.energy.png', '.metrics.jsonl'."""
+        """The card of a weight, or a file next to it: '.png', '.energy.png', '.metrics.jsonl'."""
         return self.root / "model_cards" / f"{names.parse(name)}{suffix}"
 
     def golden(self, name: str) -> Path:
-        """Input and outputs of a weight when it was published."""
+        """The golden file of a weight: an input, and the outputs at publication."""
         return self.root / "tests" / "golden" / f"{names.parse(name)}.safetensors"
 
 
-def here() -> Checkout | None:
+def find_checkout() -> Checkout | None:
     """The checkout that this package is imported from; None for an installed wheel."""
-    found = Checkout(Path(__file__).parent.parent.parent)
-    return found if found.card_template.is_file() else None
+    checkout = Checkout(Path(__file__).parent.parent.parent)
+    return checkout if checkout.card_template.is_file() else None

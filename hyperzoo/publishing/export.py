@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from hyperzoo import __version__, names, zoo
 from hyperzoo.errors import ExportError, InputError, MissingExtraError
 from hyperzoo.files import sha256, write_whole
-from hyperzoo.publishing import checkout
+from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.publishing.verify import ATOL, RTOL, golden_input
 
-EXTRA_FILE = "hyperzoo.json"  # where a program holds its metadata
+EXTRA_FILE = "hyperzoo.json"  # the metadata inside a program
 FREE_BATCH = ({0: torch.export.Dim("batch")},)
 
 Runs = Callable[[Tensor], Tensor]
 
 
 class Exported(NamedTuple):
-    """What was written, what the file says about itself, and the largest difference between outputs that was found."""
+    """The file, its metadata, and the largest difference between its outputs and the reference."""
 
     file: Path
     metadata: dict[str, Any]
@@ -39,53 +39,53 @@ class Exported(NamedTuple):
 
 
 class Format(NamedTuple):
-    """How a network becomes the bytes of a file, and how these run again; `packages` are the optional ones for it."""
+    """How to turn a network into bytes and how to run them; `packages` are the optional packages for it."""
 
-    suffix: str
+    name: str
     packages: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, dict[str, Any]], bytes]
     open: Callable[[bytes], Runs]
 
 
-def export(name: str, out: Path, format: str = "torch") -> Exported:
-    """Write a network as one file for programs without hyperzoo; nothing is written unless its outputs are right.
+def export(name: str, out: Path) -> Exported:
+    """Write a network as one file for programs without hyperzoo, after checking the outputs of that file.
 
-    They are compared with the golden ones of a published weight in a checkout, else with those of the loaded network,
-    for batches of several sizes; they may differ as outputs do between processors, and by the rounding of the network
-    itself, which float64 tells. The size of a batch stays free. The length of a text does not: it is `input_size` of
-    the metadata, and a shorter text is filled up at its end, which changes nothing before. Class names, normalisation
-    and the hash of the weight travel in the file: in ONNX as `metadata_props` (JSON but for plain text), in a program
-    as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
+    For batches of several sizes, the outputs are compared with the golden outputs if the weight is published and this
+    is a checkout, and otherwise with those of the loaded network. The tolerance is that of outputs on other CPUs plus
+    the rounding error of the network, measured against float64. The batch size is free. The length of a text is not: it
+    is `input_size` in the metadata; pad shorter texts at the end, which does not change the outputs before the padding.
+    The file carries class names, normalization and the hash of the weight: ONNX as `metadata_props` (JSON, except plain
+    strings), a program as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
 
     Args:
-        name: a published weight, an architecture for its default one, a run folder, or 'local-dir:<folder>'.
-        out: ends in .pt2 for 'torch' and in .onnx for 'onnx'; a file there is replaced.
-        format: 'torch', which `torch.export.load(out).module()` runs, or 'onnx'.
+        name: a weight, an architecture for its default weight, a run folder, or 'local-dir:FOLDER'.
+        out: its suffix is the format: .pt2 for a program, which `torch.export.load(out).module()` runs, .onnx for ONNX;
+            an existing file is replaced.
     Raises:
-        InputError: an unknown format, or another suffix. MissingExtraError: the packages of the extra are missing.
-        ExportError: the format lacks an operator of the network, its outputs differ, or `out` cannot be written.
-        UnknownNameError, WeightHashError, WeightFileError, ...: as `hyperzoo.load`.
+        InputError: another suffix. MissingExtraError: packages of the extra [export] are missing.
+        ExportError: the format lacks an operator of the network, the outputs differ, or `out` cannot be written.
+        UnknownNameError, WeightHashError, WeightFileError, ...: see `hyperzoo.load`.
     """
     out = Path(out)
-    form = _format(format, out)
+    form = _format(out)
     model, metadata, golden = _network(name)
     if golden is None:
         x = golden_input(model)
         with torch.inference_mode():
             golden = {"input": x, "output": model(x)}
     x, y = golden["input"], golden["output"]
-    if not x.is_floating_point():  # recurrent layers become one copy for each step
+    if not x.is_floating_point():  # recurrent layers are unrolled over the steps
         x = F.pad(x, (0, metadata["input_size"][0] - x.shape[1]))
     cases = [(x, y), (torch.cat([x, x]), torch.cat([y, y])), (x[:1], y[:1])]
-    what = f"{name} as {format}"
+    what = f"{name} as {form.name}"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, about parts of its own
+            warnings.simplefilter("ignore")  # torch warns about its own internals
             content = form.write(model, torch.cat([x, x]), metadata)
             run = form.open(content)
             with torch.no_grad():
                 found = [run(batch)[:, : wanted.shape[1]] for batch, wanted in cases]
-    except Exception as error:  # each exporter and each runtime has errors of its own
+    except Exception as error:  # each exporter and each runtime has its own errors
         raise ExportError(f"cannot export {what}: {_first_cause(error)}") from error
     pairs = [(got, wanted) for got, (_, wanted) in zip(found, cases, strict=True)]
     difference = max(float((got - wanted).abs().max()) for got, wanted in pairs)
@@ -100,28 +100,27 @@ def export(name: str, out: Path, format: str = "torch") -> Exported:
 
 
 def _rounding(model: nn.Module, x: Tensor) -> float:
-    """How far the outputs of a network lie from those in float64: a deep one without shortcuts amplifies rounding."""
+    """Largest difference from the outputs in float64; deep networks without shortcuts amplify rounding."""
     exact = copy.deepcopy(model).double()
     with torch.no_grad():
         wide = exact(x.double() if x.is_floating_point() else x)
         return float((model(x) - wide).abs().max())
 
 
-def _format(word: str, out: Path) -> Format:
-    if word not in FORMATS:
-        raise InputError(f"no format {word!r}; there are {' and '.join(FORMATS)}")
-    form = FORMATS[word]
-    if out.suffix != form.suffix:
-        raise InputError(f"{out}: a file of the format {word} ends in {form.suffix}")
+def _format(out: Path) -> Format:
+    if out.suffix not in FORMATS:
+        known = " or ".join(f"{suffix} ({form.name})" for suffix, form in FORMATS.items())
+        raise InputError(f"{out} must end in {known}; got {out.suffix or 'no suffix'}")
+    form = FORMATS[out.suffix]
     if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
-        raise MissingExtraError(f'{word} needs {" and ".join(missing)}: pip install "hyperzoo[export]"')
+        raise MissingExtraError(f'{form.name} needs {" and ".join(missing)}: pip install "hyperzoo[export]"')
     if not out.absolute().parent.is_dir():
         raise ExportError(f"cannot write {out}: there is no folder {out.absolute().parent}")
     return form
 
 
 def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | None]:
-    """The network in eval mode, what its file will say about it, and its golden tensors where there are any."""
+    """The network in evaluation mode, the metadata of its file, and its golden tensors if there are any."""
     folder = Path(name.removeprefix("local-dir:"))
     ours = name in (*zoo.list_weights(), *zoo.list_models())
     if name.startswith("local-dir:") or (not ours and (folder / "config.json").is_file()):
@@ -129,7 +128,7 @@ def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | 
         digest = sha256(folder / "model.safetensors")
         return model, _metadata(model, zoo.class_names(folder), sha256=digest), None
     loaded = zoo.load(name)
-    info, place = zoo.weight_info(name), checkout.here()
+    info, checkout = zoo.weight_info(name), find_checkout()
     metadata = _metadata(
         loaded.model,
         loaded.classes,
@@ -137,12 +136,12 @@ def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | 
         license=info.license,
         sha256=info.files["model.safetensors"],
     )
-    golden = place.golden(info.name) if place else None
+    golden = checkout.golden(info.name) if checkout else None
     return loaded.model, metadata, load_file(golden) if golden and golden.is_file() else None
 
 
 def _metadata(model: nn.Module, classes: tuple[str, ...], **stated: str) -> dict[str, Any]:
-    """JSON values: what is stated, the words of the outputs, and how images become inputs as timm would say it."""
+    """Metadata as JSON values: the stated ones, the class names, and the preprocessing in timm's terms."""
     cfg: Any = model.pretrained_cfg
     arch = cfg["architecture"]
     values: dict[str, Any] = {**stated, "architecture": arch, "hyperzoo": __version__, "label_names": classes}
@@ -156,9 +155,9 @@ def _metadata(model: nn.Module, classes: tuple[str, ...], **stated: str) -> dict
 
 def _write_torch(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
     program = torch.export.export(model, (x,), dynamic_shapes=FREE_BATCH)
-    program.example_inputs = None  # torch would keep them as a pickle
+    program.example_inputs = None  # torch would store them as a pickle
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # contains paths of this machine
     content = io.BytesIO()
     torch.export.save(program, content, extra_files={EXTRA_FILE: json.dumps(metadata, indent=2)})
     return content.getvalue()
@@ -178,9 +177,9 @@ def _write_onnx(model: nn.Module, x: Tensor, metadata: dict[str, Any]) -> bytes:
         output_names=["logits"],
         verbose=False,
     )
-    assert program is not None, "with dynamo=True there is one"
+    assert program is not None, "dynamo=True returns a program"
     for node in program.model.graph.all_nodes():
-        node.metadata_props.clear()  # stack traces, with paths of this machine
+        node.metadata_props.clear()  # contains stack traces with paths of this machine
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     program.model.metadata_props.update(texts)
     return program.model_proto.SerializeToString()
@@ -195,13 +194,13 @@ def _open_onnx(content: bytes) -> Runs:
 
 
 FORMATS = {
-    "torch": Format(".pt2", (), _write_torch, _open_torch),
-    "onnx": Format(".onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
+    ".pt2": Format("torch", (), _write_torch, _open_torch),
+    ".onnx": Format("onnx", ("onnx", "onnxscript", "onnxruntime"), _write_onnx, _open_onnx),
 }
 
 
 def _first_cause(error: BaseException) -> str:
-    """What began a chain of errors, in its first line."""
+    """The first line of the error at the start of a chain."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""The manifest entry of a weight that is about to be published."""
+"""What is published, and its entry in the manifest."""
 
 import dataclasses
 import statistics
@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 from hyperzoo import names
-from hyperzoo.data.sources import IMAGES, TEXTS, Repository
+from hyperzoo.data.sources import REPOSITORIES
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.zoo.manifest import (
     DatasetInfo,
@@ -25,49 +25,54 @@ from hyperzoo.zoo.manifest import (
     WeightInfo,
 )
 
-REPOSITORIES: dict[str, Repository] = {**IMAGES, **TEXTS}
-TERMS = {code: "research use; its authors state no license" for code in ("c10", "c100")} | {
-    "ptb": (
-        "Penn Treebank of the Linguistic Data Consortium, as Mikolov prepared it; its terms were not verified. The "
-        "weight comes with the list of its 10,000 words, and with no sentence of it"
-    ),
-    "wt2": "CC-BY-SA-3.0 and GFDL (Wikipedia)",
-}
 
-
-class Run(NamedTuple):
-    """A finished run folder and its result.json."""
+class FinishedRun(NamedTuple):
+    """A run folder and the values of its result.json."""
 
     folder: Path
     result: dict[str, Any]
 
     @property
     def score(self) -> float:
-        """On the test split: accuracy in percent, or perplexity."""
+        """The test metric: accuracy in percent, or perplexity."""
         metrics = self.result["metrics"]
         return metrics["perplexity" if "perplexity" in metrics else "accuracy"]
 
 
-def entry(
-    recipe: Recipe,
-    recipe_path: Path,
-    runs: list[Run],
-    median: Run,
-    model: nn.Module,
-    this_file: ThisFile | ThisText,
-    manifest: Manifest,
-) -> WeightInfo:
-    """The manifest entry of a weight, with `bytes` and `files` still to be filled in.
+@dataclasses.dataclass(frozen=True)
+class Publication:
+    """What is published: the finished runs of one recipe, and the network of the median run.
+
+    Attributes:
+        recipe_path: relative to `recipes/`.
+        runs: one run per seed; `median` is the one that is published.
+        model: the network of the median run, in evaluation mode.
+        classes: its class names; the words, for a language model.
+    """
+
+    recipe: Recipe
+    recipe_path: Path
+    runs: tuple[FinishedRun, ...]
+    median: FinishedRun
+    model: nn.Module
+    classes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+
+def weight_info(publication: Publication, this_file: ThisFile | ThisText, manifest: Manifest) -> WeightInfo:
+    """The manifest entry of a weight; `bundled`, `bytes`, `files` and `commit` are placeholders.
 
     Args:
-        recipe_path: relative to `recipes/`.
-        runs: all runs; `median` is the one that is published, and `model` and `this_file` are its network and metrics.
-        manifest: as it is so far; the first weight of an architecture is its default.
+        this_file: metrics of the published file.
+        manifest: before the publication; the first weight of an architecture becomes its default.
     """
-    name = recipe.name
-    parsed, result, repository = names.parse(name), median.result, REPOSITORIES[recipe.data.name]
-    config, env = timm.data.resolve_model_data_config(model), median.result["environment"]
-    by_seed = sorted((run.result["seed"], round(run.score, 4)) for run in runs)
+    name, recipe, model, result = publication.name, publication.recipe, publication.model, publication.median.result
+    parsed, repository = names.parse(name), REPOSITORIES[recipe.data.name]
+    config, env = timm.data.resolve_model_data_config(model), result["environment"]
+    by_seed = sorted((run.result["seed"], round(run.score, 4)) for run in publication.runs)
     values = [value for _, value in by_seed]
     spread = Spread(
         mean=round(statistics.fmean(values), 4),
@@ -102,12 +107,12 @@ def entry(
             machine=f"{env['device']}, {threads}, {env['cpu_capability']}",
             precision=result["precision"],
         ),
-        recipe=recipe_path.as_posix(),
+        recipe=publication.recipe_path.as_posix(),
         recipe_sha256=recipe.digest(),
         code_commit=env["commit"],
         versions={package: version for package, version in env.items() if package not in not_versions},
         license=str(model.pretrained_cfg["license"]),  # type: ignore[index]
-        dataset_terms=TERMS[recipe.data.name],
+        dataset_terms=repository.terms,
         paper=papers(parsed),
     )
 
@@ -118,8 +123,8 @@ def papers(name: names.Name) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names.METHODS[name.method].papers, *getattr(model_file, "PAPERS", ()))))
 
 
-def notes(info: WeightInfo, run: Run) -> dict[str, Any]:
-    """What config.json says under `hyperzoo`; not its own hash, which lies in the manifest."""
+def config_notes(info: WeightInfo, run: FinishedRun) -> dict[str, Any]:
+    """The values of config.json under `hyperzoo`; the hashes are in the manifest only."""
     return {
         "format": 1,
         "name": info.name,

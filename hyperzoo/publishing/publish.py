@@ -1,4 +1,4 @@
-"""From finished run folders to a published weight: files, golden outputs, manifest entry, card; and to the Hub."""
+"""Publish finished runs as a weight: checkpoint, golden file, manifest entry, card, and a commit on the Hub."""
 
 import dataclasses
 import json
@@ -19,10 +19,10 @@ from hyperzoo.analysis import evaluate, neuron_energy, plots
 from hyperzoo.errors import InvalidNameError, PublishError, RunError, WeightFileError, WeightUnavailableError
 from hyperzoo.experiments import build
 from hyperzoo.files import sha256, write_whole
-from hyperzoo.publishing import cards, checkout, manifest_entry
-from hyperzoo.publishing.checkout import Checkout
-from hyperzoo.publishing.manifest_entry import Run
-from hyperzoo.publishing.verify import TEST_SLACK, golden_input, outputs
+from hyperzoo.publishing import cards, manifest_entry
+from hyperzoo.publishing.checkout import Checkout, find_checkout
+from hyperzoo.publishing.manifest_entry import FinishedRun, Publication
+from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import hub, weight_files
@@ -30,7 +30,7 @@ from hyperzoo.zoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, This
 from hyperzoo.zoo.model_folder import save_model
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
-_WRITE_AGAIN = """
+_REWRITE = """
 import sys
 from safetensors.numpy import load_file, save_file
 save_file(load_file(sys.argv[1]), sys.argv[2], metadata={"format": "pt"})
@@ -41,242 +41,242 @@ def publish(
     name: str,
     folders: list[Path],
     *,
-    place: Checkout | None = None,
+    checkout: Checkout | None = None,
     push: bool = False,
     namespace: str | None = None,
 ) -> WeightInfo:
-    """Publish the median of finished runs of one recipe, in the files of a checkout; returns the manifest entry.
+    """Publish the median of finished runs of one recipe in a checkout; returns the manifest entry.
 
-    Writes `checkpoints/<name>/`, the golden file, the card with its picture and log, all generated texts, and last the
-    manifest. Everything is computed and checked first, so a refusal leaves every file as it was.
+    Writes `checkpoints/<name>/`, the golden file, the card with its figures and log, all generated texts, and the
+    manifest last. Everything is computed and checked before the first write, so a refusal changes no file.
 
     Args:
-        folders: run folders, one for each seed. One is enough; the card then says n = 1.
-        place: the checkout to write to; the one that the package is imported from, without it.
-        push: also send it to the Hub as `<namespace>/<name>`, in one commit, read every file back from there, and pin
-            the commit in the manifest. Without it, a commit that holds these bytes already stays pinned.
-        namespace: the owner on the Hub of all weights, from now on; the manifest's, without it.
+        folders: run folders, one per seed. One is enough; the card then reports a single run.
+        checkout: where to write [default: the checkout that this package is imported from].
+        push: also push to the Hub as `<namespace>/<name>`, in one commit; every file is read back and compared, and the
+            commit is pinned in the manifest. Without a push, a pinned commit that holds these bytes stays pinned.
+        namespace: Hub namespace for all weights from now on [default: the manifest's].
     Raises:
-        PublishError: no checkout; an unfinished run, one of another recipe, of other data, of the embedded sample or
-            without a test result; a file above 12 MB that is not pushed; a test result that is not found again; a push
-            that failed or came back changed; another namespace while other weights lie in this one.
-        WeightFileError: NaN, other tensors than the architecture's, or two processes that write other bytes.
-        InvalidNameError, RecipeError, DataError: see `names`, `training.config`, `data.sources`.
+        PublishError: no checkout; a run that is unfinished, of another recipe, on other data or on the embedded sample,
+            or without a test result; a test result that cannot be reproduced; a file above 12 MB that is not pushed; a
+            push that failed or came back changed; a new namespace while other weights are in the old one.
+        WeightFileError: NaN, tensors that do not fit the architecture, or a file that is not reproducible bit by bit.
+        InvalidNameError, RecipeError, DataError: see `names`, `training.recipe`, `data.sources`.
     """
     name = str(names.parse(name))
-    place = place or checkout.here()
-    if place is None:
-        raise PublishError("publishing needs a checkout of the repository, this is an installed package")
-    manifest = _manifest(name, place, namespace)
-    recipe, recipe_file = _recipe(name, place)
-    runs = sorted((_read(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
+    checkout = checkout or find_checkout()
+    if checkout is None:
+        raise PublishError("publishing needs a checkout of the repository; this is an installed package")
+    manifest = _manifest(name, checkout, namespace)
+    recipe, recipe_path = _recipe(name, checkout)
+    runs = sorted((_finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
     if not runs:
-        raise PublishError(f"{name}: no run folder was given")
-    _check_runs(recipe, runs, place)
+        raise PublishError(f"{name}: pass at least one run folder")
+    _check_runs(recipe, runs, checkout)
     median = runs[(len(runs) - 1) // 2]
-    model, classes = _model(recipe, median)
+    publication = Publication(recipe, recipe_path, tuple(runs), median, *_model_and_classes(recipe, median))
     with tempfile.TemporaryDirectory() as scratch:
-        return _publish(manifest, recipe, recipe_file, runs, median, model, classes, place, push, Path(scratch))
+        return _publish(publication, manifest, checkout, Path(scratch), push=push)
 
 
 def _publish(
-    manifest: Manifest,
-    recipe: Recipe,
-    recipe_file: Path,
-    runs: list[Run],
-    median: Run,
-    model: nn.Module,
-    classes: tuple[str, ...],
-    place: Checkout,
-    push: bool,
-    scratch: Path,
+    publication: Publication, manifest: Manifest, checkout: Checkout, scratch: Path, *, push: bool
 ) -> WeightInfo:
-    name = recipe.name
-    this_file = _this_file(model, recipe.data.name, median, place)
-    info = manifest_entry.entry(
-        recipe, recipe_file.relative_to(place.recipes), runs, median, model, this_file, manifest
-    )
-    save_model(model, scratch, classes=classes, args=build.model_args(recipe), notes=manifest_entry.notes(info, median))
-    file = scratch / "model.safetensors"
-    _check_export(scratch, model)
-    config = (scratch / "config.json").read_text(encoding="utf-8")
-    if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
-        raise PublishError(f"{name}: config.json would hold a path of this machine: {path[0]}")
-    digests, size = {part: sha256(scratch / part) for part in TASKS[info.task]}, file.stat().st_size
-    before = manifest.weights.get(name)
-    commit = before.commit if before and before.files == digests else None
-    info = dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
-    if not (info.bundled or commit or push):
-        raise PublishError(f"{name} has {size} bytes; above {BUNDLED_BYTES} a weight comes from the Hub: use --push")
+    name, model, run = publication.name, publication.model, publication.median
+    info = _saved(publication, manifest, checkout, scratch)
+    if not (info.bundled or info.commit or push):
+        raise PublishError(
+            f"{name} has {info.bytes} bytes; weights above {BUNDLED_BYTES} bytes come from the Hub: pass --push"
+        )
     manifest.weights[name] = dataclasses.replace(info, commit="0" * 40) if push else info
     _manifest_text(manifest, scratch)
-    log = median.folder / "metrics.jsonl"
-    curve = plots.learning_curve(log, scratch / "curve.png", title=name)
-    spread = neuron_energy.draw(
-        neuron_energy.layer_energies(model, half_space=True), scratch / "energy.png", title=name
-    )
-    published = {part: (scratch / part).read_bytes() for part in info.files}
-    golden = save(outputs(model, golden_input(model)), metadata={"format": "pt"})
-    made = {".metrics.jsonl": log, ".png": curve, ".energy.png": spread}
-    beside = {place.card(name, suffix): file.read_bytes() for suffix, file in made.items()}
-    texts = {path: text.encode() for path, text in cards.texts(manifest, place).items()}
+    weight = {part: (scratch / part).read_bytes() for part in info.files}
+    golden = save(golden_outputs(model, golden_input(model)), metadata={"format": "pt"})
+    energies = neuron_energy.layer_energies(model, half_space=True)
+    log = run.folder / "metrics.jsonl"
+    card_files = {
+        ".metrics.jsonl": log,
+        ".png": plots.learning_curve(log, scratch / "curve.png", title=name),
+        ".energy.png": neuron_energy.draw(energies, scratch / "energy.png", title=name),
+    }
+    attachments = {checkout.card(name, suffix): file.read_bytes() for suffix, file in card_files.items()}
+    texts = {path: text.encode() for path, text in cards.texts(manifest, checkout).items()}
     if push:
-        sent = {**published, "README.md": texts[place.card(name)], "recipe.yaml": recipe_file.read_bytes()}
-        sent |= {path.name: content for path, content in beside.items()}  # where the card's links look for them
+        recipe = (checkout.recipes / publication.recipe_path).read_bytes()
+        sent = {**weight, "README.md": texts[checkout.card(name)], "recipe.yaml": recipe}
+        sent |= {path.name: content for path, content in attachments.items()}  # the card links to these names
         sent |= {"test/rand_tensors.safetensors": golden}  # timm's name for golden outputs
         commit = _push(f"{manifest.namespace}/{name}", sent, info, model, scratch / "hub")
         info = manifest.weights[name] = dataclasses.replace(info, commit=commit)
-    files = {manifest.folder(name) / part: content for part, content in published.items() if info.bundled}
-    files |= {place.golden(name): golden, **beside, **texts}
+    files = {manifest.folder(name) / part: content for part, content in weight.items() if info.bundled}
+    files |= {checkout.golden(name): golden, **attachments, **texts}
     files |= {manifest.root / "weights.json": _manifest_text(manifest, scratch).encode()}
-    _write(files)
+    try:
+        write_whole(files)
+    except OSError as error:
+        raise PublishError(f"cannot write the published files: {error}") from error
     return info
 
 
+def _saved(publication: Publication, manifest: Manifest, checkout: Checkout, folder: Path) -> WeightInfo:
+    """Write the files of the weight to a folder, check them, and return the complete manifest entry."""
+    name, model, run = publication.name, publication.model, publication.median
+    info = manifest_entry.weight_info(publication, _this_file(publication, checkout), manifest)
+    notes = manifest_entry.config_notes(info, run)
+    save_model(model, folder, classes=publication.classes, args=build.model_args(publication.recipe), notes=notes)
+    _check_reproducible(folder, model)
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
+        raise PublishError(f"{name}: config.json would contain a path of this machine: {path[0]}")
+    digests = {part: sha256(folder / part) for part in TASKS[info.task]}
+    size = (folder / "model.safetensors").stat().st_size
+    before = manifest.weights.get(name)
+    commit = before.commit if before and before.files == digests else None
+    return dataclasses.replace(info, bytes=size, files=digests, bundled=size <= BUNDLED_BYTES, commit=commit)
+
+
 def _push(repo: str, files: dict[str, bytes], info: WeightInfo, model: nn.Module, cache: Path) -> str:
-    """One commit; then every file of it again, into an empty cache: equal bytes, and a model with equal outputs."""
-    told = f"{info.name}: {info.metric} {info.shown(info.score.mean)}, n = {info.score.n}"
-    commit = hub.push(repo, files, told)
-    start, end = f"{repo}@{commit}", "Nothing was changed here, and nothing refers to that commit."
+    """Push one commit, download it into an empty cache, and compare the bytes and the outputs of the loaded model."""
+    commit = hub.push(repo, files, f"{info.name}: {info.metric} {info.shown(info.score.mean)}, n = {info.score.n}")
+    pushed, unchanged = f"{repo}@{commit}", "No local file was changed, and nothing refers to that commit."
     try:
-        got = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
+        downloaded = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
     except WeightUnavailableError as error:
-        raise PublishError(f"{start} was pushed, but cannot be read again: {error}. {end}") from error
-    if other := [path for path, content in files.items() if got[path].read_bytes() != content]:
-        raise PublishError(f"{start} gives other bytes than were sent for {', '.join(other)}. {end}")
-    _check_loads(got["model.safetensors"].parent, model)
+        raise PublishError(f"{pushed} was pushed, but cannot be downloaded: {error}. {unchanged}") from error
+    if differing := [path for path, content in files.items() if downloaded[path].read_bytes() != content]:
+        raise PublishError(f"{pushed}: the downloaded bytes of {', '.join(differing)} differ. {unchanged}")
+    _check_loads(downloaded["model.safetensors"].parent, model)
     return commit
 
 
-def _manifest(name: str, place: Checkout, namespace: str | None) -> Manifest:
-    """The manifest as it is so far, under the namespace that was asked for."""
-    manifest = Manifest(place.package)
+def _manifest(name: str, checkout: Checkout, namespace: str | None) -> Manifest:
+    """The manifest before the publication, with the requested namespace."""
+    manifest = Manifest(checkout.package)
     if namespace in (None, manifest.namespace):
         return manifest
     if not re.fullmatch(r"[A-Za-z0-9_]([-.]?[A-Za-z0-9_]){0,95}", str(namespace)):
-        raise InvalidNameError(f"{namespace!r} is not a namespace of the Hub: letters, digits, _, single - or . inside")
-    if there := [other for other, info in manifest.weights.items() if info.commit and other != name]:
-        raise PublishError(
-            f"the namespace cannot become {namespace}: {', '.join(there)} lie in {manifest.namespace} on the Hub"
+        raise InvalidNameError(
+            f"{namespace!r} is not a namespace of the Hub; use letters, digits and _, with single - or . inside"
         )
-    if name in manifest.weights:  # what it may have on the Hub lies elsewhere now
+    if others := [other for other, info in manifest.weights.items() if info.commit and other != name]:
+        raise PublishError(
+            f"the namespace cannot become {namespace}: {', '.join(others)} are in {manifest.namespace} on the Hub"
+        )
+    if name in manifest.weights:  # a commit of this weight would be in the old namespace
         manifest.weights[name] = dataclasses.replace(manifest.weights[name], commit=None)
     manifest.namespace = str(namespace)
     return manifest
 
 
-def _recipe(name: str, place: Checkout) -> tuple[Recipe, Path]:
-    found = [file for file in sorted(place.recipes.rglob(f"{name}.yaml")) if "drafts" not in file.parts]
+def _recipe(name: str, checkout: Checkout) -> tuple[Recipe, Path]:
+    """The recipe of a weight and its path relative to `recipes/`; drafts do not count."""
+    found = [file for file in sorted(checkout.recipes.rglob(f"{name}.yaml")) if "drafts" not in file.parts]
     if len(found) != 1:
-        raise PublishError(f"{name} needs one recipe {place.recipes}/<family>/{name}.yaml; found {len(found)}")
-    return load_recipe(found[0]), found[0]
+        raise PublishError(
+            f"{name} needs exactly one recipe {checkout.recipes}/<family>/{name}.yaml; found {len(found)}"
+        )
+    return load_recipe(found[0]), found[0].relative_to(checkout.recipes)
 
 
-def _read(folder: Path) -> Run:
+def _finished_run(folder: Path) -> FinishedRun:
     missing = [part for part in ("result.json", "metrics.jsonl", *FILES) if not (folder / part).is_file()]
     if missing:
         raise PublishError(f"{folder} is not a finished run: {', '.join(missing)} is missing")
     try:
-        return Run(folder, read_result(folder))
+        return FinishedRun(folder, read_result(folder))
     except RunError as error:
         raise PublishError(str(error)) from error
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's settings without the seed, which is what the runs of one weight differ in."""
+    """The settings that the runs of a weight share: all but the seed."""
     settings = recipe.settings()
     return {**settings, "train": {**settings["train"], "seed": None}}
 
 
-def _check_runs(recipe: Recipe, runs: list[Run], place: Checkout) -> None:
-    """Every run is one of this recipe, on the same whole data set, with a seed of its own."""
-    first = runs[0].result
+def _check_runs(recipe: Recipe, runs: list[FinishedRun], checkout: Checkout) -> None:
+    """Refuse runs of another recipe, on different data or on the embedded sample, and equal seeds."""
     sample: set[str] = set()
-    if place.embeds(recipe.data.name):
-        sample = {data.load_images(recipe.data.name, split, place.mirror).fingerprint for split in ("train", "test")}
-    for folder, result in runs:
-        got = {"train": result["train_fingerprint"], "test": result["metrics"]["fingerprint"]}
-        differing = [
-            key
-            for key in got
-            if got[key] != {"train": first["train_fingerprint"], "test": first["metrics"]["fingerprint"]}[key]
-        ]
+    if checkout.has_sample(recipe.data.name):
+        sample = {data.load_images(recipe.data.name, split, checkout.mirror).fingerprint for split in ("train", "test")}
+    first = _fingerprints(runs[0])
+    for run in runs:
+        folder, result = run
+        found = _fingerprints(run)
+        differing = " and ".join(split for split in found if found[split] != first[split])
         faults = {
-            f"its recipe is not that of {recipe.name}.yaml": _settings(Recipe.stored(result["recipe"]))
+            f"its recipe differs from {recipe.name}.yaml": _settings(Recipe.stored(result["recipe"]))
             != _settings(recipe),
-            f"it was measured on the {result['split']}, not on the test split": result["split"] != "test",
-            "it was made with the embedded sample, which serves tests and the demo only": bool(
-                sample & set(got.values())
-            ),
-            f"its {' and '.join(differing)} data are not those of {runs[0].folder}": bool(differing),
+            f"it was evaluated on the {result['split']}, not on the test split": result["split"] != "test",
+            "it used the embedded sample, which is for tests and the demo only": bool(sample & set(found.values())),
+            f"its {differing} data differ from those of {runs[0].folder}": bool(differing),
             "its code commit is unknown": not result["environment"].get("commit"),
         }
-        if bad := [text for text, is_so in faults.items() if is_so]:
-            raise PublishError(f"{folder} cannot be published as {recipe.name}: {'; '.join(bad)}")
+        if present := [text for text, is_present in faults.items() if is_present]:
+            raise PublishError(f"{folder} cannot be published as {recipe.name}: {'; '.join(present)}")
     seeds = [run.result["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise PublishError(f"{recipe.name}: two runs have the same seed: {', '.join(map(str, sorted(seeds)))}")
 
 
-def _model(recipe: Recipe, run: Run) -> tuple[nn.Module, tuple[str, ...]]:
-    """The architecture filled with the tensors of a run, every name and shape compared, in eval mode."""
+def _fingerprints(run: FinishedRun) -> dict[str, str]:
+    return {"train": run.result["train_fingerprint"], "test": run.result["metrics"]["fingerprint"]}
+
+
+def _model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network of a run in evaluation mode, after all tensor names and shapes were compared, and its class names."""
     file = run.folder / "model.safetensors"
     weight_files.check_file(file)
-    state = load_file(file)
-    classes = zoo.class_names(run.folder)
-    model = build.model(recipe, len(classes), 3)
+    state, classes = load_file(file), zoo.class_names(run.folder)
+    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+    model = build.model(recipe, len(classes), described["input_size"][0])
     parsed = names.parse(recipe.name)
+    paper_ids = tuple(f"arXiv:{paper}" for paper in manifest_entry.papers(parsed))
     cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one
-    cfg["tag"], cfg["paper_ids"] = (
-        parsed.tag,
-        tuple(f"arXiv:{paper}" for paper in manifest_entry.papers(parsed)) or None,
-    )
+    cfg["tag"], cfg["paper_ids"] = parsed.tag, paper_ids or None
+    cfg |= {key: tuple(described[key]) for key in ("input_size", "mean", "std")}  # as `build.describe_images` set them
     model.load_state_dict(weight_files.same_keys(state, model))
     return model.eval(), classes
 
 
-def _this_file(model: nn.Module, code: str, run: Run, place: Checkout) -> ThisFile | ThisText:
-    """Measure the file that is published, on the full test split and on the embedded sample of it, if there is one."""
-    full = evaluate.test_split(model, code)
-    stated = run.result["metrics"]
+def _this_file(publication: Publication, checkout: Checkout) -> ThisFile | ThisText:
+    """Metrics of the published file, on the test split and on the embedded sample if there is one."""
+    model, code, run = publication.model, publication.recipe.data.name, publication.median
+    full, stated = evaluate.test_metrics(model, code), run.result["metrics"]
     if full.fingerprint != stated["fingerprint"]:
-        raise PublishError(f"the test data at hand are not those of {run.folder}; set HYPERZOO_DATA to the same mirror")
+        raise PublishError(f"the test data differ from those of {run.folder}; set HYPERZOO_DATA to the same mirror")
     if abs(full.correct - stated["correct"]) > TEST_SLACK:
-        raise PublishError(f"{run.folder} says {stated['correct']} correct answers, its file gives {full.correct}")
-    if isinstance(full, evaluate.TextMetrics):
+        raise PublishError(
+            f"{run.folder} reports {stated['correct']} correct answers, but its file gives {full.correct}"
+        )
+    if isinstance(full, evaluate.LanguageMetrics):
         return ThisText(round(full.perplexity, 4), round(full.nll, 4), full.correct, full.total)
     sample: Sample | None = None
-    if place.embeds(code):
-        part = evaluate.test_split(model, code, mirror=place.mirror)
+    if checkout.has_sample(code):
+        part = evaluate.test_metrics(model, code, mirror=checkout.mirror)
         sample = Sample(part.correct, part.total, part.fingerprint)
-    return ThisFile(
-        accuracy=round(full.accuracy, 4),
-        nll=round(full.nll, 4),
-        ece=round(full.ece, 4),
-        correct=full.correct,
-        total=full.total,
-        sample=sample,
-    )
+    rounded = {key: round(getattr(full, key), 4) for key in ("accuracy", "nll", "ece")}
+    return ThisFile(**rounded, correct=full.correct, total=full.total, sample=sample)
 
 
-def _check_export(folder: Path, model: nn.Module) -> None:
-    """Another process writes the same bytes, and timm's `local-dir:` gives back the same outputs."""
-    file, again = folder / "model.safetensors", folder / "again.safetensors"
-    subprocess.run([sys.executable, "-c", _WRITE_AGAIN, file, again], check=True)
-    if again.read_bytes() != file.read_bytes():
-        raise WeightFileError(f"{file.name}: another process writes other bytes for the same tensors")
+def _check_reproducible(folder: Path, model: nn.Module) -> None:
+    """Refuse a file that another process writes differently, or that timm's `local-dir:` loads to other outputs."""
+    file, rewritten = folder / "model.safetensors", folder / "rewritten.safetensors"
+    subprocess.run([sys.executable, "-c", _REWRITE, file, rewritten], check=True)
+    if rewritten.read_bytes() != file.read_bytes():
+        raise WeightFileError(f"{file.name}: another process writes different bytes for the same tensors")
     _check_loads(folder, model)
 
 
 def _check_loads(folder: Path, model: nn.Module) -> None:
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True)
     x = golden_input(model)
-    if not torch.equal(outputs(loaded, x)["output"], outputs(model, x)["output"]):
-        raise WeightFileError(f"model.safetensors: loaded through local-dir:{folder} it gives other outputs")
+    if not torch.equal(golden_outputs(loaded, x)["output"], golden_outputs(model, x)["output"]):
+        raise WeightFileError(f"model.safetensors: the model loaded through local-dir:{folder} gives other outputs")
 
 
 def _manifest_text(manifest: Manifest, scratch: Path) -> str:
-    """The text of weights.json, read strictly once: a malformed entry stops here."""
+    """The text of weights.json, after it was read strictly: a malformed entry raises here."""
     entries = {name: dataclasses.asdict(manifest.weights[name]) for name in manifest.names()}
     for values in entries.values():
         del values["name"]
@@ -285,10 +285,3 @@ def _manifest_text(manifest: Manifest, scratch: Path) -> str:
     (scratch / "weights.json").write_text(text, encoding="utf-8")
     Manifest(scratch)
     return text
-
-
-def _write(files: dict[Path, bytes]) -> None:
-    try:
-        write_whole(files)
-    except OSError as error:
-        raise PublishError(f"cannot write the published files: {error}") from error

@@ -1,4 +1,4 @@
-"""Hold a published weight to its manifest entry: bytes, tensors, golden outputs, and correct answers."""
+"""Compare a published weight with its manifest entry: bytes, tensors, golden outputs and correct answers."""
 
 import os
 import tempfile
@@ -21,16 +21,16 @@ from hyperzoo.errors import (
     WeightUnavailableError,
 )
 from hyperzoo.files import sha256
-from hyperzoo.publishing import checkout
+from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import Sample, ThisText, WeightInfo
 
-RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on another CPU; the measured differences are below 1e-6
-SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers: ties flip between CPUs
+RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on other CPUs; measured differences are below 1e-6
+SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers; ties flip between CPUs
 
 
 class Check(NamedTuple):
-    """One thing that was compared; `ok` is None where that was not possible, and `detail` says why."""
+    """One comparison. `ok` is None if it was not possible; `detail` then gives the reason."""
 
     name: str
     what: str
@@ -39,13 +39,13 @@ class Check(NamedTuple):
 
 
 def verify(name: str, *, on_hub: bool = False) -> list[Check]:
-    """Compare a published weight with all that the manifest says about it; a damaged file ends the list.
+    """Compare a published weight with its manifest entry; a damaged file ends the list of checks.
 
     Args:
         name: a weight, or an architecture for its default weight.
-        on_hub: also download the files of the pinned commit again and hash them, for bundled weights too.
+        on_hub: also download the files of the pinned commit and compare their hashes, for bundled weights too.
     Raises:
-        InvalidNameError, UnknownNameError: no such weight. A weight that differs is no error but a check that failed.
+        InvalidNameError, UnknownNameError: no such weight. A difference raises nothing; its check has `ok` False.
     """
     info = zoo.weight_info(name)
     return [*_checks(info), *([Check(info.name, "hub", *_hub(info))] if on_hub else [])]
@@ -65,16 +65,16 @@ def _checks(info: WeightInfo) -> Iterator[Check]:
     yield check("tensors", True, f"{len(model.state_dict())} names and shapes")
     found = (sum(p.numel() for p in model.parameters()), files["model.safetensors"].stat().st_size)
     stated = (info.parameters, info.bytes)
-    yield check("size", found == stated, f"parameters, bytes: {_both(found, stated)}")
+    yield check("size", found == stated, f"parameters, bytes: {_compared(found, stated)}")
     yield check("golden", *_golden(info, model))
     yield check("sample", *_sample(info, model))
     yield check("test set", *_test_set(info, model))
 
 
 def golden_input(model: nn.Module) -> Tensor:
-    """A fixed batch (4, C, H, W) of the model's input size, float32: value i is 4 (7919 i mod 2003) / 2003 - 2.
+    """A fixed input: a float32 batch (4, C, H, W) with value i = 4 (7919 i mod 2003) / 2003 - 2.
 
-    Of a language model (1, 8) int64: token i is 7919 i mod V.
+    For a language model, int64 tokens (1, 8) with token i = 7919 i mod V.
     """
     if names.is_language(str(model.pretrained_cfg["architecture"])):  # type: ignore[index]
         return (7919 * torch.arange(8) % int(model.num_classes))[None]  # type: ignore[arg-type]
@@ -83,10 +83,11 @@ def golden_input(model: nn.Module) -> Tensor:
     return (4 * (7919 * count % 2003).double() / 2003 - 2).float().view(4, *size)
 
 
-def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """What a golden file holds for an input (B, C, H, W): input, features, pre_logits, output; float32, eval mode.
+def golden_outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """The tensors of a golden file, in float32 and evaluation mode: input, features, pre_logits and output.
 
-    For tokens (B, T): input and output.
+    Shapes:
+        x: (B, C, H, W), or tokens (B, T) of a language model, which has input and output only.
     """
     if not x.is_floating_point():
         with torch.inference_mode():
@@ -103,33 +104,33 @@ def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 
 def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
-    place = checkout.here()
-    if place is None:
-        return None, "golden outputs are in a checkout only"
-    file = place.golden(info.name)
+    checkout = find_checkout()
+    if checkout is None:
+        return None, "golden outputs are only in a checkout"
+    file = checkout.golden(info.name)
     if not file.is_file():
-        return False, f"{file.relative_to(place.root)} is missing"
+        return False, f"{file.relative_to(checkout.root)} is missing"
     stored = load_file(file)
-    now = outputs(model, stored["input"])
-    differing = [key for key in now if not torch.allclose(now[key], stored[key], rtol=RTOL, atol=ATOL)]
-    largest = max(float((now[key] - stored[key]).abs().max()) for key in now)
+    found = golden_outputs(model, stored["input"])
+    differing = [key for key in found if not torch.allclose(found[key], stored[key], rtol=RTOL, atol=ATOL)]
+    largest = max(float((found[key] - stored[key]).abs().max()) for key in found)
     return not differing, f"{', '.join(differing) or 'all outputs'}: largest difference {largest:.1e}"
 
 
 def _sample(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
-    place, stated = checkout.here(), _stated_sample(info)
+    checkout, stated = find_checkout(), _stated_sample(info)
     if stated is None:
-        return None, f"no part of {info.dataset.id} is embedded"
-    if place is None:
-        return None, "the embedded sample is in a checkout only"
+        return None, f"no sample of {info.dataset.id} is embedded"
+    if checkout is None:
+        return None, "the embedded sample is only in a checkout"
     try:
-        metrics = evaluate.test_split(model, _code(info), mirror=place.mirror)
+        metrics = evaluate.test_metrics(model, _code(info), mirror=checkout.mirror)
     except (DataError, MissingExtraError) as error:
         return None, str(error)
     if metrics.fingerprint != stated.fingerprint:
-        return False, f"the embedded sample has fingerprint {metrics.fingerprint}, not {stated.fingerprint}"
+        return False, f"the embedded sample has fingerprint {metrics.fingerprint}, expected {stated.fingerprint}"
     near = abs(metrics.correct - stated.correct) <= SAMPLE_SLACK
-    return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
+    return near, f"correct of {stated.total}: {_compared(metrics.correct, stated.correct)}"
 
 
 def _stated_sample(info: WeightInfo) -> Sample | None:
@@ -139,26 +140,26 @@ def _stated_sample(info: WeightInfo) -> Sample | None:
 
 def _test_set(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     if not os.environ.get(VARIABLE):
-        return None, f"set {VARIABLE} to a mirror of {info.dataset.id} for the full test set"
+        return None, f"set {VARIABLE} to a mirror of {info.dataset.id} to check the full test set"
     stated = info.metrics.this_file
     try:
-        metrics = evaluate.test_split(model, _code(info))
+        metrics = evaluate.test_metrics(model, _code(info))
     except (DataError, MissingExtraError) as error:
         return None, str(error)
     sample = _stated_sample(info)
     if sample and metrics.fingerprint == sample.fingerprint:
-        return None, f"{VARIABLE} holds the embedded sample only"
+        return None, f"{VARIABLE} contains the embedded sample only"
     if metrics.fingerprint == info.dataset.test_fingerprint:
         near = abs(metrics.correct - stated.correct) <= TEST_SLACK
-        return near, f"correct of {stated.total}: {_both(metrics.correct, stated.correct)}"
+        return near, f"correct of {stated.total}: {_compared(metrics.correct, stated.correct)}"
     mean, sd = info.score.mean, info.score.sd
-    seen = f"other data than the published: {info.shown(metrics.score)}, published {info.shown(mean)}"
-    return None if sd is None else abs(metrics.score - mean) <= 3 * sd, seen
+    detail = f"{info.shown(metrics.score)} on other data; published: {info.shown(mean)}"
+    return None if sd is None else abs(metrics.score - mean) <= 3 * sd, detail
 
 
 def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     if info.commit is None:
-        return None, "never pushed: the manifest names no commit"
+        return None, "the weight was never pushed, so the manifest has no commit"
     repo = f"{weight_files.MANIFEST.namespace}/{info.name}"
     try:
         with tempfile.TemporaryDirectory() as cache:
@@ -166,14 +167,16 @@ def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     except WeightUnavailableError as error:
         return False, str(error)
     differing = [
-        f"{part} has sha256 {found[part]}, not {info.files[part]}" for part in found if found[part] != info.files[part]
+        f"{part} has sha256 {found[part]}, expected {info.files[part]}"
+        for part in found
+        if found[part] != info.files[part]
     ]
-    return not differing, f"{repo}@{info.commit}: {'; '.join(differing) or 'the same files'}"
+    return not differing, f"{repo}@{info.commit}: {'; '.join(differing) or 'identical files'}"
 
 
 def _code(info: WeightInfo) -> str:
     return names.parse(info.name).dataset
 
 
-def _both(found: object, stated: object) -> str:
-    return f"{found}" if found == stated else f"{found}, the manifest says {stated}"
+def _compared(found: object, stated: object) -> str:
+    return f"{found}" if found == stated else f"{found}, but {stated} in the manifest"

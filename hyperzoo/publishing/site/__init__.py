@@ -1,3 +1,3 @@
-"""`hyperzoo site`: all weights on one page, which also runs one of them."""
+"""`hyperzoo site`: one page with all weights and a demo that runs one of them in the browser."""
 
 from hyperzoo.publishing.site.page import write as write

@@ -1,9 +1,9 @@
-// The demo: a picture to pixels as Pillow does it, pixels to the network, its answer as bars.
+// The demo: resize an image as Pillow does, run the network, and show the probabilities as bars.
 
 const byId = (id) => document.getElementById(id);
 const said = byId("said");
-let started = null; // the promise of the session
-let turn = Promise.resolve(); // one picture after the other
+let started = null; // promise of the session
+let turn = Promise.resolve(); // one image at a time
 
 async function part(id) {
   const packed = Uint8Array.from(atob(byId(id).textContent), (letter) => letter.charCodeAt(0));
@@ -14,13 +14,13 @@ async function part(id) {
 async function start() {
   const [runtime, wasm, model] = await Promise.all(["runtime", "wasm", "model"].map(part));
   const ort = await import(URL.createObjectURL(new Blob([runtime], { type: "text/javascript" })));
-  ort.env.wasm.numThreads = 1; // more would need headers that a file does not have
+  ort.env.wasm.numThreads = 1; // more threads need HTTP headers, which a local file does not have
   ort.env.wasm.wasmBinary = wasm.buffer;
   const session = await ort.InferenceSession.create(model, { executionProviders: ["wasm"] });
   return { ort, session };
 }
 
-// One axis as Pillow's bilinear filter: a triangle as wide as the step, at least one pixel, and 8 bits afterwards.
+// Pillow's bilinear filter along one axis: a triangle of the width of the step, at least one pixel, rounded to 8 bits.
 function resize(picture, size) {
   const { width, height, data } = picture;
   const out = new Uint8ClampedArray(size * height * 4);
@@ -52,17 +52,17 @@ function transpose({ width, height, data }) {
   return { width: height, height: width, data: out };
 }
 
-// Half of a difference, rounded to the even neighbor as Python does.
+// Half of a difference, rounded half to even as in Python.
 function half(difference) {
   return difference % 2 ? 2 * Math.round(difference / 4) : difference / 2;
 }
 
-// The shorter side becomes `size` pixels, then the middle is cut out: hyperzoo.preprocess for crop_pct 1.
+// Resize the shorter side to `size` pixels and crop the center: hyperzoo.preprocess with crop_pct 1.
 function fit(bitmap, size) {
-  const shrink = Math.min(1, 2048 / Math.max(bitmap.width, bitmap.height)); // more than a phone's canvas holds
+  const shrink = Math.min(1, 2048 / Math.max(bitmap.width, bitmap.height)); // limit of canvases on phones
   const canvas = new OffscreenCanvas(Math.ceil(bitmap.width * shrink), Math.ceil(bitmap.height * shrink));
   const context = canvas.getContext("2d");
-  context.fillStyle = "white"; // behind what is transparent
+  context.fillStyle = "white"; // background of transparent pixels
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   let picture = context.getImageData(0, 0, canvas.width, canvas.height);
@@ -113,7 +113,7 @@ function show(found, classes, label) {
   byId("classes").replaceChildren(...lines);
   byId("result").hidden = false;
   const best = classes[order[0]];
-  const verdict = label && (label === best ? " That is its label." : ` Its label is ${label}.`);
+  const verdict = label && (label === best ? " This matches its label." : ` Its label is ${label}.`);
   said.textContent = `${best}, ${percent(order[0])}.${verdict}`;
 }
 
@@ -123,7 +123,7 @@ function classify(source, label) {
 
 async function answer(source, label) {
   try {
-    said.textContent = started ? "Looking ..." : "Starting the network ...";
+    said.textContent = started ? "Running the network ..." : "Loading the network ...";
     started ??= start();
     const facts = JSON.parse(byId("facts").textContent);
     const size = facts.input_size.at(-1);
@@ -133,7 +133,7 @@ async function answer(source, label) {
     byId("result").hidden = true;
     said.textContent =
       error.name === "InvalidStateError"
-        ? "This file is not a picture that the browser can read."
+        ? "The browser cannot read this file as an image."
         : `The demo cannot run in this browser (${error.message}). Everything else on the page works.`;
   }
 }

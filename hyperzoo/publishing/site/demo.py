@@ -1,4 +1,4 @@
-"""What the page needs to run a network by itself: ONNX Runtime Web, the network as ONNX, and pictures to try."""
+"""The parts of the demo: ONNX Runtime Web, a network as ONNX, and sample images."""
 
 import base64
 import gzip
@@ -31,8 +31,8 @@ _FETCH_S = 600
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A picture to try, as a data: URL, and its label."""
+class SampleImage:
+    """A sample image as a data: URL, and its label."""
 
     picture: str
     label: str
@@ -40,64 +40,65 @@ class Sample:
 
 @dataclass(frozen=True)
 class Demo:
-    """All that the page embeds for its demo.
+    """Everything that the page embeds for its demo.
 
-    facts: what the ONNX file says about itself, see `export`.
-    parts: by the id of their element, gzip in base64: the module and the WebAssembly of the runtime, the ONNX file.
+    Attributes:
+        facts: metadata of the ONNX file, see `export`.
+        parts: JavaScript module and WebAssembly of the runtime, and the ONNX file; base64 of gzip, by element id.
     """
 
     info: WeightInfo
     facts: dict[str, Any]
-    samples: tuple[Sample, ...]
+    samples: tuple[SampleImage, ...]
     parts: dict[str, str]
     runtime_version: str = RUNTIME_VERSION
 
 
 def png_url(content: bytes) -> str:
-    """A picture as a URL that holds it."""
+    """A PNG as a data: URL."""
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def build(runtime: Path | None, place: Checkout | None) -> Demo:
+def build(runtime: Path | None, checkout: Checkout | None) -> Demo:
     """Collect the demo of the default weight of `ARCH`.
 
     Args:
-        runtime: the npm package onnxruntime-web of `RUNTIME_VERSION`, a .tgz; fetched with npm without it.
-        place: a checkout, for the pictures; without it the visitor brings one.
+        runtime: npm package onnxruntime-web of `RUNTIME_VERSION` as .tgz [default: download with npm].
+        checkout: source of the sample images; with None there are none.
     Raises:
-        SiteError: the package is not within reach, or has other bytes than `RUNTIME_INTEGRITY` says.
-        MissingExtraError: the packages of [export], or for the pictures of [train], are not installed.
+        SiteError: the package is not available, or its bytes do not match `RUNTIME_INTEGRITY`.
+        MissingExtraError: the extras [export] or, for the sample images, [train] are not installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
         parts = _runtime(runtime or _fetch(Path(scratch)))
-        exported = export(ARCH, Path(scratch) / "model.onnx", "onnx")
+        exported = export(ARCH, Path(scratch) / "model.onnx")
         parts["model"] = exported.file.read_bytes()
     packed = {name: base64.b64encode(gzip.compress(part, mtime=0)).decode() for name, part in parts.items()}
     info = zoo.weight_info(ARCH)
-    samples = _samples(names.parse(info.name).dataset, place) if place else ()
+    samples = _samples(names.parse(info.name).dataset, checkout) if checkout else ()
     return Demo(info, exported.metadata, samples, packed)
 
 
 def _fetch(folder: Path) -> Path:
-    """Download the package with npm, which takes it from its own cache where it can."""
+    """Download the package with npm, or take it from npm's cache."""
     package = f"onnxruntime-web@{RUNTIME_VERSION}"
-    remedy = f"`npm pack {package}` on any machine, then --runtime FILE"
+    remedy = f"run `npm pack {package}` on any machine and pass the file with --runtime FILE"
     npm = shutil.which("npm")
     if npm is None:
-        raise SiteError(f"npm is not installed, and fetches ONNX Runtime Web for the demo. Without it: {remedy}")
+        raise SiteError(f"npm, which downloads ONNX Runtime Web for the demo, is not installed. Without npm, {remedy}")
     command = [npm, "pack", package, "--prefer-offline", "--fetch-retries=1", "--loglevel=error"]
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_FETCH_S)
         (found,) = folder.glob("*.tgz")
     except subprocess.CalledProcessError as error:
-        raise SiteError(f"npm could not fetch {package}: {error.stderr.strip()}. Other way: {remedy}") from error
+        raise SiteError(f"npm could not download {package}: {error.stderr.strip()}. Instead, {remedy}") from error
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise SiteError(f"npm could not fetch {package}: {error}. Other way: {remedy}") from error
+        raise SiteError(f"npm could not download {package}: {error}. Instead, {remedy}") from error
     return found
 
 
 def _runtime(package: Path) -> dict[str, bytes]:
-    """The files of the runtime, after the package was found to have the bytes that are expected of it."""
+    """The files of the runtime, after the integrity of the package was checked."""
     try:
         content = package.read_bytes()
     except OSError as error:
@@ -105,25 +106,26 @@ def _runtime(package: Path) -> dict[str, bytes]:
     found = "sha512-" + base64.b64encode(hashlib.sha512(content).digest()).decode()
     if found != RUNTIME_INTEGRITY:
         raise SiteError(
-            f"{package} ({len(content)} bytes) has integrity {found}; onnxruntime-web {RUNTIME_VERSION} has "
-            f"{RUNTIME_INTEGRITY}. `npm pack onnxruntime-web@{RUNTIME_VERSION}` fetches it."
+            f"{package} ({len(content)} bytes) has integrity {found}; expected {RUNTIME_INTEGRITY}, that of "
+            f"onnxruntime-web {RUNTIME_VERSION}. `npm pack onnxruntime-web@{RUNTIME_VERSION}` downloads it."
         )
     files = {}
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         for part, file in RUNTIME_FILES.items():
             stream = archive.extractfile(f"package/dist/{file}")
-            assert stream is not None, "a package of that integrity holds it"
+            assert stream is not None, "a package with this integrity has the file"
             files[part] = stream.read()
     return files
 
 
-def _samples(code: str, place: Checkout) -> tuple[Sample, ...]:
-    """The first test image of each class in the embedded sample of a data set: nothing is chosen."""
-    images = data.load_split(code, "test", place.mirror)
-    assert isinstance(images, data.ImageSet), "the network of the demo takes small pictures"
+def _samples(code: str, checkout: Checkout) -> tuple[SampleImage, ...]:
+    """The first test image of each class in the embedded sample of a data set; none is hand-picked."""
+    images = data.load_split(code, "test", checkout.mirror)
+    assert isinstance(images, data.ImageSet), "the demo has small images"
     firsts = [int((images.labels == label).nonzero()[0]) for label in range(len(images.classes))]
     return tuple(
-        Sample(png_url(_png(images.images[first])), label) for first, label in zip(firsts, images.classes, strict=True)
+        SampleImage(png_url(_png(images.images[first])), label)
+        for first, label in zip(firsts, images.classes, strict=True)
     )
 
 

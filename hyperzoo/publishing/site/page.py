@@ -1,7 +1,7 @@
-"""The page: the manifest, the cards and the pictures beside them, as one HTML file that loads nothing.
+"""The page: manifest, cards and figures in one HTML file that loads nothing.
 
-Jinja escapes every value that it inserts. The Content Security Policy allows exactly the scripts and styles that are
-written into the file, by their hashes, and nothing from elsewhere.
+Jinja escapes every inserted value. The Content Security Policy allows only the scripts and styles inside the file, by
+their hashes.
 """
 
 import base64
@@ -18,24 +18,24 @@ from markupsafe import Markup
 from hyperzoo import __version__, names
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.files import write_whole
-from hyperzoo.publishing import cards, checkout
-from hyperzoo.publishing.checkout import Checkout
+from hyperzoo.publishing import cards
+from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import demo as demos
 from hyperzoo.publishing.site.demo import Demo, png_url
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest, WeightInfo
 
-COLUMNS = {  # heading -> classes of its cells; a narrow window leaves out the wide ones, a phone also the middle ones
+COLUMNS = {  # head -> CSS classes of its cells; narrow windows hide the wide columns, phones the middle ones too
     "Weight": "",
     "Family": "wide",
     "Method": "middle",
     "Data set": "middle",
-    "Result": "number",
+    "Test metric": "number",
     "Runs": "wide number",
     "Parameters": "middle number",
     "File": "wide number",
 }
-SNIPPETS = {  # the routes of the README
+SNIPPETS = {  # the same routes as in the README
     "timm": """import hyperzoo  # registers the models with timm
 import timm
 
@@ -52,32 +52,34 @@ model = torch.hub.load(".", "{arch}", tag="{tag}", source="local", pretrained=Tr
 """,
 }
 _ASSETS = Path(__file__).parent
-_HEAD = re.compile(r"\A---\n.*?\n---\n(?:<!--.*?-->\n)?(?:# [^\n]*\n)?", re.DOTALL)  # of a card: data, origin, name
+_HEAD = re.compile(
+    r"\A---\n.*?\n---\n(?:<!--.*?-->\n)?(?:# [^\n]*\n)?", re.DOTALL
+)  # of a card: metadata, comment, name
 _logger = logging.getLogger(__name__)
 
 
-def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place: Checkout | None = None) -> Path:
-    """Write `folder/index.html`, whole or not at all; returns it.
+def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, checkout: Checkout | None = None) -> Path:
+    """Write `folder/index.html`, whole or not at all; returns its path.
 
-    Where the demo cannot be made, for want of its runtime or of the extra [export], the page says so and a warning why.
+    If the demo lacks its runtime or the extra [export], the page omits it, and a warning gives the reason.
 
     Args:
-        runtime: the npm package onnxruntime-web, see `demo.build`; fetched with npm without it.
-        demo: False leaves the demo out: about 100 kB instead of 7 MB.
-        place: the checkout whose cards and pictures are shown; the one that the package is imported from, without it.
+        runtime: npm package onnxruntime-web as .tgz, see `demo.build` [default: download with npm].
+        demo: False omits the demo: about 100 kB instead of 7 MB.
+        checkout: source of the cards and figures [default: the checkout that this package is imported from].
     Raises:
-        SiteError: the folder cannot be written, or `runtime` is not the package that is expected.
+        SiteError: the folder cannot be written, or `runtime` is not the expected package.
     """
-    place = place or checkout.here()
+    checkout = checkout or find_checkout()
     shown = None
     if demo:
         try:
-            shown = demos.build(runtime, place)
+            shown = demos.build(runtime, checkout)
         except (SiteError, ExportError, MissingExtraError) as error:
             if runtime is not None:
                 raise
             _logger.warning("the page has no demo: %s", error)
-    text = html(weight_files.MANIFEST, place, shown)
+    text = html(weight_files.MANIFEST, checkout, shown)
     page = folder / "index.html"
     try:
         write_whole({page: text.encode()})
@@ -86,9 +88,9 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, place
     return page
 
 
-def html(manifest: Manifest, place: Checkout | None, demo: Demo | None) -> str:
+def html(manifest: Manifest, checkout: Checkout | None, demo: Demo | None) -> str:
     """The text of the page."""
-    shown = [_weight(manifest.weights[name], place) for name in manifest.names()]
+    shown = [_weight(manifest.weights[name], checkout) for name in manifest.names()]
     style, table, script = (_asset(name) for name in ("page.css", "table.js", "demo.js"))
     engine = Environment(
         loader=FileSystemLoader(_ASSETS),
@@ -114,25 +116,25 @@ def html(manifest: Manifest, place: Checkout | None, demo: Demo | None) -> str:
     )
 
 
-def _weight(info: WeightInfo, place: Checkout | None) -> dict[str, Any]:
-    """What a row shows beside its manifest entry."""
+def _weight(info: WeightInfo, checkout: Checkout | None) -> dict[str, Any]:
+    """The values of a row: its manifest entry, and what is derived from it."""
     parsed = names.parse(info.name)
     return {
         "info": info,
         "family": info.recipe.partition("/")[0],
         "method": names.METHODS[parsed.method].title,
         "score": cards.score(info),
-        "rank": info.score.mean if info.metric == "accuracy" else -info.score.mean,  # more is better
+        "rank": info.score.mean if info.metric == "accuracy" else -info.score.mean,  # larger is better
         "snippets": {
             route: code.format(name=info.name, arch=info.arch, tag=info.tag) for route, code in SNIPPETS.items()
         },
-        "card": _card(place.card(info.name)) if place else None,
-        "pictures": _pictures(place.card(info.name, ".png")) if place else {},
+        "card": _card(checkout.card(info.name)) if checkout else None,
+        "pictures": _pictures(checkout.card(info.name, ".png")) if checkout else {},
     }
 
 
 def _card(file: Path) -> Markup | None:
-    """A card as HTML, a level of headings lower. Its own HTML becomes text; its links and pictures are left out."""
+    """A card as HTML with headings one level lower. HTML in the card becomes text; links and images are removed."""
     if not file.is_file():
         return None
     parser = MarkdownIt("js-default")
@@ -141,14 +143,14 @@ def _card(file: Path) -> Markup | None:
         if token.type.startswith("heading"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
         if token.type == "table_open":
-            token.attrSet("tabindex", "0")  # on a phone it scrolls, also by keyboard
+            token.attrSet("tabindex", "0")  # scrollable by keyboard in narrow windows
         kept = [child for child in token.children or () if child.type not in ("image", "link_open", "link_close")]
         token.children = kept
     return Markup(parser.renderer.render(tokens, parser.options, {}))
 
 
 def _pictures(curve: Path) -> dict[str, str]:
-    """The pictures beside a card by their titles: `<name>.png` is the learning curve, `<name>.energy.png` "Energy"."""
+    """The figures next to a card, by title: `<name>.png` is "Learning curve", `<name>.energy.png` is "Energy"."""
     others = sorted(curve.parent.glob(f"{curve.stem}.*.png"))
     titles = {curve: "Learning curve", **{path: path.suffixes[-2][1:].capitalize() for path in others}}
     return {title: png_url(path.read_bytes()) for path, title in titles.items() if path.is_file()}
@@ -159,7 +161,7 @@ def _asset(name: str) -> Markup:
 
 
 def _policy(style: str, table: str, demo: str | None) -> str:
-    """These very texts, pictures inside the page, the module that the demo unpacks, and nothing else."""
+    """Allow these texts, embedded images and the module that the demo unpacks, and nothing else."""
     scripts = f"{_hash(table)} {_hash(demo)} blob: 'wasm-unsafe-eval'" if demo else _hash(table)
     return (
         f"default-src 'none'; style-src {_hash(style)}; script-src {scripts}; img-src data: blob:; "

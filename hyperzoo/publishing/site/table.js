@@ -1,4 +1,4 @@
-// Sorting, filters, rows that open, copying, and the theme. Without it the page shows everything.
+// Sorting, filters, expandable rows, copy buttons and the theme. Without it the page shows everything.
 "use strict";
 
 const table = document.querySelector("table");
@@ -12,7 +12,7 @@ function value(body, column) {
   return isNumber(column) ? Number(text) : text;
 }
 
-// The first press on a column of numbers puts the largest first; each further press turns the order round.
+// The first click on a numeric column sorts in descending order; every further click reverses the order.
 function sort(column) {
   const head = heads[column];
   const opposite = { ascending: "descending", descending: "ascending" };
@@ -47,7 +47,7 @@ async function copy(button) {
     await navigator.clipboard.writeText(code.textContent);
     button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(code); // no clipboard here: the keyboard can take it
+    getSelection().selectAllChildren(code); // no clipboard access: select the code for copying by keyboard
     button.textContent = "Selected";
   }
   setTimeout(() => (button.textContent = "Copy"), 2000);
@@ -69,7 +69,7 @@ function stored(change) {
   try {
     return change(localStorage);
   } catch {
-    return null; // storage is refused: the choice lasts as long as the page
+    return null; // storage is blocked: the choice lasts until the page closes
   }
 }
 
