@@ -3,8 +3,10 @@
 import pytest
 import timm
 import torch
+from support import tiny
 
 from hyperzoo import losses, mixup, regularizers
+from hyperzoo.data import ImageSet
 from hyperzoo.errors import RecipeError
 from hyperzoo.experiments import build
 from hyperzoo.layers import SphereLinear
@@ -123,6 +125,21 @@ def test_a_term_is_made_of_the_classifier_that_an_angular_loss_brings():
     step = step_of(angular=dict(margin=4), mhe=dict(hidden=0, output=10.0))
     ((_, _, (layer,)),) = step.terms["mhe"]._groups
     assert layer.module is step.model.get_classifier() and layer.name == "fc"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_description_of_a_network_follows_the_images(channels):
+    """Also its mean and standard deviation, where they are for another number of channels."""
+    network, pixels = build.model(recipe(), 10, channels), tiny.image_set(20, size=6).images[:, :channels].contiguous()
+    own = {key: network.pretrained_cfg[key] for key in ("mean", "std")}
+    build.describe_images(network, ImageSet("c10", "train", pixels, torch.arange(20) % 10, tuple("abcdefghij"), "made"))
+    config = timm.data.resolve_model_data_config(network)
+    if channels == 1:
+        own = {
+            "mean": (round((pixels / 255).mean().item(), 4),),
+            "std": (round((pixels / 255.0).double().std(correction=0).item(), 4),),
+        }
+    assert config["input_size"] == (channels, 6, 6) and {key: config[key] for key in own} == own
 
 
 def test_without_a_method_there_is_cross_entropy_alone():

@@ -1,5 +1,7 @@
 """What CONTRIBUTING.md says about files, commands and marks is so, and its five additions work when they are made."""
 
+import json
+import os
 import re
 import shlex
 import shutil
@@ -8,8 +10,11 @@ import sys
 import tomllib
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from click import Context
+from PIL import Image
 
 from hyperzoo.cli.group import cli
 
@@ -117,11 +122,63 @@ def test_the_additions_pass_the_tests_that_they_get(made, what):
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 1
 
 
+FASHION = """
+model: {arch: stridenet8}
+data: {name: fashion, batch_size: 8}
+optim: {lr: 0.01}
+train: {epochs: 1, compile: off, precision: fp32}
+"""
+LOADED = """
+import hyperzoo, timm, torch
+from hyperzoo.data import load_images
+images = load_images("fashion", "test")
+model = timm.create_model("stridenet8.plain_fashion", pretrained=True).eval()
+with torch.inference_mode():
+    answers = model(hyperzoo.preprocess("stridenet8.plain_fashion")(images.images)).argmax(1)
+cfg = model.pretrained_cfg
+print(int((answers == images.labels).sum()), cfg["input_size"], cfg["mean"], cfg["std"])
+"""
+
+
+def gray_images(folder: Path) -> list[np.ndarray]:
+    """A mirror of the added data set: made gray images of 28 x 28 pixels; returns those of the training split."""
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcdefghij"))})
+    folder.mkdir(parents=True)
+    splits = []
+    for seed, (split, count) in enumerate((("train", 24), ("test", 20))):
+        images = list(np.random.default_rng(seed).integers(0, 200, (count, 28, 28), dtype=np.uint8))
+        rows = {"image": [Image.fromarray(image) for image in images], "label": [i % 10 for i in range(count)]}
+        table = datasets.Dataset.from_dict(rows, features=features)
+        table.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        splits.append(images)
+    return splits[0]
+
+
 @pytest.mark.full
-def test_the_data_set_has_its_name(made):
-    program = (
-        "from hyperzoo import names; from hyperzoo.data.sources import IMAGES; "
-        "print(IMAGES['fashion'].hub_id, names.parse('stridenet8.plain_fashion').dataset)"
+@pytest.mark.timeout(900)
+def test_the_data_set_of_gray_images_trains_and_publishes(made, tmp_path):
+    pixels = np.stack(gray_images(tmp_path / "data" / "zalando-datasets" / "fashion_mnist" / "fashion_mnist")) / 255
+    recipe = made / "recipes" / "stridenet" / "stridenet8.plain_fashion.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text(FASHION)
+    environment = {**os.environ, "HYPERZOO_DATA": str(tmp_path / "data"), "HF_HOME": str(tmp_path / "cache")}
+
+    def call(*words: object) -> str:
+        done = subprocess.run(list(map(str, words)), cwd=made, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call("git", "init", "-q")  # a result cannot be published without a commit of the code
+    call("git", "add", "hyperzoo", "recipes")
+    call("git", "-c", "user.name=test", "-c", "user.email=test@localhost", "commit", "-q", "-m", "All additions")
+    hyperzoo = (sys.executable, "-m", "hyperzoo")
+    call(*hyperzoo, "train", recipe, "--out", tmp_path / "run")
+    call(*hyperzoo, "publish", "stridenet8.plain_fashion", tmp_path / "run")
+    assert "correct of 20" in call(*hyperzoo, "verify", "stridenet8.plain_fashion")
+    entry = json.loads((made / "hyperzoo" / "weights.json").read_text())["weights"]["stridenet8.plain_fashion"]
+    assert (
+        entry["dataset_terms"] == "MIT" and "MIT" in (made / "model_cards" / "stridenet8.plain_fashion.md").read_text()
     )
-    done = subprocess.run([sys.executable, "-c", program], cwd=made, capture_output=True, text=True)
-    assert done.stdout == "zalando-datasets/fashion_mnist fashion\n", done.stderr
+    mean, std = round(float(pixels.mean()), 4), round(float(pixels.std()), 4)
+    correct = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]["correct"]
+    assert call(sys.executable, "-c", LOADED) == f"{correct} (1, 28, 28) ({mean},) ({std},)\n"

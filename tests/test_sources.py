@@ -8,7 +8,10 @@ import torch
 from huggingface_hub import constants
 from PIL import Image
 
+import hyperzoo
+from hyperzoo import names
 from hyperzoo.data import load_images
+from hyperzoo.data.sources import NOT_EXAMINED, REPOSITORIES
 from hyperzoo.errors import DataError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import load_recipe
@@ -18,6 +21,13 @@ LAYOUT = {  # code: folder, side, classes, {split: file}
     "tiny": ("zh-plus/tiny-imagenet/default", 64, [f"n{i:08}" for i in range(200)], dict(train="train", test="valid")),
 }
 COUNT = 6
+
+
+def test_a_row_states_the_terms_that_the_cards_of_its_weights_state():
+    weights = [hyperzoo.weight_info(name) for name in hyperzoo.list_weights()]
+    assert {names.parse(info.name).dataset for info in weights} == {"c10", "c100", "ptb"}
+    for info in weights:
+        assert REPOSITORIES[names.parse(info.name).dataset].terms == info.dataset_terms != NOT_EXAMINED
 
 
 def image(code, split, i):

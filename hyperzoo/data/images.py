@@ -72,6 +72,21 @@ class ImageSet:
     def channels(self) -> int:
         return self.images.shape[1]
 
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel, of pixels in [0, 1], rounded to four decimals.
+
+        Example:
+            >>> pixels = torch.tensor([0, 255, 255, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+            >>> ImageSet('made', 'train', pixels, torch.tensor([0]), ('a',), 'here').statistics()
+            ((0.75,), (0.433,))
+        """
+        values = torch.arange(256, dtype=torch.float64) / 255
+        counts = torch.stack([torch.bincount(c.flatten(), minlength=256) for c in self.images.unbind(1)]).double()
+        shares = counts / counts.sum(1, keepdim=True)
+        mean = shares @ values
+        std = (shares @ values.square() - mean.square()).sqrt()
+        return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
+
     def take(self, indices: Tensor) -> "ImageSet":
         """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
         origin = f"{self.origin}, {len(indices)} of {len(self)} images"

@@ -18,13 +18,20 @@ if TYPE_CHECKING:
 VARIABLE = "HYPERZOO_DATA"
 
 
+NOT_EXAMINED = "not examined; see the page of the data set on the Hub"
+
+
 @dataclass(frozen=True)
 class ImageRepository:
     """A labeled image data set on the Hub.
 
-    revision: the commit to read. None reads the newest one: no commit could be observed while the table was written, so
-    the fingerprint of the decoded content is what holds a result to its data.
-    test: what the repository calls the split that results are reported on.
+    Attributes:
+        image, label: the columns that are read.
+        splits: the splits of the repository that can be asked for.
+        revision: the commit to read [default: the newest]. The fingerprint of the decoded content ties a result to its
+            data.
+        test: the repository's name of the test split.
+        terms: its license, as the cards of weights state it.
     """
 
     hub_id: str
@@ -34,16 +41,18 @@ class ImageRepository:
     splits: tuple[str, ...] = ("train", "test")
     revision: str | None = None
     test: str = "test"
+    terms: str = NOT_EXAMINED
 
     @property
     def columns(self) -> tuple[str, ...]:
         return (self.image, self.label)
 
 
+CIFAR_TERMS = "research use; its authors state no license"
 IMAGENET = ImageRepository("ILSVRC/imagenet-1k", "default", "image", "label", ("train", "validation"))
 IMAGES = {
-    "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label"),
-    "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label"),
+    "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label", terms=CIFAR_TERMS),
+    "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label", terms=CIFAR_TERMS),
     "mnist": ImageRepository("ylecun/mnist", "mnist", "image", "label"),
     "svhn": ImageRepository("ufldl-stanford/svhn", "cropped_digits", "image", "label"),
     "tiny": ImageRepository("zh-plus/tiny-imagenet", "default", "image", "label", test="valid"),
@@ -52,7 +61,7 @@ IMAGES = {
 
 @dataclass(frozen=True)
 class TextRepository:
-    """A text on the Hub, a line a row; `revision` and `test` as for images."""
+    """A text on the Hub, one line per row; `text` is the column, all else as for images."""
 
     hub_id: str
     config: str
@@ -60,6 +69,7 @@ class TextRepository:
     splits: tuple[str, ...] = ("train", "validation", "test")
     revision: str | None = None
     test: str = "test"
+    terms: str = NOT_EXAMINED
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -69,10 +79,18 @@ class TextRepository:
 Repository = ImageRepository | TextRepository
 TEXTS = {
     "ptb": TextRepository(
-        "ptb-text-only/ptb_text_only", "penn_treebank", "sentence", revision="refs/convert/parquet"
-    ),  # on its main branch is a script, which `datasets` no longer runs
-    "wt2": TextRepository("Salesforce/wikitext", "wikitext-2-v1", "text"),
+        "ptb-text-only/ptb_text_only",
+        "penn_treebank",
+        "sentence",
+        revision="refs/convert/parquet",  # the main branch is a loading script, which `datasets` no longer runs
+        terms=(
+            "Penn Treebank of the Linguistic Data Consortium, as Mikolov prepared it; its terms were not verified. The "
+            "weight comes with the list of its 10,000 words, and with no sentence of it"
+        ),
+    ),
+    "wt2": TextRepository("Salesforce/wikitext", "wikitext-2-v1", "text", terms="CC-BY-SA-3.0 and GFDL (Wikipedia)"),
 }
+REPOSITORIES: dict[str, Repository] = {**IMAGES, "imagenet": IMAGENET, **TEXTS}
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,20 @@ def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
     return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **model_args(recipe))
 
 
+def describe_images(network: nn.Module, train: Samples) -> None:
+    """Write the size of the training images into the description that timm keeps of a network, in place.
+
+    Also their mean and standard deviation, if the description is for another number of channels: gray images, say.
+    The description goes into config.json, and with it into everything that reads the trained network.
+    """
+    if not isinstance(train, data.ImageSet):
+        return
+    cfg: Any = network.pretrained_cfg
+    cfg["input_size"] = tuple(train.images.shape[1:])
+    if len(cfg["mean"]) != train.channels:
+        cfg["mean"], cfg["std"] = train.statistics()
+
+
 def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
     """Data-dependent initialization, in place: with `model.init: whiten`, `whiten_` of the first convolution, which
     timm's description of the network names, on the first training images.

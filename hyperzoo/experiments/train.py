@@ -69,6 +69,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         allocator.keep()
     train, held = build.samples(recipe)
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
+    build.describe_images(model, train)
     build.initialize(recipe, model, train)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
