@@ -3,6 +3,8 @@
 None is a `TypeError`: timm answers a `TypeError` from a weight filter by calling the filter again with one argument.
 """
 
+import math
+
 
 class HyperzooError(Exception):
     """Every error that hyperzoo raises on purpose."""
@@ -86,3 +88,29 @@ class PackagePairError(HyperzooError, ImportError):
 
 class SiteError(HyperzooError, RuntimeError):
     """A page of weights that cannot be written, or the runtime of its demo that cannot be had; no file was changed."""
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    whole: bool = False,
+) -> None:
+    """Raise InputError unless the value is a finite number, not a bool, with low <= value <= high and value > above.
+
+    Args:
+        whole: accept integers only.
+    Example:
+        >>> check_number("alpha", -1, low=0)
+        Traceback (most recent call last):
+        hyperzoo.errors.InputError: alpha must be a finite number of at least 0; got -1
+    """
+    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not whole)
+    if number and not isinstance(value, bool) and low <= value <= high and value > above:  # type: ignore[operator]
+        return
+    text = f" of at least {low}" if high == math.inf else f" from {low} to {high}"
+    text = f" above {above}" if above > -math.inf else "" if low == -math.inf else text
+    raise InputError(f"{name} must be a {'whole' if whole else 'finite'} number{text}; got {value!r}")

@@ -9,7 +9,7 @@ import torch.nn as nn
 from timm.optim import create_optimizer_v2
 
 from hyperzoo.layers import SphereConv2d, SphereLinear
-from hyperzoo.layers.operators import FastAngular, FastLearnable, angular, learnable_angular
+from hyperzoo.layers.operators import OPERATORS, FusedLearnable, angular
 
 OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
 EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
@@ -236,7 +236,7 @@ def test_fast_operators_of_compiled_code(operator, k):
     expected = angular(exact, operator, k)
     expected.sum().backward()
     c.requires_grad_()
-    got = FastAngular.apply(c, operator, k)
+    got = OPERATORS[operator].fused(c, k)
     got.sum().backward()
     top = 1 / math.tanh(math.pi / (4 * k))
     steepest = 2 / math.pi if operator == "linear" else top / (2 * k)  # in the angle
@@ -247,13 +247,13 @@ def test_fast_operators_of_compiled_code(operator, k):
     torch.testing.assert_close(c.grad[inside].double(), exact.grad[inside], atol=1e-6 * steepest, rtol=2e-5)
     assert c.grad[c.detach().abs() == 1].count_nonzero() == 0  # the clamp has no slope
     assert got[c.detach() == 0].count_nonzero() == 0
-    assert FastAngular.apply(torch.tensor([math.nan]), operator, k).isnan().all()
+    assert OPERATORS[operator].fused(torch.tensor([math.nan]), k).isnan().all()
 
 
 @pytest.mark.parametrize("operator, k", [("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 5.0)])
 def test_fast_operators_keep_the_digits_of_small_cosines(operator, k):
     c = torch.logspace(-20, -0.1, 2001)
-    got = FastAngular.apply(c, operator, k)
+    got = OPERATORS[operator].fused(c, k)
     torch.testing.assert_close(got.double(), angular(c.double(), operator, k), rtol=1e-6, atol=0)
 
 
@@ -264,10 +264,10 @@ def test_fast_learnable_operator_of_compiled_code(dtype):
     c = torch.cat([torch.linspace(-1, 1, 2001), seams, -seams])[:, None].to(dtype).repeat(1, 5)
     k = torch.tensor([0.05, 0.1, 0.3, 0.75, 5.0], dtype=dtype)
     exact = [c.double().clone().requires_grad_(), k.double().repeat(len(c), 1).requires_grad_()]
-    expected = learnable_angular(*exact)
+    expected = angular(exact[0], "learnable", exact[1])
     expected.sum().backward()
     fast = [c.clone().requires_grad_(), k.repeat(len(c), 1).requires_grad_()]
-    got = FastLearnable.apply(*fast)
+    got = FusedLearnable.apply(*fast)
     got.sum().backward()
     steepest = 1 / torch.tanh(math.pi / 4 / k.double()) / (2 * k.double())  # in the angle
     inside = (c.abs() < 1 - 1.5e-6)[:, 0]  # beyond it float32 and float64 clamp at different places
@@ -278,7 +278,7 @@ def test_fast_learnable_operator_of_compiled_code(dtype):
     assert (k_error <= 1e-5 / k.double()).all()  # the derivative is below 1 / k
     assert got[c.expand_as(got) == 0].count_nonzero() == 0
     shared = k.clone().requires_grad_()  # one k for many values gets the sum
-    FastLearnable.apply(c, shared).mul(c).sum().backward()
+    FusedLearnable.apply(c, shared).mul(c).sum().backward()
     torch.testing.assert_close(shared.grad, (fast[1].grad * c).sum(0), atol=1e-4, rtol=1e-4)
 
 

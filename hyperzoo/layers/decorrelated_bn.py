@@ -13,8 +13,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.first_order import first_only
+from hyperzoo.layers.precision import full_precision
 
 
 class InverseRoot(torch.autograd.Function):
@@ -80,8 +81,7 @@ class DecorrelatedBatchNorm(nn.Module):
         super().__init__()
         if group_size < 1 or num_features < 1 or num_features % group_size:
             raise InputError(f"group_size must divide the {num_features} channels; got {group_size!r}")
-        if not eps > 0:
-            raise InputError(f"eps must be above 0; got {eps!r}")
+        check_number("eps", eps, above=0)
         self.num_features = num_features
         self.group_size = group_size
         self.eps = eps
@@ -97,7 +97,7 @@ class DecorrelatedBatchNorm(nn.Module):
         if x.dim() < 2 or x.size(1) != self.num_features:
             raise InputError(f"expected (batch, {self.num_features}, ...); got {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, 0)  # (C, B, ...)
+            rows = full_precision(x).movedim(1, 0)  # (C, B, ...)
             grouped = rows.reshape(-1, self.group_size, x.numel() // self.num_features)
             mean, root = self._statistics(grouped)
             white = (root @ (grouped - mean)).view(rows.shape).movedim(0, 1)

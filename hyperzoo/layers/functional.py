@@ -1,52 +1,60 @@
-"""The functions behind the sphere layers: they see only the angle between input and filter.
+"""The functions behind the sphere layers, which see only the angle between input and filter.
 
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. With p the flattened input patch
 (zero padding included) and w a filter,
 
     c = <p, w> / (sqrt(|p|^2 + eps) sqrt(|w|^2 + eps)),    out = g(arccos c),    g: see `operators.py`
 
-`_plain_conv` is the definition, for every mode; `_EagerConv` computes the same in eager training with less memory.
+`_plain_conv` is the definition and works in every mode; `_EagerConv` is the same function with less memory in eager
+training.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.layers.operators import angular, learnable_angular, steepness
+from hyperzoo.layers._torch import is_in_functorch
+from hyperzoo.layers.operators import angular, steepness
+from hyperzoo.layers.precision import full_precision
 
 
-def _full_precision(x: Tensor) -> Tensor:
-    """Half precision becomes float32, in which eps = 1e-4 and the angles still mean something."""
-    return x if x.dtype == torch.float64 else x.float()
+class Geometry(NamedTuple):
+    """Where a convolution applies its filters: the arguments of `torch.nn.functional.conv2d`."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+class Response(NamedTuple):
+    """What a sphere layer makes of an angle: the operator's name, its steepness, and the eps of the norms."""
+
+    operator: str
+    k: float
+    eps: float
 
 
 def _unit_rows(weight: Tensor, eps: float) -> Tensor:
-    """Filters as rows of length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
-    w = _full_precision(weight)
+    """Filters scaled to length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
+    w = full_precision(weight)
     dims = list(range(1, w.dim()))
     return (w * torch.rsqrt((w * w).sum(dims, keepdim=True) + eps)).to(weight.dtype)
 
 
 def _energy(x: Tensor, groups: int) -> Tensor:
     """Sum of squares over the channels of each group, (B, groups, H, W)."""
-    x = _full_precision(x)
+    x = full_precision(x)
     if groups == 1:
         return (x * x).sum(-3, keepdim=True)
     return (x * x).unflatten(-3, [groups, x.size(-3) // groups]).sum(-3)
 
 
-def _inverse_norm(
-    energy: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    eps: float,
-) -> Tensor:
+def _inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
     """1 / sqrt(|p|^2 + eps) of every patch, (B, groups, H', W'): a box sum of the energy, rows then columns."""
-    kernel = weight.shape[-2:]
+    kernel, stride, padding, dilation = weight.shape[-2:], geometry.stride, geometry.padding, geometry.dilation
     energy = F.pad(energy, [padding[1], padding[1], padding[0], padding[0]])
     height = (energy.size(-2) - dilation[0] * (kernel[0] - 1) - 1) // stride[0] * stride[0] + 1
     rows = energy[..., : height : stride[0], :]
@@ -60,67 +68,57 @@ def _inverse_norm(
 
 
 def _per_filter(inverse: Tensor, filters: int) -> Tensor:
-    """(B, groups, H', W') -> what multiplies a product of (B, filters, H', W')."""
+    """(B, groups, H', W') -> a factor that broadcasts against (B, filters, H', W')."""
     groups = inverse.size(-3)
     return inverse if groups == 1 else inverse.repeat_interleave(filters // groups, -3)
 
 
 def _plain_conv(
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    operator: str,
-    k: float,
-    eps: float,
-    raw_k: Tensor | None = None,
+    x: Tensor, weight: Tensor, geometry: Geometry, response: Response, raw_k: Tensor | None = None
 ) -> Tensor:
-    product = F.conv2d(x, _unit_rows(weight, eps), None, stride, padding, dilation, groups)
-    inverse = _inverse_norm(_energy(x, groups), weight, stride, padding, dilation, eps)
-    cosine = _full_precision(product) * _per_filter(inverse, weight.size(0))
+    stride, padding, dilation, groups = geometry
+    product = F.conv2d(x, _unit_rows(weight, response.eps), None, stride, padding, dilation, groups)
+    inverse = _inverse_norm(_energy(x, groups), weight, geometry, response.eps)
+    cosine = full_precision(product) * _per_filter(inverse, weight.size(0))
     if raw_k is not None:
-        return learnable_angular(cosine, steepness(raw_k)[:, None, None]).to(product.dtype)
-    return angular(cosine, operator, k).to(product.dtype)
+        return angular(cosine, response.operator, steepness(raw_k)[:, None, None]).to(product.dtype)
+    return angular(cosine, response.operator, response.k).to(product.dtype)
 
 
 class _EagerConv(torch.autograd.Function):
-    """The cosine of `_plain_conv` for eager training: keeps input and output, as convolution and norm do anyway.
+    """The cosine of `_plain_conv` for eager training: saves only input and output, which the neighbors save anyway.
 
-    With r the inverse patch norm, out = product r; so the loss depends on r by sum_o grad_o out_o / r. The small parts
-    (norms of patches and filters) are computed again in the backward pass and differentiated by autograd.
+    With r the inverse patch norm, out = product r, so the gradient with respect to r is sum_o grad_o out_o / r. The
+    backward pass recomputes the small parts (norms of patches and filters) and differentiates them by autograd.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, eps: float
-    ) -> Tensor:
-        product = F.conv2d(x, _unit_rows(weight, eps), None, stride, padding, dilation, groups)
-        energy = _energy(x, groups)
-        inverse = _per_filter(_inverse_norm(energy, weight, stride, padding, dilation, eps), weight.size(0))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
+        product = F.conv2d(x, _unit_rows(weight, eps), None, *geometry)
+        energy = _energy(x, geometry.groups)
+        inverse = _per_filter(_inverse_norm(energy, weight, geometry, eps), weight.size(0))
         if product.dtype == inverse.dtype:
             out = product.mul_(inverse)
         else:
             out = (product * inverse).to(product.dtype)
         ctx.save_for_backward(x, weight, out, energy)
-        ctx.settings = stride, padding, dilation, groups, eps
+        ctx.settings = geometry, eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, out, energy = ctx.saved_tensors
-        stride, padding, dilation, groups, eps = ctx.settings
-        unused = (None,) * 5
-        if torch.is_grad_enabled():  # somebody wants second derivatives: the plain form has them
+        geometry, eps = ctx.settings
+        stride, padding, dilation, groups = geometry
+        if torch.is_grad_enabled():  # create_graph: the plain form has second derivatives
             with torch.autocast(x.device.type, out.dtype, enabled=out.dtype != weight.dtype):
-                again = _plain_conv(x, weight, stride, padding, dilation, groups, "cosine", 1.0, eps)
+                again = _plain_conv(x, weight, geometry, Response("cosine", 1.0, eps))
             wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad, strict=False) if needed]
             grads = list(torch.autograd.grad(again, wanted, grad, create_graph=True))
-            return *(grads.pop(0) if needed else None for needed in ctx.needs_input_grad[:2]), *unused
+            return *(grads.pop(0) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
         with torch.enable_grad():
             energy = energy.detach().requires_grad_()
-            inverse = _inverse_norm(energy, weight, stride, padding, dilation, eps)
+            inverse = _inverse_norm(energy, weight, geometry, eps)
             filters = weight.detach().requires_grad_()
             rows = _unit_rows(filters, eps)
         r = inverse.detach()
@@ -135,49 +133,33 @@ class _EagerConv(torch.autograd.Function):
             grad_x = torch.addcmul(grad_x, x, 2 * _per_filter(grad_energy, x.size(1)))
         if grad_rows is not None:
             (grad_rows,) = torch.autograd.grad(rows, filters, grad_rows.to(rows.dtype))
-        return grad_x, grad_rows, *unused
+        return grad_x, grad_rows, None, None
 
 
 def sphere_conv2d(
     x: Tensor,
     weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    operator: str,
-    k: float,
-    eps: float,
+    geometry: Geometry,
+    response: Response,
     raw_k: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """The function behind `SphereConv2d`; a leaf for fx tracing. The dtype is the one a convolution would give."""
-    out = _sphere_conv2d(x, weight, stride, padding, dilation, groups, operator, k, eps, raw_k)
+    out = _sphere_conv2d(x, weight, geometry, response, raw_k)
     if bias is not None:
         out = out + bias.to(out.dtype)[:, None, None]
     return out
 
 
-def _sphere_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    operator: str,
-    k: float,
-    eps: float,
-    raw_k: Tensor | None,
-) -> Tensor:
+def _sphere_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, response: Response, raw_k: Tensor | None) -> Tensor:
     if not torch.jit.is_scripting():
-        if operator == "cosine" and _in_eager_training(x, weight):
-            return _EagerConv.apply(x, weight, stride, padding, dilation, groups, eps)
-    return _plain_conv(x, weight, stride, padding, dilation, groups, operator, k, eps, raw_k)
+        if response.operator == "cosine" and _in_eager_training(x, weight):
+            return _EagerConv.apply(x, weight, geometry, response.eps)
+    return _plain_conv(x, weight, geometry, response, raw_k)
 
 
 def pad_tf_same(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> Tensor:
-    """Zeros around x by the SAME rule of TensorFlow, for a result of ceil(H / stride) rows; the odd one comes last."""
+    """Pad x with zeros by TensorFlow's SAME rule, so that ceil(H / stride) rows result; an odd zero goes last."""
     rows = (x.size(-2) + stride[0] - 1) // stride[0]
     columns = (x.size(-1) + stride[1] - 1) // stride[1]
     height = max((rows - 1) * stride[0] + (kernel[0] - 1) * dilation[0] + 1 - x.size(-2), 0)
@@ -186,35 +168,33 @@ def pad_tf_same(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dil
 
 
 def _in_eager_training(x: Tensor, weight: Tensor) -> bool:
-    """Whether a graph is recorded by autograd itself: not by a compiler, and not by `torch.func`."""
+    """Whether autograd itself records a graph, not a compiler and not `torch.func`."""
     return (
         x.dim() == 4
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
         and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_in_functorch()
     )
 
 
 def sphere_linear(
     x: Tensor,
     weight: Tensor,
-    operator: str,
-    k: float,
-    eps: float,
+    response: Response,
     scale_by_norm: bool,
     raw_k: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
     """The function behind `SphereLinear`; a leaf for fx tracing."""
-    product = F.linear(x, _unit_rows(weight, eps))
-    wide = _full_precision(x)
-    squared = (wide * wide).sum(-1, keepdim=True) + eps
-    cosine = _full_precision(product) * torch.rsqrt(squared)
+    product = F.linear(x, _unit_rows(weight, response.eps))
+    wide = full_precision(x)
+    squared = (wide * wide).sum(-1, keepdim=True) + response.eps
+    cosine = full_precision(product) * torch.rsqrt(squared)
     if raw_k is not None:
-        out = learnable_angular(cosine, steepness(raw_k))
+        out = angular(cosine, response.operator, steepness(raw_k))
     else:
-        out = angular(cosine, operator, k)
+        out = angular(cosine, response.operator, response.k)
     if scale_by_norm:
         out = out * torch.sqrt(squared)
     out = out.to(product.dtype)

@@ -1,85 +1,169 @@
-"""The operators of SphereConv, g(arccos c), as functions of the cosine c.
+"""The operators of SphereConv, g(theta), in one table: `OPERATORS`. A new operator is one row of it.
 
     cosine     g = cos(theta)                = c
     linear     g = 1 - 2 theta / pi          = (2 / pi) arcsin(c)
     sigmoid    g = coth(pi / 4k) tanh((pi / 2 - theta) / 2k) = coth(pi / 4k) tanh(arcsin(c) / 2k)
-    learnable  the sigmoid with a k of its own for each filter, k = |raw| + 0.05, raw a parameter
+    learnable  the sigmoid with one trainable k per filter, k = |raw| + 0.05
 
-(arXiv 1711.03189, section 2). g(0) = 1, g(pi / 2) = 0, g(pi) = -1. No arccos is ever taken, so parallel vectors have no
-infinite gradient; linear and sigmoid clamp the cosine to 1 - 1e-6 in size, where arcsin would have one.
+(arXiv 1711.03189, section 2). g(0) = 1, g(pi / 2) = 0, g(pi) = -1. The layers compute g from the cosine c without an
+arccos, so parallel vectors have no infinite gradient; linear and sigmoid clamp c to +-(1 - 1e-6), because arcsin has an
+infinite gradient at 1.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
-FIRST_RAW_K = 0.7  # so a learnable k starts at 0.75
+from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers.precision import full_precision
+
+FIRST_RAW_K = 0.7  # a learnable k starts at 0.75
+
+Curve = Callable[[Tensor, float | Tensor], Tensor]
 
 
-def angular(cosine: Tensor, operator: str, k: float) -> Tensor:
-    """g(arccos c), by the functions of torch; in compiled code, float32 takes `FastAngular` instead."""
-    if operator == "cosine":
-        return cosine
+@dataclass(frozen=True)
+class Operator:
+    """One operator.
+
+    Args:
+        name: the value of `operator=` in layers, losses, models and recipes.
+        suffix: appended to the name of an architecture with this operator.
+        label: legend entry of figures; `{k}` stands for the steepness.
+        k: whether the operator ignores k, takes it as an argument, or learns one k per filter (`raw_k`).
+        g: (cosine, k) -> response. TorchScript compiles it, so it is a module-level function with annotated arguments.
+        continued: (theta, k) -> response for theta >= 0, also beyond pi; the angular losses evaluate it at m theta.
+        fused: replaces g for float32 in code compiled by `torch.compile`; None for g itself.
+    """
+
+    name: str
+    suffix: str
+    label: str
+    k: Literal["ignored", "given", "learned"]
+    g: Curve
+    continued: Curve
+    fused: Curve | None = None
+
+
+def check_operator(operator: str, k: float, eps: float) -> None:
+    """Raise InputError unless the arguments describe the operator of a sphere layer."""
+    if operator not in OPERATORS:
+        raise InputError(f"operator must be one of {', '.join(OPERATORS)}; got {operator!r}")
+    check_number("k, the steepness of the sigmoid,", k, above=0)
+    check_number("eps", eps, low=0)
+
+
+def angular(cosine: Tensor, operator: str, k: float | Tensor) -> Tensor:
+    """g(arccos c) of one operator. A tensor k broadcasts against c and receives a gradient."""
     if not torch.jit.is_scripting():
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and cosine.dtype == torch.float32:
-            return FastAngular.apply(cosine, operator, k)
-    largest = 1 - 1e-6
-    angle = torch.asin(cosine.clamp(-largest, largest))
-    if operator == "linear":
-        return angle * (2 / math.pi)
-    return torch.tanh(angle * (0.5 / k)) * (1 / math.tanh(math.pi / (4 * k)))
+        row = OPERATORS[operator]
+        if row.fused is not None:
+            if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and cosine.dtype == torch.float32:
+                return row.fused(cosine, k)
+        return row.g(cosine, k)
+    return _scripted(cosine, operator, k)
 
 
 def steepness(raw_k: Tensor) -> Tensor:
-    """The k that a raw parameter stands for, |raw| + 0.05: never 0; float32, or float64 for a float64 parameter."""
-    wide = raw_k if raw_k.dtype == torch.float64 else raw_k.float()
-    return wide.abs() + 0.05
+    """k = |raw| + 0.05, which is never 0; float32, or float64 for a float64 parameter."""
+    return full_precision(raw_k).abs() + 0.05
 
 
-def learnable_angular(cosine: Tensor, k: Tensor) -> Tensor:
-    """The sigmoid of `angular` with a tensor of k that broadcasts to c; it gets a gradient like c."""
-    if not torch.jit.is_scripting():
-        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and cosine.dtype == torch.float32:
-            return FastLearnable.apply(cosine, k)
+def first_raw_k(operator: str, filters: int, *, like: Tensor) -> nn.Parameter | None:
+    """The initial `raw_k`, one per filter, with the device and dtype of `like`; None unless the operator learns k."""
+    if OPERATORS[operator].k != "learned":
+        return None
+    raw = torch.full((filters,), FIRST_RAW_K, device=like.device, dtype=like.dtype)
+    return nn.Parameter(raw, requires_grad=like.requires_grad)
+
+
+def _cosine(cosine: Tensor, k: float | Tensor) -> Tensor:
+    return cosine
+
+
+def _linear(cosine: Tensor, k: float | Tensor) -> Tensor:
+    largest = 1 - 1e-6
+    return torch.asin(cosine.clamp(-largest, largest)) * (2 / math.pi)
+
+
+def _sigmoid(cosine: Tensor, k: float | Tensor) -> Tensor:
     largest = 1 - 1e-6
     angle = torch.asin(cosine.clamp(-largest, largest))
-    return torch.tanh(angle * (0.5 / k)) * (1 / torch.tanh(math.pi / 4 / k))
+    if isinstance(k, Tensor):
+        return torch.tanh(angle * (0.5 / k)) * (1 / torch.tanh(math.pi / 4 / k))
+    return torch.tanh(angle * (0.5 / k)) * (1 / math.tanh(math.pi / (4 * k)))
 
 
-class FastAngular(torch.autograd.Function):
-    """Linear and sigmoid in arithmetic that a compiler fuses into one loop, with the derivative written by hand.
+def _cosine_continued(theta: Tensor, k: float | Tensor) -> Tensor:
+    q = torch.floor(theta / math.pi)
+    return torch.cos(theta - q * math.pi) - 2 * q
 
-    Worth it only when fused: in eager mode each operation would be a pass over memory. The error is at most 2.4e-7
-    times the sum of coth(pi / 4k) and the steepest slope of g. `exp` is faster than `tanh` and `expm1`.
+
+def _linear_continued(theta: Tensor, k: float | Tensor) -> Tensor:
+    return 1 - theta * (2 / math.pi)
+
+
+def _sigmoid_continued(theta: Tensor, k: float | Tensor) -> Tensor:
+    end = torch.tanh(math.pi / (4 * k)) if isinstance(k, Tensor) else math.tanh(math.pi / (4 * k))
+    return torch.tanh((math.pi / 2 - theta) / (2 * k)) / end
+
+
+def _linear_fused(cosine: Tensor, k: float | Tensor) -> Tensor:
+    response: Tensor = FusedLinear.apply(cosine)
+    return response
+
+
+def _sigmoid_fused(cosine: Tensor, k: float | Tensor) -> Tensor:
+    response: Tensor = (FusedLearnable if isinstance(k, Tensor) else FusedSigmoid).apply(cosine, k)
+    return response
+
+
+class FusedLinear(torch.autograd.Function):
+    """The linear operator in arithmetic that a compiler fuses into one loop, with a hand-written derivative.
+
+    Slower in eager mode, where each operation is a pass over memory. The error is at most 2.4e-7 times the sum of
+    coth(pi / 4k), or 1, and the steepest slope of g; this holds for `FusedSigmoid` too.
     """
 
     @staticmethod
-    def forward(ctx: Any, cosine: Tensor, operator: str, k: float) -> Tensor:
+    def forward(ctx: Any, cosine: Tensor) -> Tensor:
         ctx.save_for_backward(cosine)
-        ctx.operator, ctx.k = operator, k
+        return torch.copysign(_arcsin(cosine.abs().clamp(max=_LARGEST)) * (2 / math.pi), cosine)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (cosine,) = ctx.saved_tensors
+        size = cosine.abs()
+        slope = torch.rsqrt((1 - size) * (1 + size)) * (2 / math.pi)
+        return torch.where(size > _LARGEST, 0, grad * slope)
+
+
+class FusedSigmoid(torch.autograd.Function):
+    """The sigmoid with a fixed k in the arithmetic of `FusedLinear`. `exp` is faster than `tanh` and `expm1`."""
+
+    @staticmethod
+    def forward(ctx: Any, cosine: Tensor, k: float) -> Tensor:
+        ctx.save_for_backward(cosine)
+        ctx.k = k
         angle = _arcsin(cosine.abs().clamp(max=_LARGEST))
-        if operator == "linear":
-            return torch.copysign(angle * (2 / math.pi), cosine)
         return torch.copysign(_tanh(angle * (0.5 / k)) * (1 / math.tanh(math.pi / (4 * k))), cosine)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (cosine,) = ctx.saved_tensors
         size = cosine.abs()
         slope = torch.rsqrt((1 - size) * (1 + size))
-        if ctx.operator == "linear":
-            slope = slope * (2 / math.pi)
-        else:
-            bell = _bell(_arcsin(size.clamp(max=_LARGEST)) * (-1 / ctx.k))
-            slope = slope * bell * (0.5 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
-        return torch.where(size > _LARGEST, 0, grad * slope), None, None
+        bell = _bell(_arcsin(size.clamp(max=_LARGEST)) * (-1 / ctx.k))
+        slope = slope * bell * (0.5 / (ctx.k * math.tanh(math.pi / (4 * ctx.k))))
+        return torch.where(size > _LARGEST, 0, grad * slope), None
 
 
-class FastLearnable(torch.autograd.Function):
-    """`learnable_angular` in the arithmetic of `FastAngular`.
+class FusedLearnable(torch.autograd.Function):
+    """The sigmoid with a tensor k in the arithmetic of `FusedLinear`.
 
     With u = pi / 4k, v = arcsin(c) / 2k:  dg / dk = (u / sinh(u)^2 tanh(v) - coth(u) v / cosh(v)^2) / k.
     """
@@ -101,7 +185,7 @@ class FastLearnable(torch.autograd.Function):
         top = 1 / torch.tanh(u)
         steepest = top * 0.5 / k
         slope = torch.rsqrt((1 - size) * (1 + size)) * bell * steepest
-        # what depends on k alone stays outside the sums
+        # Factors that depend on k alone stay outside the sums.
         rising = _sum_per_filter(grad * out, k) / top
         falling = _sum_per_filter(grad * torch.copysign(angle * bell, cosine), k)
         grad_k = (u / torch.sinh(u).square() * rising - steepest * falling) / k
@@ -109,14 +193,14 @@ class FastLearnable(torch.autograd.Function):
 
 
 def _sum_per_filter(x: Tensor, k: Tensor) -> Tensor:
-    """Sum of x in the shape of k, image by image first, so that the compiled loop stays within the cache."""
+    """Sum of x in the shape of k, per image first, so that the compiled loop stays within the cache."""
     if k.dim() == 3:
         x = x.sum((-2, -1), keepdim=True)
     return x.sum_to_size(k.shape)
 
 
 _LARGEST = 1 - 1e-6
-# (arcsin(s) - s) / s^3 in powers of s^2, highest first: the relative error of arcsin on [0, 1/2], 5e-9, is the smallest
+# (arcsin(s) - s) / s^3 in powers of s^2, highest first: minimizes the relative error of arcsin on [0, 1/2], to 5e-9
 _ARCSIN = (0.0422191917896, 0.0241472553462, 0.0454771630466, 0.0749524161220, 0.1666675359010)
 
 
@@ -133,14 +217,52 @@ def _arcsin(x: Tensor) -> Tensor:
 
 
 def _tanh(x: Tensor) -> Tensor:
-    """tanh for x >= 0. All digits near 0, by the series: the next sphere layer may divide by a norm of small values."""
+    """tanh for x >= 0; a series keeps all digits near 0, because the next sphere layer may divide by a small norm."""
     square = x * x
     series = ((62 / 2835 * square - 17 / 315) * square + 2 / 15) * square - 1 / 3
     return torch.where(x < 0.25, x + x * square * series, 1 - 2 / (1 + torch.exp(2 * x)))
 
 
 def _bell(x: Tensor) -> Tensor:
-    """1 / cosh(x / 2)^2 for x <= 0, with all its digits however small."""
+    """1 / cosh(x / 2)^2 for x <= 0, with full relative precision for small values."""
     e = torch.exp(x)
     share = 1 / (1 + e)
     return 4 * (e * share) * share
+
+
+_ROWS = (
+    Operator("cosine", "", "cosine", "ignored", _cosine, _cosine_continued),
+    Operator("linear", "_linear", "linear", "ignored", _linear, _linear_continued, _linear_fused),
+    Operator("sigmoid", "_sigmoid", "sigmoid, k = {k:g}", "given", _sigmoid, _sigmoid_continued, _sigmoid_fused),
+    Operator("learnable", "_learnable", "learned sigmoid", "learned", _sigmoid, _sigmoid_continued, _sigmoid_fused),
+)
+OPERATORS = {row.name: row for row in _ROWS}
+
+
+def _unknown(cosine: Tensor, operator: str, k: float | Tensor) -> Tensor:
+    raise ValueError(operator)
+
+
+def _branch(row: Operator, otherwise: Callable[[Tensor, str, float | Tensor], Tensor]) -> Any:
+    g = row.g
+
+    def branch(cosine: Tensor, operator: str, k: float | Tensor, name: str = row.name) -> Tensor:
+        if operator == name:
+            return g(cosine, k)
+        return otherwise(cosine, operator, k)
+
+    return branch
+
+
+def _chain(rows: Iterable[Operator]) -> Any:
+    """The table as nested branches for TorchScript, which cannot read a dictionary of functions.
+
+    It takes functions from a closure, but constants only as default arguments.
+    """
+    chain: Any = _unknown
+    for row in rows:
+        chain = _branch(row, chain)
+    return chain
+
+
+_scripted = _chain(_ROWS)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 
 State = tuple[Tensor, Tensor]
 
@@ -85,8 +85,7 @@ class BatchNormLSTM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if steps < 1:
-            raise InputError(f"steps must be 1 or more; got {steps}")
+        check_number("steps", steps, low=1, whole=True)
         self.hidden_size = hidden_size
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         bound, gates = hidden_size**-0.5, 4 * hidden_size

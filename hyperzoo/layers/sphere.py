@@ -4,38 +4,18 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 `functional.py`, the operators g in `operators.py`.
 """
 
-import math
-
 import torch
 import torch.fx
 import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.layers.functional import pad_tf_same, sphere_conv2d, sphere_linear
-from hyperzoo.layers.operators import FIRST_RAW_K, OPERATORS
+from hyperzoo.layers.functional import Geometry, Response, pad_tf_same, sphere_conv2d, sphere_linear
+from hyperzoo.layers.operators import OPERATORS, check_operator, first_raw_k
 
 torch.fx.wrap("pad_tf_same")
 torch.fx.wrap("sphere_conv2d")
 torch.fx.wrap("sphere_linear")
-
-
-def check_operator(operator: str, k: float, eps: float) -> None:
-    """Raise InputError unless these are arguments of a sphere layer."""
-    if operator not in OPERATORS:
-        raise InputError(f"operator must be one of {', '.join(OPERATORS)}; got {operator!r}")
-    if not (isinstance(k, (int, float)) and 0 < k < math.inf):
-        raise InputError(f"k, the steepness of the sigmoid, must be a number above 0; got {k!r}")
-    if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
-        raise InputError(f"eps must be a number of at least 0; got {eps!r}")
-
-
-def first_raw_k(operator: str, filters: int, *, like: Tensor) -> nn.Parameter | None:
-    """One raw parameter per filter for the learnable operator, on the device and in the dtype of `like`; else None."""
-    if operator != "learnable":
-        return None
-    raw = torch.full((filters,), FIRST_RAW_K, device=like.device, dtype=like.dtype)
-    return nn.Parameter(raw, requires_grad=like.requires_grad)
 
 
 class SphereConv2d(nn.Conv2d):
@@ -121,10 +101,9 @@ class SphereConv2d(nn.Conv2d):
     def _response(self, x: Tensor) -> Tensor:
         if self.tf_same:
             x = pad_tf_same(x, self.kernel_size, self.stride, self.dilation)
-        return sphere_conv2d(
-            x, self.weight, self.stride, self.padding, self.dilation, self.groups,
-            self.operator, self.k, self.eps, self.raw_k, self.bias,
-        )  # fmt: skip
+        geometry = Geometry(self.stride, self.padding, self.dilation, self.groups)
+        response = Response(self.operator, self.k, self.eps)
+        return sphere_conv2d(x, self.weight, geometry, response, self.raw_k, self.bias)
 
     def extra_repr(self) -> str:
         shape = super().extra_repr().replace(", bias=False", "")
@@ -183,7 +162,8 @@ class SphereLinear(nn.Linear):
         self.raw_k = first_raw_k(operator, out_features, like=self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sphere_linear(x, self.weight, self.operator, self.k, self.eps, self.scale_by_norm, self.raw_k, self.bias)
+        response = Response(self.operator, self.k, self.eps)
+        return sphere_linear(x, self.weight, response, self.scale_by_norm, self.raw_k, self.bias)
 
     def extra_repr(self) -> str:
         scaled = ", scale_by_norm=True" if self.scale_by_norm else ""
@@ -193,5 +173,5 @@ class SphereLinear(nn.Linear):
 
 
 def _operator_repr(operator: str, k: float, eps: float) -> str:
-    steepness = f", k={k:g}" if operator == "sigmoid" else ""
+    steepness = f", k={k:g}" if OPERATORS[operator].k == "given" else ""
     return f"operator={operator}{steepness}, eps={eps:g}"

@@ -1,12 +1,10 @@
 """SphereNorm: SphereConv as the normaliser of a network (arXiv 1711.03189)."""
 
-import math
-
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import check_number
 from hyperzoo.layers.sphere import SphereConv2d
 
 
@@ -55,8 +53,7 @@ class SphereNorm(SphereConv2d):
         dtype: torch.dtype | None = None,
     ) -> None:
         for name, value in (("beta", beta), ("gamma", gamma)):
-            if not (isinstance(value, (int, float)) and math.isfinite(value)):
-                raise InputError(f"{name} must be a finite number; got {value!r}")
+            check_number(name, value)
         super().__init__(
             in_channels,
             out_channels,

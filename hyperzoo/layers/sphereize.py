@@ -10,7 +10,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hyperzoo.errors import InputError
-from hyperzoo.layers.sphere import SphereConv2d, SphereLinear, check_operator, first_raw_k
+from hyperzoo.layers.operators import check_operator, first_raw_k
+from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 
 # Subclasses that compute what their parent does; the first two pad by the SAME rule of TensorFlow before that.
 _TF_SAME = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.conv2d_same.Conv2dSameExport")

@@ -4,16 +4,15 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 `layers/operators.py`; here they are continued beyond 180 degrees, where a multiple of an angle may lie.
 """
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
-from hyperzoo.layers.operators import angular, learnable_angular, steepness
-from hyperzoo.layers.sphere import check_operator
+from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers.operators import OPERATORS, angular, check_operator, steepness
+from hyperzoo.layers.precision import full_dtype
 
 _LARGEST = 1 - 1e-6  # as in `layers/operators.py`: at 1, arccos has an infinite gradient
 
@@ -108,14 +107,14 @@ class AngularSoftmax(nn.Module):
     ) -> None:
         super().__init__()
         check_operator(operator, k, eps)
-        _check_number("margin", margin, 1)
-        _check_number("label_smoothing", label_smoothing, 0, 1)
-        _check_number("accumulate", accumulate, 1)
+        check_number("margin", margin, low=1)
+        check_number("label_smoothing", label_smoothing, low=0, high=1)
+        check_number("accumulate", accumulate, low=1, whole=True)
         if annealing is not None:
             if len(annealing) != 3:
                 raise InputError(f"annealing must be (start, floor, rate) or None; got {annealing!r}")
             for name, value in zip(("start", "floor", "rate"), annealing, strict=True):
-                _check_number(f"{name} of annealing", value, 0)
+                check_number(f"{name} of annealing", value, low=0)
         self.operator = operator
         self.margin = float(margin)
         self.k = float(k)
@@ -128,13 +127,13 @@ class AngularSoftmax(nn.Module):
 
     def forward(self, features: Tensor, weight: Tensor, target: Tensor, raw_k: Tensor | None = None) -> Tensor:
         _check_call(features, weight, target)
-        if raw_k is None and self.operator == "learnable":
-            raise InputError("the operator 'learnable' needs the raw_k of the classifier as its fourth argument")
-        if raw_k is not None and (self.operator != "learnable" or raw_k.shape != weight.shape[:1]):
-            raise InputError(
-                f"raw_k must be ({weight.size(0)},), and belongs to the operator 'learnable'; "
-                f"got {tuple(raw_k.shape)} for {self.operator!r}"
-            )
+        learned = OPERATORS[self.operator].k == "learned"
+        if raw_k is None and learned:
+            raise InputError(f"the operator {self.operator!r} needs the raw_k of the classifier as its fourth argument")
+        if raw_k is not None and not learned:
+            raise InputError(f"the operator {self.operator!r} has no raw_k; got one of shape {tuple(raw_k.shape)}")
+        if raw_k is not None and raw_k.shape != weight.shape[:1]:
+            raise InputError(f"raw_k must be ({weight.size(0)},), one per class row; got {tuple(raw_k.shape)}")
         annealing: float | Tensor = 0.0
         if self.annealing:
             annealing = annealed(self.iteration // self.accumulate, *self.annealing)
@@ -148,7 +147,7 @@ class AngularSoftmax(nn.Module):
         return loss.mean()
 
     def extra_repr(self) -> str:
-        k = f", k={self.k:g}" if self.operator == "sigmoid" else ""
+        k = f", k={self.k:g}" if OPERATORS[self.operator].k == "given" else ""
         return f"operator={self.operator}, margin={self.margin:g}{k}, annealing={self.annealing}"
 
 
@@ -169,7 +168,7 @@ def _angular_logits(
     inverse = _squared_length(weight, eps).rsqrt()
     dtype = _product_dtype(weight)
     cosine: Tensor = _Cosines.apply(unit, weight, inverse, dtype)
-    response = learnable_angular(cosine, k) if isinstance(k, Tensor) else angular(cosine, operator, k)
+    response = angular(cosine, operator, k)
     if margin == 1:
         return response * scale, None
     index = target.unsqueeze(1)
@@ -179,7 +178,8 @@ def _angular_logits(
         own = own + ((unit.detach() * rows).sum(1, keepdim=True) - own.detach())
     theta = torch.acos(own.clamp(-_LARGEST, _LARGEST))
     own_k = k[index] if isinstance(k, Tensor) else k
-    value = annealing * _on_angle(theta, operator, own_k) + _on_angle(margin * theta, operator, own_k)
+    continued = OPERATORS[operator].continued
+    value = annealing * continued(theta, own_k) + continued(margin * theta, own_k)
     return response * scale, value * scale / (1 + annealing)
 
 
@@ -258,26 +258,8 @@ def _is_column(index: Tensor, columns: int) -> Tensor:
 
 def _squared_length(x: Tensor, eps: float) -> Tensor:
     """sum of squares + eps of every row, at least float32; no copy of x is made, and a zero row has gradient 0."""
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    length: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=dtype)
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=full_dtype(x))
     return length.square() + eps
-
-
-def _on_angle(angle: Tensor, operator: str, k: float | Tensor) -> Tensor:
-    """g of an angle of 0 or more, also beyond pi."""
-    if operator == "cosine":
-        q = torch.floor(angle / math.pi)
-        return torch.cos(angle - q * math.pi) - 2 * q
-    if operator == "linear":
-        return 1 - angle * (2 / math.pi)
-    end = torch.tanh(math.pi / (4 * k)) if isinstance(k, Tensor) else math.tanh(math.pi / (4 * k))
-    return torch.tanh((math.pi / 2 - angle) / (2 * k)) / end
-
-
-def _check_number(name: str, value: float, low: float, high: float = math.inf) -> None:
-    if not (isinstance(value, (int, float)) and low <= value <= high and value < math.inf):
-        up_to = "or more" if high == math.inf else f"to {high}"
-        raise InputError(f"{name} must be a number, {low} {up_to}; got {value!r}")
 
 
 def _check_call(features: Tensor, weight: Tensor, target: Tensor) -> None:

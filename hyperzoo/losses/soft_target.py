@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
+from hyperzoo.layers.precision import full_precision
 
 KINDS = ("cross_entropy", "bce")
 
@@ -65,7 +66,7 @@ class SoftTarget(nn.Module):
                 f"labels must be {tuple(logits.shape)}, the shares of every class; got {tuple(target.shape)} "
                 f"{target.dtype}. Class numbers: torch.nn.functional.one_hot(labels, {logits.size(1)}).float()"
             )
-        wide = logits if logits.dtype == torch.float64 else logits.float()
+        wide = full_precision(logits)
         target = target.to(wide.dtype)
         if self.kind == "bce":
             return bce_on_softmax(wide, target)

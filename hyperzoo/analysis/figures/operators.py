@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from hyperzoo.analysis import plots
-from hyperzoo.layers.operators import angular
+from hyperzoo.layers.operators import OPERATORS, angular
 
 SHOWN = (("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7))
 
@@ -18,8 +18,7 @@ def draw(picture: Path) -> Path:
         theta = degrees.deg2rad().requires_grad_()
         value = angular(theta.cos(), operator, k)
         (slope,) = torch.autograd.grad(value.sum(), theta)
-        label = f"sigmoid, k = {k:g}" if operator == "sigmoid" else operator
-        left.plot(degrees, value.detach(), style, color=color, label=label)
+        left.plot(degrees, value.detach(), style, color=color, label=OPERATORS[operator].label.format(k=k))
         right.plot(degrees, slope, style, color=color)
     for axes, text in ((left, "g(θ)"), (right, "dg/dθ (per radian)")):
         axes.set_xlabel("angle θ between filter and patch (degrees)")
