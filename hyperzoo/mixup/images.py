@@ -1,6 +1,5 @@
 """Mixup of the images of a batch, and CutMix."""
 
-import math
 import random
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers.precision import full_dtype
 from hyperzoo.mixup.mix import Draw, mix
 
 INPUT = "input"  # the word for mixing the images
@@ -54,12 +54,9 @@ class Mixup:
         smoothing: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        if not isinstance(num_classes, int) or num_classes < 2:
-            raise InputError(f"num_classes must be a whole number of at least 2; got {num_classes!r}")
-        if not (isinstance(alpha, (int, float)) and 0 <= alpha < math.inf):
-            raise InputError(f"alpha must be a number of at least 0, and 0 mixes nothing; got {alpha!r}")
-        if not (isinstance(smoothing, (int, float)) and 0 <= smoothing <= 1):
-            raise InputError(f"smoothing must be a number from 0 to 1; got {smoothing!r}")
+        check_number("num_classes", num_classes, low=2, whole=True)
+        check_number("alpha", alpha, low=0)
+        check_number("smoothing", smoothing, low=0, high=1)
         if generator is not None and generator.device.type != "cpu":
             raise InputError(f"generator must be on the CPU, for images on any device; got one on {generator.device}")
         self.num_classes = num_classes
@@ -98,13 +95,13 @@ class Mixup:
             low, high = (bound.item() for bound in y.aminmax())
             if low < 0 or high >= self.num_classes:
                 raise InputError(f"labels must lie in 0 to {self.num_classes - 1}; got {low} to {high}")
-            targets = F.one_hot(y.to(x.device, torch.int64), self.num_classes).to(_wide(x))
+            targets = F.one_hot(y.to(x.device, torch.int64), self.num_classes).to(full_dtype(x))
             return targets * (1 - self.smoothing) + self.smoothing / self.num_classes if smooth else targets
         if y.shape[1] != self.num_classes:
             raise InputError(f"targets must be (B, {self.num_classes}), a column for every class; got {_kind(y)}")
         if self.smoothing:
             raise InputError("smoothing is for class numbers (B,); smooth targets (B, K) yourself, and set smoothing=0")
-        targets = y.to(x.device, _wide(x))
+        targets = y.to(x.device, full_dtype(x))
         low, high = (bound.item() for bound in targets.aminmax())
         if not (low >= 0 and high <= 1):
             raise InputError(f"targets must lie in 0 to 1; got {low:g} to {high:g}")
@@ -116,7 +113,7 @@ class Mixup:
         lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
         partner = torch.randperm(len(x), generator=self.generator)
         rows = torch.stack([partner, partner.argsort()]).to(x.device)
-        return Draw(layer, torch.tensor(lam, dtype=_wide(x), device=x.device), rows[0], rows[1])
+        return Draw(layer, torch.tensor(lam, dtype=full_dtype(x), device=x.device), rows[0], rows[1])
 
     def _number(self) -> int:
         return int(torch.randint(2**62, (), generator=self.generator))
@@ -146,10 +143,6 @@ class CutMix(Mixup):
             torch.default_generator.manual_seed(self._number())
             mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=self.alpha, num_classes=self.num_classes)(x, targets)
         return mixed
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _kind(x: Tensor) -> str:

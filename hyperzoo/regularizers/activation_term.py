@@ -1,7 +1,6 @@
-"""Record what chosen layers put out in training: the part that PER, VCL and ActivationNorm have in common."""
+"""ActivationTerm: base class of loss terms that read activations (PER, VCL, ActivationNorm)."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
@@ -9,40 +8,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
-from hyperzoo.layers._torch import writes_to
+from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.hooks import attached, select
 
 Tap = Callable[[Tensor], tuple[Tensor, Any]]
 
 
-class Recording:
-    """Between `with` and `take()`, keeps the outputs of layers that are in training mode.
+class ActivationTerm:
+    """strength times the sum over layers of a penalty of their activations.
 
-    Layers in evaluation mode are left out. Modules that would overwrite what was recorded (`inplace=True`) work out of
-    place for the length of the `with`; afterwards the model is as before.
+    Use it like every term: `with term: loss = task_loss(model(x), y) + term()`. Between entering the `with` and
+    `term()` it records the outputs of the chosen layers that are in training mode; layers in evaluation mode add
+    nothing. Modules with `inplace=True` work out of place inside the `with`, because they would overwrite what was
+    recorded. Subclasses define `_penalties`.
 
     Args:
-        tap: what to do with an output: it gives the tensor that the model goes on with, an alias of the output, and
-            what `take()` returns in the place of the output.
-        layers: words of `hooks.select`. Of an output that is a tuple (`nn.LSTM`), the first member counts; the
-            outputs of a recurrent layer come as (B, T, H) whether or not it is `batch_first`.
+        strength: 0 or more.
+        layers: see `hooks.select`. Of a tuple output (`nn.LSTM`) the first member counts; recurrent layers are recorded
+            as (B, T, H) whether or not they are `batch_first`.
+        tap: output -> (an alias of the output that the model continues with, what to record in place of the output).
+    Raises:
+        InputError, UnknownNameError: a bad strength, or no such layer.
     """
 
-    def __init__(self, model: nn.Module, layers: str | Sequence[str], tap: Tap | None = None) -> None:
-        self.model = model
-        self.modules = select(model, layers)
+    def __init__(
+        self, model: nn.Module, *, strength: float, layers: str | Sequence[str], tap: Tap | None = None
+    ) -> None:
+        check_number("strength", strength, low=0)
+        self.strength = float(strength)
+        self._model = model
+        self._modules = select(model, layers)
         self._tap = tap
         self._outputs: dict[str, list[tuple[Any, Tensor, int, bool]]] = {}
         self._open = False
         self._end: Callable[[], None] | None = None
+        self._reported: dict[str, Tensor] = {}
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Trainable tensors that the term owns: none by default."""
+        return []
 
     def __enter__(self) -> None:
         if self._end is not None:
             raise InputError("this term is recording already: leave its `with` before entering it again")
         with ExitStack() as stack:
-            stack.enter_context(_out_of_place(self.model))
-            stack.enter_context(attached(self.modules, self._record))
+            stack.enter_context(_out_of_place(self._model))
+            stack.enter_context(attached(self._modules, self._record))
             self._end = stack.pop_all().close
         self._outputs = {}
         self._open = True
@@ -54,55 +65,74 @@ class Recording:
         if kind is not None:
             self._outputs = {}
 
-    def take(self) -> dict[str, list[Any]]:
-        """Outputs by layer, one per call of the layer. What follows is not recorded, until the `with` is entered anew:
-        the forward pass that gradient checkpointing repeats is not a second one.
+    def __call__(self) -> Tensor:
+        """The term for the forward pass inside this `with`: (), float32 (float64 for a float64 model).
 
         Raises:
             InputError: the model is training and a layer was not called, ran without gradients (reentrant gradient
-                checkpointing), or had its output overwritten by in-place code behind it.
+                checkpointing), or in-place code after it overwrote its output.
+        """
+        return self.strength * self._total()
+
+    def report(self) -> dict[str, float]:
+        """The penalty of each layer in the last call, without strength."""
+        return {name: float(value) for name, value in self._reported.items()}
+
+    def _total(self) -> Tensor:
+        """The sum over layers, without strength."""
+        self._reported = {}
+        first = next(self._model.parameters(), torch.zeros(()))
+        total = torch.zeros((), device=first.device)
+        for name, calls in self._take().items():
+            for penalty in self._penalties(name, calls):
+                total = total + penalty
+        return total
+
+    def _penalties(self, name: str, calls: list[Any]) -> Iterable[Tensor]:
+        """The summands of one layer, given its recorded outputs, one per call; sets `_reported[name]`."""
+        raise NotImplementedError
+
+    def _sum_and_report(self, name: str, penalties: Iterable[Tensor]) -> Tensor:
+        """The sum of the penalties of one layer, which is also what `report` shows."""
+        total = torch.stack([*penalties]).sum()
+        self._reported[name] = total.detach()
+        return total
+
+    def _take(self) -> dict[str, list[Any]]:
+        """Recorded outputs by layer, one per call of the layer.
+
+        Recording stops here until the `with` is entered again: when gradient checkpointing repeats the forward pass,
+        the outputs do not count twice.
         """
         self._open = False
         outputs, self._outputs = self._outputs, {}
-        if self.model.training:
-            silent = [name for name, module in self.modules.items() if module.training and name not in outputs]
+        if self._model.training:
+            silent = [name for name, module in self._modules.items() if module.training and name not in outputs]
             if silent:
                 raise InputError(
                     f"nothing was recorded of {', '.join(map(repr, silent))}: run one forward pass of the model inside "
-                    "`with term:`, then call term(), and enter the `with` again for the next pass"
+                    "`with term:`, then call term(); enter the `with` again for the next pass"
                 )
         return {name: [_checked(name, *output) for output in calls] for name, calls in outputs.items()}
 
-    def zero(self) -> Tensor:
-        """The term of a model that is not training."""
-        first = next(self.model.parameters(), torch.zeros(()))
-        return torch.zeros((), device=first.device)
-
     def _record(self, name: str, output: Any) -> Any:
-        if not (self._open and self.modules[name].training):
+        if not (self._open and self._modules[name].training):
             return None
         if isinstance(output, (tuple, list)):
             first = self._record(name, output[0])
             return None if first is None else _with_first(output, first)
-        module = self.modules[name]
+        module = self._modules[name]
         steps_first = isinstance(module, nn.RNNBase) and not module.batch_first and output.dim() == 3
         x = output.transpose(0, 1) if steps_first else output
         untracked = torch.compiler.is_compiling() or output.is_inference()
-        version = -1 if untracked else writes_to(output)
+        version = -1 if untracked else output._version
         alias, kept = self._tap(x) if self._tap else (None, x)
         self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
         return alias if alias is None or not steps_first else alias.transpose(0, 1)
 
 
-def check_strength(strength: float) -> float:
-    """Return the strength of a term, a finite number of at least 0, or raise InputError."""
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-        raise InputError(f"strength must be a number of at least 0; got {strength!r}")
-    return float(strength)
-
-
 def _with_first(output: Any, first: Any) -> Any:
-    """A tuple, list or named tuple with another first member."""
+    """A tuple, list or named tuple with its first member replaced."""
     rest = (first, *output[1:])
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
@@ -110,20 +140,20 @@ def _with_first(output: Any, first: Any) -> Any:
 def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: bool) -> Any:
     if torch.is_grad_enabled() and not had_gradients:
         raise InputError(
-            f"{name!r} ran without gradients, so the term could not act on it: use gradient checkpointing with "
+            f"{name!r} ran without gradients, so the term cannot act on it: use gradient checkpointing with "
             "use_reentrant=False, and no torch.no_grad() around the forward pass"
         )
-    if version not in (-1, writes_to(output)):
+    if version not in (-1, output._version):
         raise InputError(
-            f"the output of {name!r} was overwritten by code of the model behind it (x += y, F.relu(x, inplace=True)); "
-            "choose a layer after that, or write the operation out of place"
+            f"the output of {name!r} was overwritten in place by code after it (x += y, F.relu(x, inplace=True)); "
+            "choose a later layer, or write the operation out of place"
         )
     return kept
 
 
 @contextmanager
 def _out_of_place(model: nn.Module) -> Iterator[None]:
-    """Every module with `inplace=True` works out of place for the length of a `with`."""
+    """Set `inplace` to False on all modules inside the `with`."""
     modules: list[Any] = [module for module in model.modules() if getattr(module, "inplace", False) is True]
     for module in modules:
         module.inplace = False

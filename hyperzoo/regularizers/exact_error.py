@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
+from hyperzoo.layers.precision import full_precision
 
 _NODES = 48  # of the sums; enough for 1e-13 at d = 1, where most are needed
 _OFFSET = 8  # r^2 = |h|^2 + d + 8: with this number the sums are shortest
@@ -33,7 +34,7 @@ class ExactError(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        energy = x.to(full_precision(x)).square().sum(axes, keepdim=True)
+        energy = full_precision(x).square().sum(axes, keepdim=True)
         d = 1
         for axis in axes:  # math.prod does not compile
             d *= x.shape[axis]
@@ -54,11 +55,6 @@ class ExactError(torch.autograd.Function):
         x, r = ctx.saved_tensors
         pull = grad.reshape(r.shape) / r * _chebyshev(_series(ctx.d, r.dtype)[1], _position(r, ctx.d))
         return (x * pull if onto is None else torch.addcmul(onto, x, pull)).to(x.dtype), None
-
-
-def full_precision(x: Tensor) -> torch.dtype:
-    """float64 stays, all else becomes float32."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def _position(r: Tensor, d: int) -> Tensor:

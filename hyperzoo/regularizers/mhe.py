@@ -21,8 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
-from hyperzoo.regularizers.neurons import Layer, refuse_sharded
+from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers.precision import full_precision
+from hyperzoo.regularizers.neurons import Layer, check_rows
 from hyperzoo.regularizers.pair_energy import LabelMean, PairMean, repulsion
 from hyperzoo.regularizers.weight_term import WeightTerm, stack
 
@@ -149,8 +150,8 @@ class MHE(WeightTerm):
         output_by_labels: bool = False,
         seed: int = 0,
     ) -> None:
-        if neurons is not None and not (isinstance(neurons, int) and neurons >= 2):
-            raise InputError(f"neurons, the rows drawn of a layer, must be a whole number above 1; got {neurons!r}")
+        if neurons is not None:
+            check_number("neurons, the rows drawn from a layer,", neurons, low=2, whole=True)
         rule = _rule(power, half_space, angular, eps, authors_code)
         self._rules = {False: rule, True: rule._replace(half_space=False)}
         self._neurons = neurons
@@ -198,7 +199,7 @@ class MHE(WeightTerm):
 def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
     """(L, N, D) -> (L,): the energy of L layers; of layers of `count` rows, of which these N are a random choice."""
     with torch.autocast(rows.device.type, enabled=False):
-        w = _full_precision(rows)
+        w = full_precision(rows)
         mean: Tensor = PairMean.apply(w, rule.power, rule.half_space, rule.angular, rule.eps, rule.authors_code)
         if not rule.half_space:
             return mean
@@ -209,7 +210,7 @@ def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
 def _label_energy(weight: Tensor, labels: Tensor, rule: Rule) -> Tensor:
     _check_labels(labels, len(weight))
     with torch.autocast(weight.device.type, enabled=False):
-        w = _full_precision(weight)
+        w = full_precision(weight)
         energy: Tensor = LabelMean.apply(w, labels, rule.power, rule.angular, rule.eps, rule.authors_code)
         return energy
 
@@ -223,26 +224,19 @@ def _antipode(w: Tensor, rule: Rule) -> Tensor | float:
     return -math.log(distance) if rule.power == 0 else distance**-rule.power
 
 
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _rule(power: int, half_space: bool, angular: bool, eps: float, authors_code: bool) -> Rule:
     if power not in POWERS or isinstance(power, bool):
         raise InputError(f"power must be one of 0, 1, 2; got {power!r}")
-    if not (isinstance(eps, (int, float)) and 0 <= eps < math.inf):
-        raise InputError(f"eps must be a number of at least 0; got {eps!r}")
+    check_number("eps", eps, low=0)
     return Rule(int(power), bool(half_space), bool(angular), float(eps), bool(authors_code))
 
 
 def _check_matrix(weight: Tensor) -> None:
-    refuse_sharded("weight", weight)
+    check_rows(weight)
     if weight.dim() != 2 or not weight.numel():
         raise InputError(
-            f"expected (N, D), a neuron a row; got {tuple(weight.shape)}. A convolution's weight: weight.flatten(1)"
+            f"expected (N, D), one neuron per row; got {tuple(weight.shape)}. Flatten a convolution: weight.flatten(1)"
         )
-    if not weight.is_floating_point():
-        raise InputError(f"expected floating-point numbers; got {weight.dtype}")
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
-from hyperzoo.regularizers.neurons import refuse_sharded
+from hyperzoo.layers.precision import full_precision
+from hyperzoo.regularizers.neurons import check_rows
 from hyperzoo.regularizers.pair_energy import BLOCK
 from hyperzoo.regularizers.weight_term import WeightTerm
 
@@ -35,11 +35,9 @@ def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
         >>> nearest_angle(torch.eye(3))                                 # pi / 2
         tensor(1.5708)
     """
-    refuse_sharded("weight", weight)
-    if weight.dim() < 2 or not weight.is_floating_point():
-        raise InputError(f"expected (N, D) floating-point, a neuron a row; got {tuple(weight.shape)} {weight.dtype}")
+    check_rows(weight)
     with torch.autocast(weight.device.type, enabled=False):
-        w = weight if weight.dtype == torch.float64 else weight.float()
+        w = full_precision(weight)
         if w.size(-2) == 1:
             return w.new_full(w.shape[:-2], torch.pi)
         unit = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()

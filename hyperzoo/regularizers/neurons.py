@@ -85,7 +85,9 @@ def select(
         >>> [layer.name for layer in select(net).hidden], [layer.name for layer in select(net).output]
         (['0'], ['2'])
     """
-    model = _unwrapped(model)
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise InputError(f"the model is sharded (FSDP): {_SHARDED}")
+    model = hooks.unwrapped(model)
     found = [layer for name, module in model.named_modules() for layer in _layers(name, module)]
     outputs = _output_modules(model, output_layer)
     wanted = None if layers is None else _modules_in(model, layers)
@@ -116,6 +118,15 @@ def select(
     return Neurons(tuple(hidden), tuple(output), skipped)
 
 
+def check_rows(weight: Tensor) -> None:
+    """Raise InputError unless the weight is a floating-point matrix (..., N, D) held by this process."""
+    refuse_sharded("weight", weight)
+    if weight.dim() < 2 or not weight.is_floating_point():
+        raise InputError(
+            f"expected floating-point (N, D), one neuron per row; got {weight.dtype} {tuple(weight.shape)}"
+        )
+
+
 def refuse_sharded(name: str, weight: Tensor) -> None:
     """A DTensor is told by its `placements`: importing its class takes a second."""
     if hasattr(weight, "placements"):
@@ -123,15 +134,6 @@ def refuse_sharded(name: str, weight: Tensor) -> None:
 
 
 _SHARDED = "each process holds some of the neurons only, and most pairs would be missed. Use DDP, or do without"
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and DistributedDataParallel; a sharded one is refused."""
-    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
-        raise InputError(f"the model is sharded (FSDP): {_SHARDED}")
-    while isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)) or "_orig_mod" in model._modules:
-        model = next(model.children())
-    return model
 
 
 def _modules_in(model: nn.Module, words: str | Sequence[str]) -> set[nn.Module]:

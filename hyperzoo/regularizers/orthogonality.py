@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
-from hyperzoo.regularizers.neurons import refuse_sharded
+from hyperzoo.layers.precision import full_precision
+from hyperzoo.regularizers.neurons import check_rows
 from hyperzoo.regularizers.weight_term import WeightTerm
 
 
@@ -33,11 +33,9 @@ def orthogonality_penalty(weight: Tensor, *, unit_rows: bool = False, eps: float
         >>> orthogonality_penalty(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]]))
         tensor(5.8750)
     """
-    refuse_sharded("weight", weight)
-    if weight.dim() < 2 or not weight.is_floating_point():
-        raise InputError(f"expected (N, D) floating-point, a neuron a row; got {tuple(weight.shape)} {weight.dtype}")
+    check_rows(weight)
     with torch.autocast(weight.device.type, enabled=False):
-        w = weight if weight.dtype == torch.float64 else weight.float()
+        w = full_precision(weight)
         if unit_rows:
             w = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()
         rows, columns = w.shape[-2:]

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.first_order import first_only
-from hyperzoo.regularizers.exact_error import ExactError, full_precision
+from hyperzoo.layers.precision import full_dtype
+from hyperzoo.regularizers.exact_error import ExactError
 
 REDUCTIONS = ("mean", "batch", "sum")
 VIEWS = ("location", "flatten")
@@ -150,7 +151,7 @@ def _normal_density(t: Tensor) -> Tensor:
 
 def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generator | None) -> Tensor:
     """Unit vectors (d, slices), drawn on the CPU so that they do not depend on the device."""
-    drawn = torch.randn(x.shape[axis], slices, generator=generator, dtype=full_precision(x), device="cpu")
+    drawn = torch.randn(x.shape[axis], slices, generator=generator, dtype=full_dtype(x), device="cpu")
     unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
     return unit.to(x.device)
 
@@ -183,8 +184,8 @@ def reduced(errors: Tensor, batch: int, reduce: str) -> Tensor:
 
 def check_choices(slices: int | None, reduce: str, view: str) -> None:
     """Raise InputError unless the three are of those that `projected_error` takes."""
-    if slices is not None and (isinstance(slices, bool) or not isinstance(slices, int) or slices < 1):
-        raise InputError(f"slices must be 1 or more directions, or None for all of them; got {slices!r}")
+    if slices is not None:
+        check_number("slices (None for all directions)", slices, low=1, whole=True)
     if reduce not in REDUCTIONS:
         raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
     if view not in VIEWS:

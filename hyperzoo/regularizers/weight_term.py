@@ -1,6 +1,5 @@
 """WeightTerm: a term of the loss that reads weights only, the same for every regulariser of this kind."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
@@ -8,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 from hyperzoo.regularizers.neurons import Layer, select
 
 LARGEST_COPY = 2**18  # numbers: stacking smaller layers of one shape costs less than one more round of small operations
@@ -46,8 +45,7 @@ class WeightTerm:
         output_layer: str | None = None,
     ) -> None:
         for name, strength in (("hidden", hidden), ("output", output)):
-            if not (isinstance(strength, (int, float)) and 0 <= strength < math.inf):
-                raise InputError(f"the strength of {name} layers must be a number of at least 0; got {strength!r}")
+            check_number(f"{name}, the strength of {name} layers,", strength, low=0)
         chosen = select(model, layers=layers, exclude=exclude, output_layer=output_layer)
         self.skipped = chosen.skipped
         self._order = [layer.name for layer in chosen.hidden + chosen.output]
