@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hyperzoo import names
-from hyperzoo.errors import InvalidNameError, RecipeError
+from hyperzoo.errors import RecipeError
 from hyperzoo.training.recipe import Recipe, load_recipe, recipe_folders
 from hyperzoo.training.sweep_file import sweep_files
 
@@ -81,11 +81,33 @@ def test_five_faults_are_reported_at_once_in_the_order_of_their_lines(tmp_path):
 
 def test_overrides_go_through_the_same_checks(tmp_path):
     assert read(tmp_path, GOOD, "optim.lr=5e-4", "data.flip=false").optim.lr == 5e-4
-    with pytest.raises(RecipeError, match="unknown key 'lrr'"):
-        read(tmp_path, GOOD, "optim.lrr=1")
     for bad in ("lr=1", "optim.lr", "optim.lr.x=1"):
         with pytest.raises(RecipeError, match="not of the form block.key=value"):
             read(tmp_path, GOOD, bad)
+
+
+@pytest.mark.parametrize(
+    "override, fault",
+    [
+        ("optim.lrr=0.1", "unknown key 'lrr' (did you mean 'lr'?)."),
+        ("optim.lr=-1", "optim.lr: should be greater than 0, got -1."),
+        ("optim.momentum=2", "optim.momentum: should be less than 1, got 2."),
+        ("method.mhe={hiden: 1, output: 1}", "unknown key 'hiden' (did you mean 'hidden'?)."),
+        ("method.mhe={hidden: 1}", "method.mhe.output is missing."),
+        ("optim.lr=[1", "not valid YAML: "),
+        ("optim.lr=", "optim.lr: should be a valid number, got None."),
+        ("model.arch=spherenet2", "unknown architecture 'spherenet2'. Closest: "),
+    ],
+)
+def test_a_fault_of_an_override_is_blamed_on_the_override(tmp_path, override, fault):
+    with pytest.raises(RecipeError) as caught:
+        read(tmp_path, GOOD, override)
+    assert f"override {override}: {fault}" in str(caught.value) and "Line" not in str(caught.value)
+
+
+def test_a_fault_of_the_file_keeps_its_line_beside_an_override(tmp_path):
+    with pytest.raises(RecipeError, match=r"2 faults\. override optim\.lr=0: .*\. Line 8: unknown key 'epoch'"):
+        read(tmp_path, GOOD.replace("epochs: 2", "epoch: 2\n  epochs: 2"), "optim.lr=0")
 
 
 def test_a_stored_recipe_of_an_earlier_version_gets_the_defaults_of_keys_that_it_lacks(tmp_path):
@@ -115,8 +137,28 @@ def test_a_missing_file_and_hostile_names():
         load_recipe("nowhere.yaml")
     with pytest.raises(RecipeError, match="no recipe 'spherenet20.vcl_c10'. Closest: spherenet20"):
         load_recipe("spherenet20.vcl_c10")
-    with pytest.raises(InvalidNameError):
+    with pytest.raises(RecipeError, match=r"no recipe '\.\./\.\./etc/passwd'"):
         load_recipe("../../etc/passwd")
+
+
+@pytest.mark.parametrize(
+    "word, suggested",
+    [
+        ("spherenet20.sphere_c1", "spherenet20.sphere_c10 (weight)"),
+        ("sphere_cnn9.sphere_c100", "sphere_cnn9.sphere_c10 (draft)"),
+        ("spherenet_tabel4", "spherenet_table4 (table of a paper)"),
+        ("mhe_imbalanc", "mhe_imbalance (study)"),
+        ("0123456789", "spherenet20.sphere_c10 (weight)"),
+    ],
+)
+def test_an_unknown_name_suggests_recipes_of_every_kind(word, suggested):
+    with pytest.raises(RecipeError, match=f"no recipe '{word}'") as caught:
+        load_recipe(word)
+    assert suggested in str(caught.value)
+
+
+def test_a_draft_has_a_name_too():
+    assert load_recipe("spherenet18_imagenet").model.arch.startswith("spherenet18")
 
 
 def test_the_file_name_must_agree_with_the_architecture(tmp_path):
@@ -145,6 +187,13 @@ def test_every_recipe_trains_on_all_of_its_data_and_says_what_to_expect(path):
         name = names.parse(recipe.name)
         assert name.dataset == recipe.data.name and recipe.data.hold_out == 0
         assert recipe.expect is not None
+
+
+def test_a_baseline_is_the_name_of_a_weight_and_changes_no_digest(tmp_path):
+    expect = "expect:\n  accuracy: 90\n  baseline: "
+    assert read(tmp_path, GOOD + expect + "resnet20_cifar.plain_c10\n").digest() == read(tmp_path, GOOD).digest()
+    with pytest.raises(RecipeError, match="'resnet20' is not the name of a weight"):
+        read(tmp_path, GOOD + expect + "resnet20\n")
 
 
 def test_the_twins_share_one_recipe():

@@ -1,5 +1,6 @@
 """Recipes: what one may say, in frozen models. `strict_yaml.py` reads them; methods: `recipe_methods.py`."""
 
+import difflib
 import hashlib
 import json
 from pathlib import Path
@@ -106,7 +107,13 @@ class Expect(Block):
     perplexity: Positive | None = None  # of texts: on the test split, mean
     sd: NonNegative | None = None  # over n seeds; null for n = 1
     n: AtLeastOne = 1
-    minutes: Positive | None = None  # on the machine that the header names
+    minutes: Positive | None = None  # per seed, on the machine that the header names
+    baseline: str | None = None  # weight that the card shows beside this one: same data and training, no method
+
+    @field_validator("baseline")
+    @classmethod
+    def _a_name(cls, name: str | None) -> str | None:
+        return name if name is None else str(names.parse(name))
 
     @model_validator(mode="after")
     def _one(self) -> "Expect":
@@ -195,13 +202,12 @@ class Recipe(Block):
 
 
 def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
-    """Read a recipe from a file, or by the name of a weight from the recipes of the package.
+    """Read a recipe from a file, or by the name of a published weight or a draft from the recipes of the package.
 
     Args:
         overrides: 'block.key=value' each, for example 'optim.lr=0.05'; the value is read as YAML.
     Raises:
         RecipeError: the file is missing or has faults; all are listed with their lines.
-        InvalidNameError: neither a file nor a well-formed name.
     """
     path = _find(path_or_name)
     reader, values = read_yaml(path)
@@ -210,6 +216,9 @@ def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str]
     if "name" in values:
         reader.faults.append((reader.lines.get(("name",), 0), "unknown key 'name': the file name is the name"))
     return validated(Recipe, {**values, "name": path.name.removesuffix(".yaml")}, reader, path.name)
+
+
+_KINDS = {"drafts": "draft", "papers": "table of a paper", "studies": "study"}
 
 
 def recipe_folders() -> list[Path]:
@@ -222,9 +231,13 @@ def _find(path_or_name: str | Path) -> Path:
     path = Path(path_or_name)
     if path.suffix == ".yaml":
         return path
-    name = str(names.parse(str(path_or_name)))
-    found = [file for folder in recipe_folders() for file in sorted(folder.rglob(f"{name}.yaml"))]
-    if not found:
-        known = {file.stem for folder in recipe_folders() for file in folder.rglob("*.*_*.yaml")}
-        raise RecipeError(f"no recipe {name!r}. {names.closest_text(name, known)}")
-    return found[0]
+    files = {file.stem: file for folder in recipe_folders() for file in sorted(folder.glob("*/*.yaml"))}
+    kinds = {name: _KINDS.get(file.parent.name, "weight") for name, file in files.items()}
+    name = str(path_or_name)
+    if kinds.get(name) in ("weight", "draft"):
+        return files[name]
+    close = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
+    shown = [f"{known} ({kinds[known]})" for known in close or sorted(files)]
+    raise RecipeError(
+        f"no recipe {name!r}. {'Closest' if close else 'Known'}: {', '.join(shown)}. Or pass a .yaml file"
+    )

@@ -70,6 +70,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.lines: dict[tuple[Any, ...], int] = {}
+        self.overrides: dict[tuple[Any, ...], str] = {}  # the override that set a key, by its path
         self.faults: list[tuple[int, str]] = []
 
     def read(self, text: str, at: tuple[Any, ...] = ()) -> Any:
@@ -85,7 +86,12 @@ class Reader:
     def override(self, values: dict[str, Any], text: str) -> None:
         """Set 'block.key=value' in values; the value is read as YAML."""
         key, equals, value = text.partition("=")
-        self.set(values, key if equals else "", Reader().read(value), text)
+        reader, path = Reader(), tuple(key.split("."))
+        parsed = reader.read(value, path)
+        self.overrides |= dict.fromkeys((path, *reader.lines), text)
+        self.faults += [(0, f"override {text}: {fault}") for _, fault in reader.faults]
+        if not reader.faults:
+            self.set(values, key if equals else "", parsed, text)
 
     def set(self, values: dict[str, Any], key: str, value: Any, shown: str | None = None) -> None:
         """Set the key 'block.key' of nested values."""
@@ -101,26 +107,17 @@ class Reader:
             self.faults.append((0, f"override {shown or key!r} is not of the form block.key=value"))
 
     def fault(self, detail: Any, block: type[BaseModel]) -> tuple[int, str]:
-        """Line and text of one of pydantic's errors about a block of settings."""
+        """Line and text of one of pydantic's errors about a block of settings; line 0 if an override is at fault."""
         loc = [part for part in detail["loc"] if part != "[key]"]
-        while loc and tuple(loc) not in self.lines and detail["type"] not in ("missing", "extra_forbidden"):
+        known = self.lines.keys() | self.overrides.keys()
+        while loc and tuple(loc) not in known and detail["type"] not in ("missing", "extra_forbidden"):
             loc.pop()  # pydantic appends the names of union members
         loc = loc or list(detail["loc"])
-        line = next((self.lines[key] for i in range(len(loc), -1, -1) if (key := tuple(loc[:i])) in self.lines), 0)
-        name = ".".join(str(part) for part in loc)
-        if detail["type"] == "extra_forbidden":
-            known = _keys(block, loc[:-1])
-            close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-            return (
-                line,
-                f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})",
-            )
-        if detail["type"] == "missing":
-            return line, f"{name} is missing"
-        if detail["type"] == "value_error":
-            return line, str(detail["ctx"]["error"])
-        message = detail["msg"][0].lower() + detail["msg"][1:].removeprefix("Input")
-        return line, f"{name}: {message.replace('input ', '')}, got {detail['input']!r}"
+        text = _text(detail, loc, block)
+        paths = [tuple(loc[:end]) for end in range(len(loc), -1, -1)]
+        if override := next((self.overrides[path] for path in paths if path in self.overrides), None):
+            return 0, f"override {override}: {text}"
+        return next((self.lines[path] for path in paths if path in self.lines), 0), text
 
     def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1
@@ -147,6 +144,21 @@ class Reader:
                 return _number(node.value, kind)
         self.faults.append((line, f"the tag {str(node.tag)!r} is not allowed"))
         return None
+
+
+def _text(detail: Any, loc: list[Any], block: type[BaseModel]) -> str:
+    """One of pydantic's errors in a sentence."""
+    if detail["type"] == "extra_forbidden":
+        known = _keys(block, loc[:-1])
+        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})"
+    if detail["type"] == "value_error":
+        return str(detail["ctx"]["error"])
+    name = ".".join(str(part) for part in loc)
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    message = detail["msg"][0].lower() + detail["msg"][1:].removeprefix("Input")
+    return f"{name}: {message.replace('input ', '')}, got {detail['input']!r}"
 
 
 def _number(text: str, kind: str) -> float | str:
