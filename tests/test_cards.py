@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -32,7 +33,8 @@ def zoo(tmp_path, monkeypatch):
 
 def text(name):
     info = weight_files.MANIFEST.info(name)
-    return cards.card(info, weight_files.MANIFEST.weights, TEMPLATES[info.metric].read_text(encoding="utf-8"))
+    template = TEMPLATES[info.metric].read_text(encoding="utf-8")
+    return cards.card(info, weight_files.MANIFEST.weights, template, baselines={MHE: PLAIN})
 
 
 def holds_what_the_manifest_says(name):
@@ -91,14 +93,18 @@ def test_the_model_file_cites_its_papers(arch):
     assert file.PAPERS and all(f"arXiv {paper}" in file.__doc__ for paper in file.PAPERS)
 
 
-def test_twins_are_shown_beside_each_other(zoo):
-    assert cards.twin("spherenet20.sphere_c10") == PLAIN
-    assert cards.twin("spherenet20_linear.mhe_c10") == "spherenet20_linear.sphere_c10"
-    assert cards.twin(MHE) == cards.twin(PLAIN) == PLAIN
-    assert cards.twin("spherenet20_sigmoid.sphere_c100") == "resnet20_cifar.plain_c100"
-    assert cards.twin("spherenet32_wide_sigmoid.sphere_c10") == "resnet32_wide_cifar.plain_c10"
-    assert cards.twin("sphere_cnn9_linear.sphere_c100") == "plain_cnn9.plain_c100"
-    assert cards.twin("spherenet18_imagenet.sphere_c10") == "resnet18.plain_c10"
+def test_baselines_are_those_that_the_recipes_state(tmp_path):
+    stated = cards.baselines(weight_files.MANIFEST, CHECKOUT)
+    assert stated["spherenet20.mhe_c10"] == "spherenet20.sphere_c10"  # sphere layers are the method of `sphere` alone
+    assert stated["spherenet20_linear.sphere_c10"] == stated["resnet20_cifar.mixup_c10"] == "resnet20_cifar.plain_c10"
+    for name in hyperzoo.list_weights():
+        assert (name in stated) == (names.parse(name).method != "plain"), name
+        assert stated.get(name, name) in hyperzoo.list_weights()
+    with pytest.raises(errors.RecipeError, match="cannot read the recipe"):
+        cards.baselines(weight_files.MANIFEST, Checkout(tmp_path))
+
+
+def test_a_weight_and_its_baseline_show_each_other(zoo):
     for name, other in ((MHE, PLAIN), (PLAIN, MHE)):
         rows = [line for line in text(name).splitlines() if line.startswith("| `")]
         assert rows[0].startswith(f"| `{name}`") and any(row.startswith(f"| `{other}`") for row in rows[1:])
@@ -116,7 +122,7 @@ def test_the_table_has_a_line_for_each_weight(zoo):
 
 def test_a_value_that_does_not_exist_is_named(zoo):
     with pytest.raises(errors.PublishError, match="wrong_word"):
-        cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word")
+        cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word", baselines={})
 
 
 def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
@@ -124,9 +130,12 @@ def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
     checkout.card_template.parent.mkdir(parents=True)
     checkout.card_template.write_text(CHECKOUT.card_template.read_text(encoding="utf-8"))
     checkout.readme.write_text(f"{cards.BEGIN}\n{cards.END}\n")
+    shutil.copytree(
+        CHECKOUT.recipes / "resnet_cifar", checkout.recipes / "resnet_cifar"
+    )  # the entries name one of these
     assert len(cards.write(weight_files.MANIFEST, checkout)) == 4
     assert cards.check(weight_files.MANIFEST, checkout) == []
-    checkout.card(PLAIN).write_text(text(PLAIN).replace("91.25", "95.00"))
+    checkout.card(PLAIN).write_text(checkout.card(PLAIN).read_text().replace("91.25", "95.00"))
     checkout.card(MHE).unlink()
     strange = checkout.card("spherenet20.mhe_c10")
     strange.write_text("no weight")

@@ -79,7 +79,6 @@ import torch, hyperzoo
 from hyperzoo.layers import SphereConv2d, SphereLinear
 from hyperzoo.losses import AngularSoftmax
 from hyperzoo.models import sphere_cnn
-from hyperzoo.publishing.cards import twin
 from hyperzoo.training.recipe_methods import Angular
 
 assert hyperzoo.__file__.startswith(r"{root}")
@@ -96,7 +95,6 @@ expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]))
 torch.testing.assert_close(loss.double(), expected, rtol=0, atol=2e-2)  # the margin's angle is clamped to 0.08 degrees
 assert Angular(operator="square").operator == "square"
 assert sphere_cnn.SphereCNN(3, (4, 4, 4), operator="square").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-assert twin("spherenet20_square.sphere_c10") == "resnet20_cifar.plain_c10"
 """
 
 
