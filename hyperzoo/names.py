@@ -8,7 +8,7 @@ from typing import NamedTuple
 from hyperzoo.errors import InvalidNameError, UnknownNameError
 
 
-class Method(NamedTuple):
+class MethodInfo(NamedTuple):
     """The title of a method, and the arXiv numbers of its papers."""
 
     title: str
@@ -16,16 +16,16 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "plain": Method("none (baseline)"),
-    "sphere": Method("SphereNet", ("1711.03189",)),
-    "mhe": Method("minimum hyperspherical energy", ("1805.09298",)),
-    "per": Method("projected error function", ("2002.05366",)),
-    "vcl": Method("variance constancy loss"),
-    "orth": Method("orthogonality regularizer"),
-    "l1": Method("L1 penalty of activations"),
-    "l2": Method("L2 penalty of activations"),
-    "mixup": Method("input mixup", ("1710.09412",)),
-    "manifoldmixup": Method("manifold mixup", ("1806.05236",)),
+    "plain": MethodInfo("none (baseline)"),
+    "sphere": MethodInfo("SphereNet", ("1711.03189",)),
+    "mhe": MethodInfo("minimum hyperspherical energy", ("1805.09298",)),
+    "per": MethodInfo("projected error function", ("2002.05366",)),
+    "vcl": MethodInfo("variance constancy loss"),
+    "orth": MethodInfo("orthogonality regularizer"),
+    "l1": MethodInfo("L1 penalty of activations"),
+    "l2": MethodInfo("L2 penalty of activations"),
+    "mixup": MethodInfo("input mixup", ("1710.09412",)),
+    "manifoldmixup": MethodInfo("manifold mixup", ("1806.05236",)),
 }
 DATASETS = {
     "c10": "uoft-cs/cifar10",

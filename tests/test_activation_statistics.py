@@ -74,7 +74,7 @@ def test_what_cannot_be_measured():
     silent = network()
     silent.unused = nn.ReLU()
     silent.forward = lambda x: x
-    with pytest.raises(InputError, match="none of the chosen layers was called"):
+    with pytest.raises(InputError, match="called none of the selected layers"):
         layer_activations(silent, torch.zeros(1, 3, 8, 8), "unused")
     with pytest.raises(InputError, match="no layers to draw"):
         activation_statistics.draw([], "x.png", title="x")

@@ -98,9 +98,9 @@ def test_the_model_is_left_alone(model, network):
 @pytest.mark.parametrize(
     ("pixels", "sizes", "message"),
     [
-        (batch()[0] * 255, dict(epsilon=0.1, step=0.1, steps=1), r"pixels in \[0, 1\]"),
-        (batch()[0] - 0.1, dict(epsilon=0.1, step=0.1, steps=1), r"pixels in \[0, 1\]"),
-        (batch()[0] * torch.nan, dict(epsilon=0.1, step=0.1, steps=1), r"pixels in \[0, 1\]"),
+        (batch()[0] * 255, dict(epsilon=0.1, step=0.1, steps=1), r"pixels must lie in \[0, 1\]"),
+        (batch()[0] - 0.1, dict(epsilon=0.1, step=0.1, steps=1), r"pixels must lie in \[0, 1\]"),
+        (batch()[0] * torch.nan, dict(epsilon=0.1, step=0.1, steps=1), r"pixels must lie in \[0, 1\]"),
         (batch()[0], dict(epsilon=-0.1, step=0.1, steps=1), "got -0.1, 0.1 and 1"),
         (batch()[0], dict(epsilon=0.1, step=float("nan"), steps=1), "got 0.1, nan and 1"),
         (batch()[0], dict(epsilon=0.1, step=0.1, steps=0), "0.1 and 0"),

@@ -59,9 +59,9 @@ def test_layout_and_type_are_kept():
         (made().byte(), "zoom", 0.5, torch.ones(3), r"uint8 \(3, 2, 9, 7\)"),
         (made()[0], "zoom", 0.5, torch.ones(2), r"\(2, 9, 7\)"),
         (made(), "zoom", 0.5, torch.ones(2), r"and \(2,\)"),
-        (made(), "twist", 0.5, torch.ones(3), "one of rotation, shear, zoom .* got 'twist' by 0.5"),
-        (made(), "zoom", 0.0, torch.ones(3), "'zoom' by 0.0"),
-        (made(), "rotation", math.nan, torch.ones(3), "by nan"),
+        (made(), "twist", 0.5, torch.ones(3), "rotation, shear, zoom.* got 'twist' and 0.5"),
+        (made(), "zoom", 0.0, torch.ones(3), "'zoom' and 0.0"),
+        (made(), "rotation", math.nan, torch.ones(3), "and nan"),
     ],
 )
 def test_bad_input(images, kind, amount, draws, message):

@@ -79,7 +79,7 @@ def test_a_rare_class_is_thinned_and_its_share_of_right_answers_is_the_title(dra
     assert asked[0][1].labels.bincount().tolist() == 10 * [50]
     titles = [axes.get_title() for axes in figures[0].axes]
     # both zeros; of the three others one, a 2 in the direction of class 0, is not
-    shares = "nearest to their own arrow are\n100 % of the zeros, 67 % of the others"
+    shares = "nearest to their class direction are\n100 % of the zeros, 67 % of the others"
     assert titles == [f"{name} MHE: {shares}" for name in ("without", "with")]
 
 

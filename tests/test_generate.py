@@ -121,7 +121,7 @@ def test_the_command_says_what_it_does_not_know(folder, capsys):
 
 
 def test_what_is_no_language_model_is_refused(folder, tmp_path):
-    with pytest.raises(InputError, match="spherenet20 is no language model; weights of those: "):
+    with pytest.raises(InputError, match="spherenet20 is not a language model. Language models: "):
         generate.run("spherenet20", "a")
     with pytest.raises(UnknownNameError):
         generate.run("lstm20", "a")

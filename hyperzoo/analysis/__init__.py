@@ -1,1 +1,1 @@
-"""What a network does, measured and drawn; nothing here changes it."""
+"""Measure networks and draw figures; nothing here changes a network."""

@@ -1,4 +1,4 @@
-"""How the activations of a network are distributed, layer by layer, beside the Gaussian that PER pulls them to."""
+"""Distribution of the activations of each layer, compared with N(0, I), the target of PER."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -20,16 +20,19 @@ from hyperzoo.training.log import read_log, read_result
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
 NONLINEARITIES = "ReLU LeakyReLU PReLU ELU GELU GELUTanh SiLU Hardswish ReLU6 SReLU LSTM BatchNormLSTM".split()
-VECTORS, ENTRIES = 4096, 1_000_000  # of a layer, drawn where it has more, for the distance and for the quantiles
-COLUMNS_OF_TEXT, LENGTH = 20, 35  # words, at most
+VECTORS, ENTRIES = 4096, 1_000_000  # largest samples per layer: for the distance, and for the quantiles
+COLUMNS_OF_TEXT, LENGTH = 20, 35  # largest batch of a text, in columns and words
 
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """The outputs of one layer over a batch.
+    """Statistics of the outputs of one layer over a batch.
 
-    shape: of the output. mean, variance, quantiles (at `LEVELS`): of all entries, whatever the unit. distance: sliced
-    W1 of the vectors (every position of a map, every step of a text) to N(0, I), about 0.8 for a layer of zeros.
+    Attributes:
+        shape: of the output.
+        mean, variance, quantiles: over all entries of all units; the quantiles are at `LEVELS`.
+        distance: sliced W1 distance of the vectors (positions of a feature map, or steps of a text) to N(0, I); about
+            0.8 for zeros.
     """
 
     name: str
@@ -40,7 +43,7 @@ class LayerActivations:
     distance: float
 
     def shown(self) -> tuple[str, ...]:
-        """A line of the table, in the order of `COLUMNS`."""
+        """The table row of the layer, in the order of `COLUMNS`."""
         numbers = (self.mean, self.variance, *self.quantiles, self.distance)
         return self.name, " x ".join(map(str, self.shape)), *(f"{number:.3f}" for number in numbers)
 
@@ -48,11 +51,11 @@ class LayerActivations:
 def layer_activations(
     model: nn.Module, inputs: Tensor, layers: str | Sequence[str] | None = None
 ) -> list[LayerActivations]:
-    """Run a batch through a network, in evaluation mode, and describe what its layers put out.
+    """Run a batch through a network in evaluation mode and compute statistics of the outputs of its layers.
 
     Args:
-        inputs: what the model takes, (B, C, H, W) or tokens (B, T).
-        layers: words of `hooks.select`; None takes all nonlinearities and LSTM layers, or else the stages.
+        inputs: images (B, C, H, W) or tokens (B, T).
+        layers: see `hooks.select` [default: all nonlinearities and LSTM layers; the stages if there are none].
     Raises:
         InputError, UnknownNameError: no such layer, or none was called. And what the model raises.
     """
@@ -64,7 +67,7 @@ def layer_activations(
     with hooks.evaluating(model), torch.inference_mode(), hooks.attached(_selected(model, layers), measure):
         model(inputs)
     if not found:
-        raise InputError("none of the chosen layers was called in the forward pass")
+        raise InputError("the forward pass called none of the selected layers")
     return found
 
 
@@ -79,7 +82,7 @@ def _selected(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str,
 
 
 def _described(name: str, output: Tensor) -> LayerActivations:
-    """At once, as later code may overwrite the output."""
+    """Statistics of an output; taken at once, because later code may overwrite it in place."""
     axis = 1 if output.ndim == 4 else -1
     vectors = output.movedim(axis, -1).reshape(-1, output.shape[axis]).float()
     entries = vectors.flatten()
@@ -95,7 +98,7 @@ def _described(name: str, output: Tensor) -> LayerActivations:
 
 
 def _some(rows: Tensor, count: int) -> Tensor:
-    """Of more rows than `count`, so many drawn with a fixed seed: even spacing would meet one column of an image."""
+    """At most `count` rows, drawn with a fixed seed; even spacing could pick a single column of every image."""
     if len(rows) <= count:
         return rows
     drawn = torch.randint(len(rows), (count,), generator=torch.Generator().manual_seed(0))
@@ -105,18 +108,18 @@ def _some(rows: Tensor, count: int) -> Tensor:
 def load_model_and_batch(
     what: str, *, dataset: str | None = None, pretrained: bool = False, batch_size: int = 128
 ) -> tuple[nn.Module, Tensor, str]:
-    """A network, a batch for it, and what the batch is, in words.
+    """Load a network and a batch for it; returns both and a description of the batch.
 
-    The batch is the beginning of the test split of a data set (of a text: 20 columns of 35 words of the validation
-    split), of the size on which a run was trained, or Gaussian noise of the input size where no data set is known.
+    The batch is the start of the test split (for texts: 20 columns of 35 words of the validation split), at the image
+    size of the training if the network is a run. Without a known data set it is Gaussian noise of the input size.
 
     Args:
-        what: a run folder, or as for `zoo.any_network`.
-        dataset: its code; None for the one that a weight or a run was trained on.
-        pretrained: fetch timm's weight for a model of timm.
-        batch_size: images, 1 or more.
+        what: a run folder, or any name for `zoo.any_network`.
+        dataset: code of the data set [default: the training data set of the weight or run].
+        pretrained: load timm's weight, for a model of timm.
+        batch_size: number of images, 1 or more.
     Raises:
-        InputError, UnknownNameError, DataError, ...: as `zoo.any_network` and `data.load_images`.
+        InputError, UnknownNameError, DataError, ...: see `zoo.any_network` and `data.load_images`.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
@@ -127,12 +130,12 @@ def load_model_and_batch(
         size_px = trained_on.get("size_px")
     else:
         model = zoo.any_network(what, pretrained=pretrained)
-        with suppress(ValueError):  # no weight of ours
+        with suppress(ValueError):  # not a hyperzoo weight
             dataset = dataset or names.parse(zoo.weight_info(what).name).dataset
     if dataset is None:
         size = timm.data.resolve_model_data_config(model)["input_size"]
         noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0))
-        return model, noise, f"{batch_size} images of Gaussian noise; --data names a data set"
+        return model, noise, f"{batch_size} images of Gaussian noise; pass a data set with --data"
     samples = data.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
     if isinstance(samples, data.TextSet):
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
@@ -145,16 +148,16 @@ def load_model_and_batch(
 
 
 def draw(rows: Iterable[LayerActivations], picture: Path, *, title: str) -> Path:
-    """Draw quantiles, variance and distance of each layer beside those of N(0, 1); returns the PNG.
+    """Draw quantiles, variance and distance of each layer, compared with N(0, 1); returns the path.
 
     Args:
-        picture: a PNG file to write; its folder exists.
+        picture: output PNG, in an existing folder.
     Raises:
         InputError: no rows.
     """
     rows = list(rows)
     if not rows:
-        raise InputError("no layers to draw: measure a model with layer_activations first")
+        raise InputError("no layers to draw; measure a model with layer_activations first")
     places = range(len(rows))
     figure, (left, middle, right) = plots.figure(1, 3, (12.0, 1.8 + 0.2 * len(rows)), sharey=True)
     for low, high, width in ((0, 4, 1.5), (1, 3, 5)):
@@ -179,25 +182,25 @@ def draw(rows: Iterable[LayerActivations], picture: Path, *, title: str) -> Path
 
 
 def has_reports(run: Path, term: str = "per") -> bool:
-    """Whether a folder is that of a run which logged what a term reports of the activations."""
+    """Whether a run folder has logged the reports of a term about the activations."""
     log = run / "metrics.jsonl"
     return log.is_file() and all(term in row.get("reports", {}) for row in read_log(log))
 
 
 def draw_training(runs: Mapping[str, Path], picture: Path, *, term: str = "per") -> Path:
-    """Draw how mean and variance of every layer went over the training of runs, a row of panels a run; returns the PNG.
+    """Draw mean and variance of every layer over the training, one row of panels per run; returns the path.
 
     Args:
-        runs: run folders by title. A run logs what its terms report; PER with strength 0 only watches.
-        term: the one that reported 'layer/mean' and 'layer/variance'.
+        runs: run folders by title.
+        term: the term that reports 'layer/mean' and 'layer/variance'; PER with strength 0 only reports.
     Raises:
-        RunError: no such log, or one without these reports.
+        RunError: no log, or a log without these reports.
     """
     figure, axes = plots.figure(len(runs), 2, (9.0, 1.0 + 2.4 * len(runs)), sharey="col")
     named: dict[str, Any] = {}
     for (title, folder), panels in zip(runs.items(), axes.reshape(len(runs), 2), strict=True):
         if not has_reports(folder, term):
-            raise RunError(f"{folder} has no reports of {term}: train with method.{term}, of strength 0 to only watch")
+            raise RunError(f"{folder} has no reports of {term}; train with method.{term} (strength 0 only reports)")
         log = read_log(folder / "metrics.jsonl")
         epochs, reports = [row["epoch"] for row in log], [row["reports"][term] for row in log]
         layers = [key.removesuffix("/mean") for key in reports[0] if key.endswith("/mean")]

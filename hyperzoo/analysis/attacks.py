@@ -1,4 +1,4 @@
-"""Attacks: pixels changed by at most epsilon each, so that a network errs."""
+"""White-box attacks: change every pixel by at most epsilon so that the network errs."""
 
 from collections.abc import Callable
 
@@ -10,9 +10,9 @@ from hyperzoo.errors import InputError
 
 
 def fgsm(network: Callable[[Tensor], Tensor], pixels: Tensor, labels: Tensor, *, epsilon: float) -> Tensor:
-    """One step of the full size along the signs of the gradient (arXiv 1412.6572, section 4): `pgd` in one step.
+    """Fast gradient sign method (arXiv 1412.6572, section 4): one step of size epsilon. Equals `pgd` with one step.
 
-    Shapes and Raises: as for `pgd`.
+    Shapes and Raises: see `pgd`.
     """
     return pgd(network, pixels, labels, epsilon=epsilon, step=epsilon, steps=1)
 
@@ -27,21 +27,23 @@ def pgd(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Climb the cross-entropy by steps of signs, within epsilon of the pixels (arXiv 1706.06083, section 2.1).
+    """Projected gradient descent: sign-gradient ascent on the cross-entropy (arXiv 1706.06083, section 2.1).
 
     x_0 = P(x + u),   x_(t+1) = P(x_t + step sign(grad CE(f(x_t), y)))
 
-    P cuts to [x - epsilon, x + epsilon] and to [0, 1], and u is uniform in [-epsilon, epsilon]. Gradients of
-    parameters are left as they are.
+    P clamps to [x - epsilon, x + epsilon] and to [0, 1]; u is uniform in [-epsilon, epsilon]. The gradients of the
+    parameters are not touched.
 
     Shapes:
         pixels: x, (B, C, H, W) in [0, 1].   labels: y, (B,) int64.   return: as pixels.
     Args:
-        network: f, from pixels to logits (B, K): it normalizes. In evaluation mode, or the attack changes it.
-        epsilon, step: of pixels in [0, 1]; at least 0.
-        generator: CPU source of u; None starts at x itself.
+        network: f, from pixels to logits (B, K), including normalization. Set it to evaluation mode first; otherwise
+            the attack changes running statistics.
+        epsilon, step: 0 or more, for pixels in [0, 1].
+        steps: 1 or more.
+        generator: CPU generator for u; None starts at x.
     Raises:
-        InputError: pixels out of [0, 1], negative numbers, no step, or a gradient that is not finite.
+        InputError: pixels outside [0, 1], a value out of range, or a gradient that is not finite.
     Example:
         >>> x = torch.full((1, 1, 2, 2), 0.5)
         >>> fgsm(lambda x: torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1), x, torch.tensor([0]), epsilon=0.1)
@@ -49,9 +51,9 @@ def pgd(
                   [0.4000, 0.4000]]]])
     """
     if not (epsilon >= 0 and step >= 0 and steps >= 1):
-        raise InputError(f"epsilon and step are at least 0, steps at least 1; got {epsilon}, {step} and {steps}")
+        raise InputError(f"epsilon and step must be 0 or more and steps 1 or more; got {epsilon}, {step} and {steps}")
     if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise InputError("an attack takes pixels in [0, 1], before they are normalized")
+        raise InputError("pixels must lie in [0, 1]; pass them before normalization")
     low, high = (pixels - epsilon).clamp(min=0), (pixels + epsilon).clamp(max=1)
     changed = pixels.detach()
     if generator is not None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from hyperzoo import data, zoo
 from hyperzoo.analysis.calibration import calibration_error, reliability
 from hyperzoo.data.load import Images, Samples
-from hyperzoo.data.sources import IMAGES
+from hyperzoo.data.sources import IMAGE_REPOSITORIES
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
 from hyperzoo.names import DATASETS, TEXTS
@@ -123,7 +123,7 @@ def load_model_and_samples(
     if dataset is None:
         arch = name.partition(".")[0]
         if ":" in name or (timm.is_model(arch) and arch not in zoo.list_models()):
-            codes = ", ".join([*IMAGES, "imagenet", *TEXTS])
+            codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
             raise InputError(f"{name} is not a hyperzoo weight; pass the data set with --data, one of {codes}")
         hub_id = zoo.weight_info(name).dataset.id
         dataset = next(code for code, known in DATASETS.items() if known == hub_id)

@@ -1,4 +1,4 @@
-"""Text from a language model of the zoo: a prompt is read, and the words behind it are drawn one by one."""
+"""Sample text from a language model, word by word after a prompt."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from hyperzoo.errors import InputError
 
 @dataclass(frozen=True)
 class Generated:
-    """prompt: its words as they were read.   words: those drawn.   unknown: words of the prompt read as `<unk>`."""
+    """The words of the prompt as the model read them, the sampled words, and the prompt's unknown words (`<unk>`)."""
 
     prompt: tuple[str, ...]
     words: tuple[str, ...]
@@ -21,7 +21,7 @@ class Generated:
 
     @property
     def text(self) -> str:
-        """Prompt and continuation, with a line break for `<eos>`."""
+        """Prompt and continuation, with `<eos>` as a line break."""
         text = "".join("\n" if word == EOS else f" {word}" for word in (*self.prompt, *self.words))
         return text.replace("\n ", "\n").strip()
 
@@ -36,20 +36,22 @@ def run(
     top_p: float | None = None,
     seed: int = 0,
 ) -> Generated:
-    """Let a language model write on.
+    """Continue a prompt.
 
     Args:
-        name: a weight, an architecture for its default weight, or local-dir:FOLDER (a run folder is one).
-        prompt: words between spaces; line breaks are ends of lines. Without any, the text begins with a new line.
-        tokens: words to draw, 1 or more; an end of line is one.
-        temperature, top_k, top_p: as for `probabilities`.
-        seed: of the draws.
+        name: a weight, an architecture for its default weight, or local-dir:FOLDER, such as a run folder.
+        prompt: words separated by spaces; a line break ends a line. An empty prompt starts a new line.
+        tokens: number of words to sample, 1 or more; the end of a line counts as one.
+        temperature, top_k, top_p: see `probabilities`.
+        seed: of the sampling.
     Raises:
-        InputError: no language model, or a number out of range. And what `zoo.load` raises.
+        InputError: not a language model, or a value out of range. And what `zoo.load` raises.
     """
     if tokens < 1:
         raise InputError(f"tokens must be 1 or more; got {tokens}")
-    probabilities(torch.zeros(1), temperature=temperature, top_k=top_k, top_p=top_p)  # refuse before loading
+    probabilities(
+        torch.zeros(1), temperature=temperature, top_k=top_k, top_p=top_p
+    )  # raises before the model is loaded
     model, vocabulary = _language_model(name)
     numbers = {word: number for number, word in enumerate(vocabulary)}
     given = prompt.replace("\n", f" {EOS} ").split()
@@ -69,18 +71,19 @@ def run(
 def probabilities(
     logits: Tensor, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
 ) -> Tensor:
-    """The chances with which the next word is drawn.
+    """The distribution from which the next word is sampled.
 
-    softmax(logits / temperature), then only the `top_k` likeliest words, then the fewest likeliest ones that have
-    `top_p` together (Holtzman et al., arXiv 1904.09751), scaled to a sum of 1. Of equally likely words, the first stay.
+    softmax(logits / temperature), restricted to the `top_k` likeliest words and then to the fewest words whose
+    probabilities sum to `top_p` (Holtzman et al., arXiv 1904.09751), and normalized. Ties keep the first words.
 
     Shapes:
         logits: (V,).   return: (V,), float64.
     Args:
-        temperature: 0 or more; below 1 the likely words become likelier, and with 0 the likeliest is certain.
-        top_k: 1 or more.   top_p: above 0, at most 1.
+        temperature: 0 or more; below 1 favors likely words, 0 takes the likeliest.
+        top_k: 1 or more.
+        top_p: above 0, at most 1.
     Raises:
-        InputError: a number out of these ranges.
+        InputError: a value out of range.
     Example:
         >>> probabilities(torch.tensor([0.5, 0.3, 0.15, 0.05]).log(), top_p=0.7)
         tensor([0.6250, 0.3750, 0.0000, 0.0000], dtype=torch.float64)
@@ -108,5 +111,5 @@ def _language_model(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     loaded = zoo.load(name)
     if not names.is_language(str(loaded.model.pretrained_cfg["architecture"])):  # type: ignore[index]
         known = [weight for weight in zoo.list_weights() if names.is_language(weight)]
-        raise InputError(f"{name} is no language model; weights of those: {', '.join(known) or 'none yet'}")
+        raise InputError(f"{name} is not a language model. Language models: {', '.join(known) or 'none yet'}")
     return loaded.model, loaded.classes

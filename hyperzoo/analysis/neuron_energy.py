@@ -1,6 +1,6 @@
-"""How the neurons of a model are spread: the energy of each layer, beside random directions and the best there is.
+"""Hyperspherical energy of each layer, compared with random directions and with the least possible energy.
 
-For any model, trained with MHE or not. The energy is that of `regularizers.hyperspherical_energy` with eps = 0.
+For any model, trained with MHE or not. The energy is `regularizers.hyperspherical_energy` with eps = 0.
 """
 
 import math
@@ -17,24 +17,23 @@ from hyperzoo.layers.precision import full_precision
 from hyperzoo.regularizers import hyperspherical_energy
 from hyperzoo.regularizers.neurons import select
 
-BINS = 36  # of the angles from 0 to 180 degrees, 5 degrees each
+BINS = 36  # angles from 0 to 180 degrees, 5 degrees per bin
 COLUMNS = ("layer", "neurons", "energy", "random", "least", "closest pair (degrees)")
 _BLOCK = 1024  # rows
 
 
 @dataclass(frozen=True)
 class LayerEnergy:
-    """One layer, of `neurons` directions in `size` dimensions.
+    """A layer of `neurons` directions in `size` dimensions.
 
     Attributes:
-        energy: of the layer as it is.
-        random: expected for independent random directions; infinite in few dimensions.
-        least: the smallest possible (full space: a simplex, N <= D + 1; half space: orthogonal rows, N <= D), where it
-            is known.
-        closest: the two rows with the smallest angle, in half space between lines, and `closest_deg` that angle; None
-            for a single row.
-        zeros: rows that are zero; they count as orthogonal to all others.
-        histogram: pairs by their angle, in `BINS` equal bins from 0 to 180 degrees.
+        energy: of the weights.
+        random: expectation for independent random directions; infinite in few dimensions.
+        least: the minimum, if it is known (full space: a simplex, N <= D + 1; half space: orthogonal rows, N <= D).
+        closest: the two rows with the smallest angle, in half space between lines; None for a single row.
+        closest_deg: that angle.
+        zeros: number of zero rows, which count as orthogonal to all others.
+        histogram: number of pairs per angle, in `BINS` equal bins from 0 to 180 degrees.
     """
 
     name: str
@@ -50,7 +49,7 @@ class LayerEnergy:
     histogram: tuple[int, ...]
 
     def shown(self) -> tuple[str, ...]:
-        """The layer as text, in the order of `COLUMNS`."""
+        """The table row of the layer, in the order of `COLUMNS`."""
         least = "-" if self.least is None else f"{self.least:.4g}"
         pair = "-" if self.closest is None else f"{self.closest[0]} and {self.closest[1]}, {self.closest_deg:.1f}"
         name = f"{self.name} (output)" if self.is_output else self.name
@@ -67,23 +66,23 @@ def layer_energies(
     layers: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] = (),
 ) -> list[LayerEnergy]:
-    """Measure every layer that `regularizers.MHE` would take, frozen or not; the output layer is the last one.
+    """Measure every layer that `regularizers.MHE` selects, frozen or not; the output layer comes last.
 
     Args:
         power, half_space, angular: see `regularizers.hyperspherical_energy`.
         layers, exclude: see `regularizers.neurons.select`.
     Raises:
-        InputError, UnknownNameError: no layer, a word that fits none, or weights that are sharded or not finite.
+        InputError, UnknownNameError: no layer, a pattern without a match, or weights that are sharded or not finite.
     Example:
         >>> net = nn.Linear(3, 3)
         >>> _ = nn.init.eye_(net.weight)
         >>> row, = layer_energies(net)
-        >>> row.energy, round(row.least, 4), row.closest_deg        # orthogonal rows; the least is a triangle's
+        >>> row.energy, round(row.least, 4), row.closest_deg        # orthogonal rows; a triangle has the least energy
         (0.5, 0.3333, 90.0)
     """
     chosen = select(model, layers=layers, exclude=exclude, frozen=True)
     if not chosen.hidden + chosen.output:
-        raise InputError(f"the model has no layer to measure; left out: {', '.join(chosen.skipped) or 'none'}")
+        raise InputError(f"the model has no layer to measure; skipped: {', '.join(chosen.skipped) or 'none'}")
     settings = (power, half_space, angular)
     rows = []
     for layer in chosen.hidden + chosen.output:
@@ -110,14 +109,14 @@ def layer_energies(
 
 
 def comparison_table(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[str, ...]]:
-    """A heading and a line a layer: the energies of models with the same layers beside each other, as text.
+    """Energies of several models with the same layers, as a table: a head and one row per layer.
 
     Raises:
-        InputError: no model, or layers of other names or sizes.
+        InputError: no model, or layers of different names or sizes.
     """
     layers = [[(row.name, row.neurons, row.size) for row in rows] for rows in models.values()]
     if not (layers and layers[0]) or any(other != layers[0] for other in layers):
-        raise InputError(f"{', '.join(models) or 'no model'}: only models with the same layers stand beside each other")
+        raise InputError(f"only models with the same layers can be compared; got {', '.join(models) or 'none'}")
     places = {column: i for i, column in enumerate(COLUMNS)}
     known = [places[column] for column in ("layer", "neurons", "random", "least")]
     lines = [tuple(row.shown()[place] for place in known) for row in next(iter(models.values()))]
@@ -154,7 +153,7 @@ def _repulsion(angle: float, power: int, angular: bool) -> float:
 
 
 def _least(count: int, size: int, power: int, half_space: bool, angular: bool) -> float | None:
-    """The smallest energy of so many directions, where it is known."""
+    """The least energy of `count` directions, or None if it is not known."""
     opposite, right = _repulsion(math.pi, power, angular), _repulsion(math.pi / 2, power, angular)
     if half_space:
         return (2 * (count - 1) * right + opposite) / (2 * count - 1) if count <= size else None
@@ -164,7 +163,7 @@ def _least(count: int, size: int, power: int, half_space: bool, angular: bool) -
 
 
 def _random(count: int, size: int, power: int, half_space: bool, angular: bool) -> float:
-    """Expected energy of independent random directions: the angle of two has the density sin(angle)^(size - 2)."""
+    """Expected energy of independent random directions; the density of their angle is sin(angle)^(size - 2)."""
     if count > 1 and size - 1 <= power:
         return math.inf
     mean = 0.0
@@ -180,16 +179,16 @@ def _random(count: int, size: int, power: int, half_space: bool, angular: bool) 
 
 
 def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
-    """Draw the energy of each layer with its two marks, and the angles of its pairs; returns the PNG.
+    """Draw the energy of each layer with its two references, and the angles of its pairs; returns the path.
 
     Args:
-        picture: a PNG file to write; its folder exists.
+        picture: output PNG, in an existing folder.
     Raises:
         InputError: no rows.
     """
     rows = list(rows)
     if not rows:
-        raise InputError("no layers to draw: measure a model with layer_energies first")
+        raise InputError("no layers to draw; measure a model with layer_energies first")
     places = range(len(rows))
     figure, (left, right) = plots.figure(1, 2, (11.0, 1.6 + 0.2 * len(rows)), sharey=True)
     for values, mark, color, label in (
@@ -203,7 +202,7 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
     if min(row.energy for row in rows) > 0 and max(row.energy for row in rows) > 10:
         left.set_xscale("log")
     else:
-        left.locator_params("x", nbins=6)  # more do not fit when they have five digits
+        left.locator_params("x", nbins=6)  # more ticks with five digits do not fit
     left.set_yticks(places, [f"{row.name}  {row.neurons} x {row.size}" for row in rows], fontsize=7)
     left.set_ylim(len(rows) - 0.5, -0.5)
     left.set_xlabel("energy")

@@ -1,4 +1,4 @@
-"""Figures: the learning curve of a run, and test images with what a network says about them."""
+"""Learning curves of runs and sweeps, grids of predictions, and the style that all figures share."""
 
 import json
 import math
@@ -12,20 +12,20 @@ from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RunError
 from hyperzoo.training.log import read_log, task_loss
 
-BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # told apart also by the color-blind
+BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # a palette for color-blind readers
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
 COLUMNS = 6
-LEGEND_WIDTH, LEGEND_HANDLE = 110, 9  # letters that fit below the curves of a sweep, and those a line's sample takes
+LEGEND_WIDTH, LEGEND_HANDLE = 110, 9  # in characters: a line of the legend of a sweep, and the sample of a curve in it
 
 
 def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
-    """Draw loss and accuracy (or perplexity) against the epoch, also on held-out data where measured; returns the PNG.
+    """Draw loss and accuracy (or perplexity) per epoch, for training and any held-out data; returns the path.
 
-    The training loss is that of the task, without what terms add to it.
+    The training loss is the task loss, without added terms.
 
     Args:
-        metrics: the `metrics.jsonl` of a run, one object a line.
-        picture: a PNG file to write; its folder exists.
+        metrics: the `metrics.jsonl` of a run, one object per line.
+        picture: output PNG, in an existing folder.
     Raises:
         RunError: no such file, or no finished epoch in it.
     """
@@ -40,7 +40,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
         (left, "task", "nll", "loss (nats)"),
         (right, *second),
     ):
-        for name, label, color, style in ((key, "training", BLUE, "-"), (held, "held out", ORANGE, "--")):
+        for name, label, color, style in ((key, "training", BLUE, "-"), (held, "held-out", ORANGE, "--")):
             points = [(row["epoch"], row[name]) for row in log if name in row]
             if points:
                 axes.plot(*zip(*points, strict=True), style, color=color, label=label, marker=marker)
@@ -51,17 +51,17 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
 
 
 def curves(results: Path, picture: Path) -> Path:
-    """Draw the runs of a sweep side by side, a color a label; returns the picture.
+    """Draw the learning curves of all runs of a sweep, one color per label; returns the path.
 
-    Left the training loss, of the task alone: terms of different strength are not compared. Right the accuracy on the
-    images held out, of texts the perplexity of the validation split; where neither was measured, that of the training.
-    Losses and perplexities above ten times the median of all points, as of a run that diverged, are outside of it.
+    Left: training loss of the task, without added terms, so that terms of different strength can be compared. Right:
+    accuracy on validation images, or validation perplexity for texts; training accuracy if neither was measured. Losses
+    and perplexities above ten times the median of all points (diverged runs) are cut off.
 
     Args:
-        results: the `sweep.json` of a sweep, or a file of results/ that has all epochs.
-        picture: a PNG file to write; its folder exists.
+        results: the `sweep.json` of a sweep, or a file in results/ with all epochs.
+        picture: output PNG, in an existing folder.
     Raises:
-        RunError: no such file, not the results of a sweep, or results without all epochs.
+        RunError: no such file, not the results of a sweep, or not all epochs.
     """
     try:
         values = json.loads(results.read_text(encoding="utf-8"))
@@ -70,13 +70,13 @@ def curves(results: Path, picture: Path) -> Path:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
     if not whole:
-        raise RunError(f"{results} has the last epoch of each run only; draw the sweep.json of the run folders")
+        raise RunError(f"{results} has only the last epoch of each run; pass the sweep.json of the run folders instead")
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
     columns = max(1, min(4, len(styles), LEGEND_WIDTH // (LEGEND_HANDLE + max(map(len, styles)))))
     drawn, (left, right) = figure(1, 2, (9.0, 3.4 + 0.2 * -(-len(styles) // columns)))
     kinds = (
         ("perplexity", "validation perplexity"),
-        ("accuracy", "accuracy on held-out images (%)"),
+        ("accuracy", "validation accuracy (%)"),
         ("train_accuracy", "training accuracy (%)"),
     )
     second = next(kind for kind in kinds if all(kind[0] in row for _, log in runs for row in log))
@@ -99,7 +99,7 @@ def curves(results: Path, picture: Path) -> Path:
 
 
 def by_epoch(axes: Any, unit: str) -> None:
-    """Label a panel whose abscissa counts epochs."""
+    """Label the axes of a panel with epochs on the x-axis."""
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -107,19 +107,19 @@ def by_epoch(axes: Any, unit: str) -> None:
 
 
 def _with_task(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The epochs of a run, each with the loss of the task alone as 'task'."""
+    """Add the task loss, without added terms, to every epoch as 'task'."""
     return [row | {"task": task_loss(row)} for row in log]
 
 
 def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: int = 24) -> Path:
-    """Draw the first images with the predicted class, its probability, and right or wrong; returns the picture.
+    """Draw the first images with predicted class, its probability and the verdict; returns the path.
 
     Shapes:
-        logits: (N, K), row n belongs to image n.
+        logits: (N, K), one row per image.
     Args:
-        count: images shown, at most; the first ones, so that nothing is chosen.
+        count: largest number of images; the first ones are drawn, none is hand-picked.
     Raises:
-        InputError: other numbers of images and rows, or none.
+        InputError: no image, or another number of logits than of images.
     """
     if not len(images) or logits.shape != (len(images), len(images.classes)):
         raise InputError(
@@ -129,16 +129,16 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
     rows = -(-shown // COLUMNS)
     drawn, axes = figure(rows, COLUMNS, (1.6 * COLUMNS, 1.75 * rows + 0.5))
     probabilities = logits.float().softmax(1)
-    for place in axes.flat:
-        place.axis("off")
-    for i, place in zip(range(shown), axes.flat, strict=False):
-        said, true = int(logits[i].argmax()), int(images.labels[i])
+    for panel in axes.flat:
+        panel.axis("off")
+    for i, panel in zip(range(shown), axes.flat, strict=False):
+        predicted, true = int(logits[i].argmax()), int(images.labels[i])
         gray = images.images.shape[1] == 1
         pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
-        place.imshow(pixels.numpy(), cmap="gray" if gray else None)
-        text = f"{images.classes[said]} {100 * probabilities[i, said]:.0f} %\n"
-        text += "right" if said == true else f"wrong: {images.classes[true]}"
-        place.set_title(text, fontsize=9, color=GREEN if said == true else RED)
+        panel.imshow(pixels.numpy(), cmap="gray" if gray else None)
+        text = f"{images.classes[predicted]} {100 * probabilities[i, predicted]:.0f} %\n"
+        text += "right" if predicted == true else f"wrong: {images.classes[true]}"
+        panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED)
     drawn.suptitle(title)
     return save(drawn, picture)
 
@@ -146,7 +146,7 @@ def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: 
 def figure(
     rows: int, columns: int, size: tuple[float, float], *, sharey: bool | Literal["col"] = False
 ) -> tuple[Any, Any]:
-    """A figure that needs no display and leaves pyplot's state alone."""
+    """A figure and its axes, without a display and without touching pyplot's state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # a slow import, part of [train]
     from matplotlib.figure import Figure
 
@@ -156,13 +156,15 @@ def figure(
 
 
 def shades(count: int) -> list[Any]:
-    """Colors from dark to light, for things in an order, like layers."""
+    """Colors from dark to light for ordered items, such as layers."""
     from matplotlib import colormaps
 
     return [colormaps["viridis"](0.9 * i / max(count - 1, 1)) for i in range(count)]
 
 
 def save(drawn: Any, picture: Path) -> Path:
-    """Write a figure as PNG; returns the picture."""
-    drawn.savefig(picture, dpi=100, metadata={"Software": None})  # no version inside: equal bytes from equal numbers
+    """Write a figure as PNG; returns its path."""
+    drawn.savefig(
+        picture, dpi=100, metadata={"Software": None}
+    )  # no version number, so that equal figures have equal bytes
     return picture

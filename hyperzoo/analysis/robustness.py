@@ -1,6 +1,6 @@
-"""How a model does away from clean test images: calibration, deformed images, attacks.
+"""Accuracy, likelihood and calibration of an image model under deformations and attacks.
 
-The study of Manifold Mixup (arXiv 1806.05236, Tables 1, 4, 7 and 9), for any image model.
+The evaluation of Manifold Mixup (arXiv 1806.05236, Tables 1, 4, 7 and 9).
 """
 
 import sys
@@ -23,26 +23,33 @@ from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
 
 COLUMNS = ("condition", "accuracy (%)", "NLL (nats)")
-FGSM = (4, 8)  # epsilon, in 255ths
-PGD, PGD_STEP, PGD_STEPS = 8, 2, 20  # epsilon and step in 255ths: the attack of arXiv 1706.06083 on CIFAR-10
+FGSM = (4, 8)  # epsilon, in units of 1/255
+PGD, PGD_STEP, PGD_STEPS = 8, 2, 20  # epsilon and step in units of 1/255; the CIFAR-10 attack of arXiv 1706.06083
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What a model does under one condition: accuracy in %, nll in nats per image."""
+    """Metrics under one condition: accuracy in percent, nll in nats per image."""
 
     name: str
     accuracy: float
     nll: float
 
     def shown(self) -> tuple[str, ...]:
-        """The condition as text, in the order of `COLUMNS`."""
+        """The table row of the condition, in the order of `COLUMNS`."""
         return self.name, f"{self.accuracy:.2f}", f"{self.nll:.4f}"
 
 
 @dataclass(frozen=True)
 class Robustness:
-    """conditions: the clean images first.   ece in %.   bins: of equal width from 0 to 1.   origin: of the images."""
+    """Metrics under all conditions, and calibration on the clean images.
+
+    Attributes:
+        conditions: the clean images come first.
+        ece: expected calibration error in percent.
+        bins: reliability bins of equal width.
+        origin: where the images come from.
+    """
 
     conditions: tuple[Condition, ...]
     ece: float
@@ -51,21 +58,21 @@ class Robustness:
 
 
 def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int = 250, workers: int = 0) -> Robustness:
-    """Accuracy and NLL on images as they are, deformed (`deform`) and attacked (`attacks`), and calibration.
+    """Compute accuracy and NLL on clean, deformed (`deform`) and attacked (`attacks`) images, and calibration.
 
-    Attacks work on pixels in [0, 1] and know the labels: FGSM with epsilon 4/255 and 8/255; PGD with epsilon 8/255, 20
-    steps of 2/255 and a random start. In float32 and evaluation mode. The model comes back as it was, gradients too.
+    White-box attacks on pixels in [0, 1] that use the true labels: FGSM with epsilon 4/255 and 8/255; PGD with epsilon
+    8/255, 20 steps of 2/255 and a random start. Runs in float32 and evaluation mode; restores mode and gradients.
 
     Args:
-        seed: of the angles, one an image for each kind of deformation, and of the random starts. The batch size changes
-            nothing but rounding.
+        seed: seeds the angles (one per image and kind of deformation) and the random starts. Results do not depend on
+            the batch size, except for rounding.
     Raises:
         InputError: a text; see also `attacks.pgd`.
     Differs:
-        The paper names neither the epsilon of FGSM nor the settings of PGD.
+        The paper states neither the epsilon of FGSM nor the settings of PGD.
     """
     if isinstance(images, TextSet):
-        raise InputError(f"pixels are deformed and attacked; {images.name} is a text")
+        raise InputError(f"robustness is measured on images, but {images.name} is a text")
     config, where = timm.data.resolve_model_data_config(model), next(model.parameters()).device
     mean, std = (torch.tensor(config[key], device=where).view(1, -1, 1, 1) for key in ("mean", "std"))
 
@@ -73,23 +80,23 @@ def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int
         return model.forward((pixels - mean) / std).float()
 
     conditions = _conditions(network, len(images), seed)
-    right = dict.fromkeys(conditions, 0)
+    correct = dict.fromkeys(conditions, 0)
     nll = dict.fromkeys(conditions, 0.0)
     probabilities, hits = [], []
     batches = evaluate.batches(model, images, batch_size=batch_size, workers=workers, normalized=False)
     with hooks.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False):
-        for batch in _shown(batches, -(-len(images) // batch_size)):
+        for batch in _with_progress(batches, -(-len(images) // batch_size)):
             for name, changed in conditions.items():
                 logits = network(changed(batch))
                 hit = logits.argmax(1) == batch.labels
-                right[name] += int(hit.sum())
+                correct[name] += int(hit.sum())
                 nll[name] += float(F.cross_entropy(logits, batch.labels, reduction="sum"))
                 if name == "clean":
                     probabilities.append(logits.softmax(1).amax(1))
                     hits.append(hit)
     bins = reliability(torch.cat(probabilities), torch.cat(hits))
     return Robustness(
-        tuple(Condition(name, 100 * right[name] / len(images), nll[name] / len(images)) for name in conditions),
+        tuple(Condition(name, 100 * correct[name] / len(images), nll[name] / len(images)) for name in conditions),
         calibration_error(bins),
         bins,
         images.origin,
@@ -97,7 +104,7 @@ def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int
 
 
 def _conditions(network: Callable[[Tensor], Tensor], count: int, seed: int) -> dict[str, Callable[[Batch], Tensor]]:
-    """What is done to the pixels of a batch, by the name of the condition."""
+    """The change of the pixels of a batch, by the name of the condition."""
     generator = torch.Generator().manual_seed(seed)
     draws = {kind: 2 * torch.rand(count, generator=generator) - 1 for kind in DEFORMATIONS}
 
@@ -130,8 +137,8 @@ def _conditions(network: Callable[[Tensor], Tensor], count: int, seed: int) -> d
     }
 
 
-def _shown(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
-    """The batches, with a progress bar in a terminal: attacks take minutes."""
+def _with_progress(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
+    """The batches, with a progress bar in a terminal, because attacks take minutes."""
     from rich.console import Console
     from rich.progress import track
 
@@ -139,10 +146,10 @@ def _shown(batches: Iterator[Batch], count: int) -> Iterable[Batch]:
 
 
 def draw(found: Robustness, picture: Path, *, title: str) -> Path:
-    """Draw the reliability of a model, and its accuracy under each condition; returns the PNG.
+    """Draw the reliability diagram and the accuracy under each condition; returns the path.
 
     Args:
-        picture: a PNG file to write; its folder exists.
+        picture: output PNG, in an existing folder.
     """
     drawn, (left, right) = plots.figure(1, 2, (10.5, 5.0))
     width = 100 / len(found.bins)

@@ -1,4 +1,4 @@
-"""Figures of the papers, drawn from our own code: one file each, whose `draw` writes a PNG and returns it."""
+"""Figures of the papers, recomputed: one module per figure, whose `draw` writes a PNG and returns its path."""
 
 from hyperzoo.analysis.figures import (
     clouds,
@@ -11,7 +11,7 @@ from hyperzoo.analysis.figures import (
     spiral,
 )
 
-FIGURES = {  # the help of `hyperzoo plot` names them too
+FIGURES = {
     "clouds": clouds.draw,
     "half_space": half_space.draw,
     "hidden_states": hidden_states.draw,

@@ -1,4 +1,4 @@
-"""Four clouds that batch normalization cannot tell apart, the motive of PER (arXiv 2002.05366)."""
+"""Four point clouds that batch normalization cannot tell apart: the motivation of PER (arXiv 2002.05366)."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ POINTS, SHOWN, ANGLES = 4000, 500, 60
 
 
 def draw(picture: Path) -> Path:
-    """Draw the clouds and their W1 distance to N(0, 1) along each direction; returns the picture."""
+    """Draw the clouds and their W1 distance to N(0, 1) along each direction; returns the path."""
     figure, axes = plots.figure(2, 4, (12.0, 6.2))
     for column, (name, cloud) in enumerate(clouds().items()):
         upper, lower = axes[0, column], axes[1, column]
@@ -30,13 +30,13 @@ def draw(picture: Path) -> Path:
         lower.grid(alpha=0.3)
     axes[1, 0].set_ylabel("W1 to N(0, 1) along a direction")
     figure.suptitle(
-        "Batch normalization sees no difference, whitening only the second cloud, sliced W1 all but the first"
+        "Batch normalization accepts all four clouds, whitening rejects the second, sliced W1 all but the first"
     )
     return plots.save(figure, picture)
 
 
 def clouds() -> dict[str, Tensor]:
-    """By name, (POINTS, 2) float64 points whose coordinates have mean 0 and variance 1 exactly."""
+    """Float64 points (POINTS, 2) by name; every coordinate has mean 0 and variance 1 exactly."""
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(POINTS, 2, generator=generator, dtype=torch.float64)
     skewed = torch.empty(POINTS, 2, dtype=torch.float64).exponential_(generator=generator)
@@ -50,7 +50,7 @@ def clouds() -> dict[str, Tensor]:
 
 
 def along_directions(cloud: Tensor) -> Tensor:
-    """(ANGLES,) W1 to N(0, 1) of the projections on directions from 0 up to 180 degrees."""
+    """W1 distance (ANGLES,) to N(0, 1) of the projections onto directions from 0 to 180 degrees."""
     angles = torch.arange(ANGLES, dtype=torch.float64) * math.pi / ANGLES
     projections = cloud @ torch.stack([angles.cos(), angles.sin()])
     return torch.stack([sliced_wasserstein(projection[:, None], slices=1) for projection in projections.T])

@@ -1,4 +1,4 @@
-"""Why half space: two neurons on the circle end opposite to each other, or at right angles (arXiv 1805.09298, 3.2)."""
+"""Why half-space energy: two neurons end opposite each other or orthogonal (arXiv 1805.09298, section 3.2)."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ COLORS = (plots.BLUE, plots.ORANGE)
 
 
 def descend(half_space: bool) -> Tensor:
-    """Angles of the two neurons in degrees, (STEPS + 1, 2), while their energy is minimised by plain descent."""
+    """Angles (STEPS + 1, 2) of the two neurons in degrees, while gradient descent minimizes their energy."""
     start = torch.tensor(START_DEG, dtype=torch.float64).deg2rad()
     rows = torch.stack([start.cos(), start.sin()], 1).requires_grad_()
     path = [torch.atan2(rows[:, 1], rows[:, 0]).rad2deg()]
@@ -28,12 +28,12 @@ def descend(half_space: bool) -> Tensor:
 
 
 def draw(picture: Path) -> Path:
-    """Draw where the neurons start and end in full and in half space, and both energies; returns the picture."""
+    """Draw start and end of the neurons in full space and half space, and both energies; returns the path."""
     figure, (left, middle, right) = plots.figure(1, 3, (12.0, 3.9))
     for axes, half_space, name in ((left, False, "full space"), (middle, True, "half space")):
         path = descend(half_space)
         _circle(axes, path)
-        axes.set_title(f"{name}: {float(path[-1, 1] - path[-1, 0]):.0f}° apart in the end", fontsize=10)
+        axes.set_title(f"{name}: {float(path[-1, 1] - path[-1, 0]):.0f}° apart at the end", fontsize=10)
     degrees = torch.arange(20.0, 180.0)
     for half_space, name, style in ((False, "full space", "-"), (True, "half space", "--")):
         right.plot(
@@ -55,7 +55,7 @@ def _energy(degrees: float, half_space: bool) -> float:
 
 
 def _circle(axes: Any, path: Tensor) -> None:
-    """The unit circle, an arrow from the center for each neuron at the end, a thin one at the start, and the way."""
+    """Draw the unit circle, the path of each neuron, and thin and bold arrows to its start and end."""
     around = torch.linspace(0, 2 * math.pi, 361)
     axes.plot(around.cos(), around.sin(), color="#bbbbbb", linewidth=1)
     for angles, color in zip(path.T.deg2rad(), COLORS, strict=True):

@@ -1,4 +1,4 @@
-"""Digits in a hidden layer of two numbers, without mixing and with it (arXiv 1806.05236, Figure 3)."""
+"""MNIST in a hidden layer of two units, with and without mixup (arXiv 1806.05236, Figure 3)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ EPOCHS, SHOWN = 4, 3000
 
 
 def draw(picture: Path) -> Path:
-    """Draw the two hidden states of held-out digits, a color a class; returns the picture."""
+    """Draw the two hidden units for validation digits, one color per class; returns the path."""
     x, y, held, labels = spectrum.digits()
     networks = perceptrons.trained(
         lambda: spectrum.network(2),

@@ -1,10 +1,10 @@
-"""Perceptrons with a narrow layer in the middle, for pictures of what a method does to hidden states.
+"""Multilayer perceptrons with a bottleneck, for figures of hidden states.
 
 Manifold Mixup, Verma et al., ICML 2019 (arXiv 1806.05236): MNIST with 3 layers of 1024, a bottleneck of 12 (or 30, or 2
-between 2 and 2), and 4 layers of 1024; a spiral in the plane with nine weighted layers and a bottleneck of 2, whose
-widths the paper does not tell. Leaky ReLUs between the layers; hidden states are mixed at the bottleneck.
+between 2 and 2), and 4 layers of 1024; a two-dimensional spiral with nine weighted layers and a bottleneck of 2, whose
+widths the paper does not state. Leaky ReLUs between the layers; hidden states are mixed at the bottleneck.
 
-Not registered with timm: the inputs are numbers, not images of any size.
+Not registered with timm, because the inputs are vectors of a fixed size.
 """
 
 import math
@@ -18,15 +18,15 @@ __all__ = ["BottleneckMLP", "mlp_mnist", "mlp_spiral"]
 
 
 class BottleneckMLP(nn.Module):
-    """Linear layers with leaky ReLUs between them; `bottleneck` is the narrow one, before its leaky ReLU.
+    """Linear layers with leaky ReLUs in between; `bottleneck` is the narrow layer, before its leaky ReLU.
 
     Shapes:
-        x: (B, ...) with `in_features` numbers a row.   return: (B, num_classes).
+        x: (B, ...) with `in_features` values per row.   return: (B, num_classes).
     Args:
-        before, after: widths of the layers on either side of the bottleneck, at least one each.
-        bottleneck: its width, 1 or more.
+        before, after: widths of the layers before and after the bottleneck, at least one each.
+        bottleneck: width, 1 or more.
     Raises:
-        InputError: no layer on one side; an input of another size or dtype.
+        InputError: no layer before or after the bottleneck; an input of another size or dtype.
     Example:
         >>> import torch
         >>> model = BottleneckMLP(2, 3, before=(8,), bottleneck=2, after=(8,))
@@ -39,7 +39,7 @@ class BottleneckMLP(nn.Module):
     ) -> None:
         super().__init__()
         if not before or not after:
-            raise InputError(f"a bottleneck lies between layers; got before={before} and after={after}")
+            raise InputError(f"a bottleneck needs layers before and after it; got before={before} and after={after}")
         self.in_features = in_features
         self.num_classes = num_classes
         self.before = _layers(in_features, before)
@@ -53,9 +53,7 @@ class BottleneckMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point() or x.dim() < 2 or math.prod(x.shape[1:]) != self.in_features:
             kind = str(x.dtype).removeprefix("torch.")
-            raise InputError(
-                f"the model expects floating-point rows of {self.in_features} numbers; got {kind} {tuple(x.shape)}"
-            )
+            raise InputError(f"expected floating-point rows of {self.in_features} values; got {kind} {tuple(x.shape)}")
         return self.fc(self.after(self.act(self.bottleneck(self.before(x.flatten(1))))))
 
 
@@ -68,11 +66,11 @@ def _layers(in_features: int, widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def mlp_mnist(bottleneck: int = 12) -> BottleneckMLP:
-    """For 28 x 28 gray images in 10 classes; with 2, the one whose hidden states can be drawn."""
+    """The network for MNIST; a bottleneck of 2 gives the variant whose hidden states can be drawn."""
     sides = ((1024, 1024), (1024, 1024)) if bottleneck == 2 else ((1024,) * 3, (1024,) * 4)
     return BottleneckMLP(28 * 28, 10, before=sides[0], bottleneck=bottleneck, after=sides[1])
 
 
 def mlp_spiral(num_classes: int = 2, width: int = 128) -> BottleneckMLP:
-    """For points in the plane: nine weighted layers, the middle one of 2."""
+    """The network for points in the plane: nine weighted layers with a bottleneck of 2."""
     return BottleneckMLP(2, num_classes, before=(width,) * 4, bottleneck=2, after=(width,) * 3)

@@ -1,4 +1,4 @@
-"""The operators of SphereConv (arXiv 1711.03189)."""
+"""The operators of SphereConv and their slopes (arXiv 1711.03189)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ SHOWN = (("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), (
 
 
 def draw(picture: Path) -> Path:
-    """Draw g(theta) of every operator, and its slope; returns the picture."""
+    """Draw g(theta) of every operator, and its slope; returns the path."""
     degrees = torch.linspace(0.5, 179.5, 359, dtype=torch.float64)
     figure, (left, right) = plots.figure(1, 2, (9.0, 3.6))
     for (operator, k), (color, style) in zip(SHOWN, plots.STYLES, strict=False):

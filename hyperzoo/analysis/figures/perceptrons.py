@@ -1,4 +1,4 @@
-"""Perceptrons that are trained alike but for what is mixed: nothing, the inputs, or the states of the bottleneck."""
+"""Train a perceptron without mixup, with input mixup, and with mixup at the bottleneck."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from hyperzoo.losses import SoftTarget
 from hyperzoo.mixup import ManifoldMixup, Mixup
 
 METHODS = ("none", "input", "hidden")
-TITLES = {"none": "no mixing", "input": "input mixup", "hidden": "mixup of the hidden states"}
+TITLES = {"none": "no mixup", "input": "input mixup", "hidden": "manifold mixup"}
 
 
 def trained(
@@ -24,9 +24,9 @@ def trained(
     alpha: float,
     seed: int = 0,
 ) -> dict[str, BottleneckMLP]:
-    """Train a network by each of `METHODS`, from the same weights and with the same batches; in evaluation mode.
+    """Train one network per method of `METHODS`, from the same weights on the same batches; returns them in eval mode.
 
-    Adam; the rate falls to 0 along a half cosine. An incomplete last batch is left out.
+    Adam with cosine decay to 0. An incomplete last batch is dropped.
 
     Shapes:
         x: (N, ...).   y: (N,) int64.
@@ -65,5 +65,5 @@ def _mixing(method: str, network: BottleneckMLP, alpha: float) -> Mixup:
 
 @torch.no_grad()
 def bottleneck(network: BottleneckMLP, x: Tensor) -> Tensor:
-    """The hidden states that are mixed, (N, D)."""
+    """The hidden states (N, D) that are mixed."""
     return network.bottleneck(network.before(x.flatten(1)))

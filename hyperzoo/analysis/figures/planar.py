@@ -1,4 +1,4 @@
-"""A small network whose features are points of the plane, trained on MNIST: what some of the figures show."""
+"""A small network with two-dimensional features, trained on MNIST, for figures of features."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Learned(NamedTuple):
-    """What a network has made of images that it was not trained on.
+    """Features of validation images, and the classifier.
 
-    features: (N, 2).   labels: (N,).   directions: (K, 2), the rows of its classifier.
+    Shapes:
+        features: (N, 2).   labels: (N,).   directions: (K, 2), the rows of the classifier.
     """
 
     features: Tensor
@@ -25,15 +26,15 @@ class Learned(NamedTuple):
 
 
 def softmax(features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """The plain loss, of inner products."""
+    """The plain softmax loss on inner products."""
     return nn.functional.cross_entropy(features @ rows.T, labels)
 
 
 def learn(train: data.ImageSet, held: data.ImageSet, loss: Loss, *, epochs: int, seed: int = 0) -> Learned:
-    """Train three convolutions, two features and a classifier without bias; torch's generator is left as it was.
+    """Train three convolutions, two features and a classifier without bias; restores torch's global generator.
 
     Args:
-        train, held: gray images of 28 x 28; the second set is only looked at.
+        train, held: 28 x 28 gray images for training and for the figure.
         loss: (features (B, 2), class rows (K, 2), labels (B,)) -> ().
     """
     settings: dict[str, Any] = dict(batch_size=128, seed=seed, crop_px=0, flip=False, **MNIST)
@@ -63,7 +64,7 @@ def _unit(in_chs: int, out_chs: int) -> tuple[nn.Module, ...]:
 
 
 def scatter(axes: Any, learned: Learned, *, title: str) -> None:
-    """Features as points and class directions as arrows, each with the number of its class, in one color a class."""
+    """Draw features as points and class directions as labeled arrows, one color per class."""
     radius = float(learned.features.norm(dim=1).quantile(0.98))
     arrows = nn.functional.normalize(learned.directions) * radius
     for label, color in enumerate(COLORS[: len(arrows)]):
@@ -81,10 +82,10 @@ def scatter(axes: Any, learned: Learned, *, title: str) -> None:
 
 
 def mnist(train: int, held: int) -> tuple[data.ImageSet, data.ImageSet]:
-    """So many images of MNIST's training set, of every class its share, and so many others."""
+    """Disjoint, class-balanced parts of the MNIST training set: for training, and for the figure."""
     images = data.load_images("mnist", "train")
     assert isinstance(images, data.ImageSet)
-    first = images.images[:, :1].contiguous()  # some files hold gray as three equal channels
+    first = images.images[:, :1].contiguous()  # some files store gray as three equal channels
     gray = data.ImageSet("mnist", "train", first, images.labels, images.classes, images.origin)
     rest, shown = gray.hold_out(held)
     return rest.hold_out(train)[1], shown

@@ -1,4 +1,4 @@
-"""MHE keeps room for a rare class: MNIST in the plane with 98 % of its zeros removed (arXiv 1805.09298, Figure 4)."""
+"""MHE and a rare class: two-dimensional features of MNIST without 98 % of its zeros (arXiv 1805.09298, Figure 4)."""
 
 from pathlib import Path
 
@@ -11,19 +11,19 @@ from hyperzoo.regularizers import hyperspherical_energy
 
 KEPT = {"0": 0.02}
 STRENGTH = 1.0
-SIZES = (40_000, 1000)  # images to train with, and to show
+SIZES = (40_000, 1000)  # images for training and for the figure
 
 
 def with_mhe(features: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
-    """The same with the energy of the class rows, whose lengths are left alone: in two dimensions they are crowded."""
+    """Softmax loss plus the energy of the class directions, which are crowded in two dimensions."""
     return planar.softmax(features, rows, labels) + STRENGTH * hyperspherical_energy(rows, eps=0)
 
 
 def draw(picture: Path) -> Path:
-    """Draw the two features and the class directions without and with MHE, both trained here; returns the picture.
+    """Train without and with MHE, and draw features and class directions; returns the path.
 
     Raises:
-        DataError: MNIST is not there, see `data.load_images`.
+        DataError: MNIST is not available, see `data.load_images`.
     """
     train, held = planar.mnist(*SIZES)
     rare = train.thin(KEPT)
@@ -34,7 +34,8 @@ def draw(picture: Path) -> Path:
         nearest = (learned.features @ F.normalize(learned.directions).T).argmax(1) == learned.labels
         shares = [100 * nearest[part].float().mean() for part in (zeros, ~zeros)]
         title = (
-            f"{name}: nearest to their own arrow are\n{shares[0]:.0f} % of the zeros, {shares[1]:.0f} % of the others"
+            f"{name}: nearest to their class direction are\n"
+            f"{shares[0]:.0f} % of the zeros, {shares[1]:.0f} % of the others"
         )
         planar.scatter(place, learned, title=title)
     return plots.save(figure, picture)

@@ -1,4 +1,4 @@
-"""What an angular loss does to features: MNIST in the plane, by the losses of arXiv 1711.03189."""
+"""Features under angular losses: two-dimensional features of MNIST under the losses of arXiv 1711.03189."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ from hyperzoo.analysis import plots
 from hyperzoo.analysis.figures import planar
 from hyperzoo.losses import AngularSoftmax
 
-ANNEALING = (1000.0, 5.0, 1.0)  # to its floor in 200 updates
-SIZES = (10_000, 1000)  # images to train with, and to show
+ANNEALING = (1000.0, 5.0, 1.0)  # reaches its floor after 200 updates
+SIZES = (10_000, 1000)  # images for training and for the figure
 
 
 LOSSES = {  # operator and margin
@@ -18,10 +18,10 @@ LOSSES = {  # operator and margin
 
 
 def draw(picture: Path) -> Path:
-    """Draw the two features of MNIST under four losses, each network trained here (a minute); returns the picture.
+    """Train with four losses (about a minute) and draw the features of MNIST; returns the path.
 
     Raises:
-        DataError: MNIST is not there, see `data.load_images`.
+        DataError: MNIST is not available, see `data.load_images`.
     """
     train, held = planar.mnist(*SIZES)
     losses: dict[str, planar.Loss] = {"softmax": planar.softmax}

@@ -1,4 +1,4 @@
-"""How flat the classes of MNIST are in the bottleneck of a perceptron (arXiv 1806.05236, section 3 and Table 8)."""
+"""Flattening of classes by Manifold Mixup: class spectra at a bottleneck (arXiv 1806.05236, section 3, Table 8)."""
 
 from pathlib import Path
 
@@ -9,32 +9,32 @@ from hyperzoo.analysis import plots
 from hyperzoo.analysis.figures import perceptrons, planar
 from hyperzoo.analysis.figures.mlp import BottleneckMLP
 
-WIDTH, BOTTLENECK = 256, 12  # the paper has layers of 1024
+WIDTH, BOTTLENECK = 256, 12  # the paper uses layers of 1024
 EPOCHS, BATCH, LR, ALPHA = 5, 100, 1e-3, 2.0
-TRAINED, HELD = 45_000, 10_000  # images of the training set; the latter only the picture sees
+TRAINED, HELD = 45_000, 10_000  # images for training and for the figure, both of the training set
 
 
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training images (N, 784) in [0, 1] with labels (N,), and those held out."""
+    """Training images (N, 784) in [0, 1], their labels (N,), and the same for validation."""
     train, held = planar.mnist(TRAINED, HELD)
     return train.images.flatten(1) / 255, train.labels, held.images.flatten(1) / 255, held.labels
 
 
 def network(bottleneck: int) -> BottleneckMLP:
-    """Three layers, the bottleneck, and four layers."""
+    """Three layers, a bottleneck, and four layers."""
     return BottleneckMLP(784, 10, before=(WIDTH,) * 3, bottleneck=bottleneck, after=(WIDTH,) * 4)
 
 
 def class_spectra(states: Tensor, labels: Tensor) -> Tensor:
-    """Singular values of the states of each class around their mean, in units of the spread of all states.
+    """Singular values of the centered hidden states of each class, in units of the spread of all states.
 
-    s_k = singular values of (h_i - mean_k) over the images i of class k, divided by sqrt(n_k); the unit is the root of
-    the mean squared distance of all states from their mean. A class on a line has one value that is not 0.
+    s_k = singular values of (h_i - mean_k) over the images i of class k, divided by sqrt(n_k); the unit is the root
+    mean squared distance of all states from their mean. A class on a line has one nonzero value.
 
     Shapes:
         states: (N, D).   labels: (N,).   return: (K, D), largest first.
     Differs:
-        The paper does not say whether the mean was taken out, and has no unit: its values grow with the states.
+        The paper does not state whether the states are centered, and has no unit: its values grow with the states.
     """
     states = states.double()
     spread = (states - states.mean(0)).square().sum(1).mean().sqrt()
@@ -43,7 +43,7 @@ def class_spectra(states: Tensor, labels: Tensor) -> Tensor:
 
 
 def draw(picture: Path) -> Path:
-    """Draw the singular values of no mixing, mixed images and mixed hidden states; returns the picture."""
+    """Draw the class spectra without mixup, with input mixup and with manifold mixup; returns the path."""
     x, y, held, labels = digits()
     networks = perceptrons.trained(
         lambda: network(BOTTLENECK), x, y, epochs=EPOCHS, batch_size=BATCH, lr=LR, alpha=ALPHA

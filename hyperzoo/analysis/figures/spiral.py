@@ -1,4 +1,4 @@
-"""Two spirals in the plane: what mixing does to the boundary, and to the hidden states (arXiv 1806.05236, Figure 1)."""
+"""Mixup on two spirals: decision boundary and hidden states (arXiv 1806.05236, Figure 1)."""
 
 import math
 from pathlib import Path
@@ -13,11 +13,11 @@ from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_spiral
 
 POINTS, NOISE = 600, 0.02
 EPOCHS, BATCH, LR, ALPHA = 200, 100, 2e-3, 1.0
-SIDE = 200  # of a picture, in pixels
+SIDE = 200  # points per axis of the plotted surfaces
 
 
 def spirals(count: int = POINTS, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Points (N, 2) on two arms that wind around each other, in about [-1, 1], and their arms (N,)."""
+    """Points (N, 2) on two interleaved spirals, in about [-1, 1], and the index of their spiral (N,)."""
     generator = torch.Generator().manual_seed(seed)
     arms = torch.arange(count) % 2
     radius = 0.1 + 0.9 * torch.rand(count, generator=generator).sqrt()
@@ -27,7 +27,7 @@ def spirals(count: int = POINTS, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def draw(picture: Path) -> Path:
-    """Draw the probability of a class over the plane, and over the two hidden states; returns the picture."""
+    """Draw the class probability over the plane and over the two hidden units; returns the path."""
     x, y = spirals()
     networks = perceptrons.trained(mlp_spiral, x, y, epochs=EPOCHS, batch_size=BATCH, lr=LR, alpha=ALPHA)
     figure, axes = plots.figure(2, len(networks), (9.0, 6.0))
@@ -40,20 +40,20 @@ def draw(picture: Path) -> Path:
         states = _grid(low - margin, high + margin)
         _surface(lower, _probability(network, states, hidden=True), low - margin, high + margin, hidden, y)
         upper.set_title(perceptrons.TITLES[method])
-    axes[0, 0].set_ylabel("the plane")
-    axes[1, 0].set_ylabel("the two hidden states")
+    axes[0, 0].set_ylabel("input plane")
+    axes[1, 0].set_ylabel("hidden units")
     return plots.save(figure, picture)
 
 
 def _grid(low: Tensor, high: Tensor) -> Tensor:
-    """(SIDE * SIDE, 2), row by row from below."""
+    """Grid points (SIDE * SIDE, 2), row by row from the bottom."""
     across, up = (torch.linspace(float(a), float(b), SIDE) for a, b in zip(low, high, strict=True))
     return torch.stack([across.repeat(SIDE), up.repeat_interleave(SIDE)], 1)
 
 
 @torch.no_grad()
 def _probability(network: BottleneckMLP, points: Tensor, *, hidden: bool) -> Tensor:
-    """Of the second class, (SIDE, SIDE), at points of the plane or at hidden states."""
+    """Probability (SIDE, SIDE) of the second class at points of the plane or at hidden states."""
     logits = network.fc(network.after(network.act(points))) if hidden else network(points)
     return logits.softmax(1)[:, 1].view(SIDE, SIDE)
 
