@@ -356,3 +356,20 @@ def test_learned_k_gets_no_weight_decay():
 def test_meta_device_and_dtype():
     layer = SphereConv2d(3, 8, 3, device="meta", dtype=torch.bfloat16)
     assert layer(torch.empty(2, 3, 8, 8, device="meta", dtype=torch.bfloat16)).shape == (2, 8, 6, 6)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_eager_training_in_bfloat16_is_a_few_roundings_away(groups):
+    torch.manual_seed(0)
+    layer = SphereConv2d(16, 24, 3, padding=1, groups=groups)
+    x, grad = torch.randn(4, 16, 7, 7).relu().bfloat16(), torch.randn(4, 24, 7, 7).bfloat16()
+    exact = copy.deepcopy(layer).double()
+    wide = x.double().requires_grad_()
+    exact(wide).backward(grad.double())
+    half = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = layer(half)
+    out.backward(grad)
+    for got, expected in ((out, exact(wide)), (half.grad, wide.grad), (layer.weight.grad, exact.weight.grad)):
+        error = (got.double() - expected).norm() / expected.norm()
+        assert error < 0.01  # filter, product, inverse norm and result are rounded by up to 2^-9 each
