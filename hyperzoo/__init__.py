@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from hyperzoo.zoo import WeightInfo as WeightInfo
     from hyperzoo.zoo import list_models as list_models
     from hyperzoo.zoo import list_weights as list_weights
-    from hyperzoo.zoo import load as load
     from hyperzoo.zoo import preprocess as preprocess
     from hyperzoo.zoo import weight_info as weight_info
+    from hyperzoo.zoo.load import load as load
 
 __version__ = "0.5.0"
 _FROM_ZOO = ("Loaded", "WeightInfo", "list_models", "list_weights", "load", "preprocess", "weight_info")

@@ -13,16 +13,14 @@ from hyperzoo.models.cnn_cifar import ACTIVATIONS, CNN11, SECOND_MOMENT
 from hyperzoo.models.fixup_resnet import FixupResNet
 
 ELEVEN = [f"cnn11_{act}{suffix}" for act in ("relu", "leaky_relu", "elu") for suffix in ("", "_bn")]
-FIXUP = [f"fixup_resnet{depth}_cifar" for depth in (20, 56, 110)]
-TWINS = [f"resnet{depth}_pad_cifar" for depth in (20, 56, 110)]
-MHE = ["cnn6_w64", "cnn9_w16", "cnn9_w32", "cnn9_w64", "cnn9_w128", "cnn9_w256", "cnn15_w64"]
-MORE = ("cnn11_leaky_relu_bn", "resnet20_pad_cifar", "cnn9_w16")
-SMALL = ["cnn11_elu", "fixup_resnet20_cifar", *(pytest.param(arch, marks=pytest.mark.full) for arch in MORE)]
+SHALLOW = {"fixup_resnet56_cifar": dict(depth=20), "resnet56_pad_cifar": dict(depth=20)}
+MORE = ("cnn11_leaky_relu_bn", "resnet56_pad_cifar", "cnn9_w16")
+SMALL = ["cnn11_elu", "fixup_resnet56_cifar", *(pytest.param(arch, marks=pytest.mark.full) for arch in MORE)]
 
 
 def make(arch, **args):
     torch.manual_seed(0)
-    return timm.create_model(arch, **args).eval()
+    return timm.create_model(arch, **SHALLOW.get(arch, {}) | args).eval()
 
 
 def images(batch=2, channels=3, size=32):
@@ -145,7 +143,7 @@ def test_parameters_of_fixup_networks_and_their_twins(depth, parts):
 
 
 def test_fixup_starts_with_empty_branches():
-    model = make("fixup_resnet56_cifar")
+    model = make("fixup_resnet56_cifar", depth=56)
     for stage in (model.layer1, model.layer2, model.layer3):
         for block in stage:
             assert not block.conv2.weight.any()
@@ -160,7 +158,7 @@ def test_fixup_starts_with_empty_branches():
     assert not features[:, 16:].any()
 
 
-@pytest.mark.parametrize("arch", ["fixup_resnet20_cifar", "resnet20_pad_cifar"])
+@pytest.mark.parametrize("arch", ["fixup_resnet56_cifar", "resnet56_pad_cifar"])
 def test_residual_blocks_compute_their_formula(arch):
     model = make(arch)
     with torch.no_grad():
@@ -221,6 +219,6 @@ def test_bad_arguments_are_refused():
         FixupResNet(57)
     with pytest.raises(InputError, match=r"got \(16, 8, 64\)"):
         FixupResNet(20, widths=(16, 8, 64))
-    for arch in ("cnn11_elu", "fixup_resnet20_cifar", *MORE):
+    for arch in ("cnn11_elu", "fixup_resnet56_cifar", *MORE):
         with pytest.raises(InputError, match=r"\(batch, 3, height, width\)"):
             timm.create_model(arch, device="meta")(torch.zeros(2, 1, 32, 32, device="meta"))

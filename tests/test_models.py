@@ -11,6 +11,7 @@ from torch import nn
 
 import hyperzoo
 from hyperzoo.errors import InputError
+from hyperzoo.layers import SphereConv2d
 from hyperzoo.zoo.model_folder import save_model
 
 ARCHS = hyperzoo.list_models("image-classification")
@@ -19,11 +20,13 @@ THREE = dict(widths=(4, 6, 8))
 NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} | {
     "_imagenet": dict(channels=(8, 16, 24, 32)),
     "preact_": dict(widths=(8, 12, 16, 24)),
+    "fixup_": dict(depth=20),
+    "_pad_": dict(depth=20),
 }
 # The shallow ones of most kinds, for what is slow and does not depend on depth; the other kinds are in the full tier.
 SMALL = [arch for arch in ARCHS if "20" in arch] + [
-    "plain_cnn3", "sphere_cnn3", "sphere_cnn3_learnable", "spherenet32_wide_linear", "resnet32_wide_cifar",
-    "spherenet18_imagenet",
+    "plain_cnn3", "sphere_cnn3", "sphere_cnn9_learnable", "spherenet32_wide_linear", "resnet32_wide_cifar",
+    "spherenet18_imagenet", "fixup_resnet56_cifar", "resnet56_pad_cifar",
 ]  # fmt: skip
 BY_DEPTH = sorted(ARCHS, key=lambda arch: [int(number) for number in re.findall(r"\d+", arch)])
 KINDS = {
@@ -52,14 +55,18 @@ def each(archs):
 
 
 def is_large(arch):
+    if "depth" in narrowed(arch):
+        return False
     return depth(arch) > 20 or re.search(r"_w(32|64|128|256)$", arch) is not None
+
+
+def narrowed(arch):
+    return {key: value for part, narrow in NARROW.items() if part in arch for key, value in narrow.items()}
 
 
 def make(arch, **args):
     torch.manual_seed(0)
-    for part, narrow in NARROW.items():
-        args = (narrow if part in arch else {}) | args
-    return timm.create_model(arch, **args).eval()
+    return timm.create_model(arch, **narrowed(arch) | args).eval()
 
 
 def images(batch=2, channels=3, size=16):
@@ -72,13 +79,34 @@ def last_map(model, size=16):
     return (max(1, size * cfg["pool_size"][0] // cfg["input_size"][1]),) * 2
 
 
-def test_the_networks_of_the_issues_are_registered():
-    residual = [*BLOCKS, "32_wide"]
-    assert set(ARCHS) >= {f"resnet{d}_cifar" for d in residual} | {f"plain_cnn{d}" for d in CNN} | {
-        f"{net}{suffix}"
-        for suffix in OPERATORS
-        for net in ["spherenet18_imagenet", *(f"spherenet{d}" for d in residual), *(f"sphere_cnn{d}" for d in CNN)]
-    }
+def test_the_networks_of_the_papers_tables_have_names():
+    """arXiv 1512.03385, Table 6; arXiv 1711.03189, Tables 1 to 4; arXiv 1805.09298, Tables 2 and 3."""
+    assert set(ARCHS) >= {f"resnet{d}_cifar" for d in BLOCKS} | {f"plain_cnn{d}" for d in CNN}
+    assert set(ARCHS) >= {f"sphere_cnn{d}{op}" for d in CNN for op in ("", "_linear", "_sigmoid") if d != 69}
+    assert set(ARCHS) >= {f"spherenet{size}{op}" for size in (20, "32_wide") for op in ("", "_linear", "_sigmoid")}
+    assert set(ARCHS) >= {f"cnn9_w{width}" for width in (16, 32, 64, 128, 256)} | {"cnn6_w64", "cnn15_w64"}
+
+
+@pytest.mark.parametrize("arch", ["spherenet20", "sphere_cnn3", "spherenet18_imagenet", "fast_sphere_cnn8"])
+def test_every_operator_is_an_argument(arch):
+    for name in OPERATORS.values():
+        model = timm.create_model(arch, operator=name, device="meta")
+        assert {m.operator for m in model.modules() if isinstance(m, SphereConv2d)} == {name}
+
+
+def test_a_published_weight_takes_no_other_operator():
+    """The same tensors would compute another function."""
+    assert timm.create_model("spherenet20", pretrained=True, operator="cosine").conv1.operator == "cosine"
+    for arch, operator in (("spherenet20", "linear"), ("resnet20_cifar", "cosine")):
+        with pytest.raises(InputError, match=rf"{arch}\.\w+ was trained without operator='{operator}'"):
+            timm.create_model(arch, pretrained=True, operator=operator)
+
+
+def test_a_folder_rebuilds_the_operator_it_was_trained_with(tmp_path):
+    model = make("spherenet20", operator="linear")
+    save_model(model, tmp_path, classes=tuple("abcdefghij"), args=dict(operator="linear"))
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    assert again.conv1.operator == "linear" and torch.equal(again(images()), model(images()))
 
 
 def residual_parameters(blocks, widths=(16, 32, 64), classes=10, bias=True):
@@ -190,9 +218,9 @@ def test_features_only_and_intermediates(arch):
     maps = backbone(images())
     channels, reductions = backbone.feature_info.channels(), backbone.feature_info.reduction()
     assert len(maps) >= 3 and channels == [info["num_chs"] for info in model.feature_info]
-    assert [tuple(m.shape[1:]) for m in maps] == [
-        (width, -(-16 // by), -(-16 // by)) for width, by in zip(channels, reductions, strict=True)
-    ]
+    # a 2 x 2 stem without padding leaves 15 of 16 pixels, which max pooling halves and rounds down
+    sizes = [(16 - 1) // by if "fast_" in arch else -(-16 // by) for by in reductions]
+    assert [tuple(m.shape[1:]) for m in maps] == [(n, s, s) for n, s in zip(channels, sizes, strict=True)]
     last, intermediates = model.forward_intermediates(images())
     for a, b in zip(maps, intermediates, strict=True):
         torch.testing.assert_close(a, b)
@@ -224,6 +252,7 @@ def test_pruned_and_getter_features(arch):
         assert not [name for name, p in pruned.named_parameters() if p.grad is None]
     getter = make(arch, features_only=True, feature_cls="getter", out_indices=(2,))
     assert [m.shape[1] for m in getter(images())] == [model.feature_info[2]["num_chs"]]
+    assert len(make(arch, features_only=True)(images())) > 1  # one caller's out_indices do not reach the next
     with pytest.raises((InputError, AssertionError), match="'NLC'|NCHW"):  # timm's own nets assert
         make(arch).forward_intermediates(images(), output_fmt="NLC")
 

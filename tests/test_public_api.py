@@ -53,7 +53,7 @@ print(hyperzoo.data.load_images.__name__, hyperzoo.layers.SphereConv2d.__name__,
 def test_a_program_gets_the_models_at_once_and_the_rest_on_use():
     assert run("-c", IMPORTED).stdout.splitlines() == [
         "[]",
-        "hyperzoo.models.resnet_cifar",
+        "hyperzoo.models.spherenet",
         "hyperzoo.mixup.images hyperzoo.regularizers.mhe hyperzoo.losses.soft_target",
         "load_images SphereConv2d False",
     ]

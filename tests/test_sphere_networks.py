@@ -46,7 +46,7 @@ def test_published_parameter_counts_of_cnn_n(depth):
             assert parameters(f"{net}{depth}", num_classes=classes, fc6_norm=False) == count
             assert parameters(f"{net}{depth}", num_classes=classes) == count + 512
     filters = depth // 3 * (128 + 192 + 256) + 256
-    assert parameters(f"sphere_cnn{depth}_learnable", fc6_norm=False) == CNN_PARAMETERS[depth][0] + filters
+    assert parameters(f"sphere_cnn{depth}", operator="learnable", fc6_norm=False) == CNN_PARAMETERS[depth][0] + filters
     if depth == 9:
         assert filters == 1984  # published too
 
@@ -162,7 +162,7 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_steepness_of_the_sigmoid_is_an_argument():
     assert timm.create_model("sphere_cnn3_sigmoid", k=0.1, device="meta").fc6.conv.k == 0.1
     assert timm.create_model("spherenet20_sigmoid", k=0.7, device="meta").conv1.k == 0.7
-    assert timm.create_model("spherenet18_imagenet_sigmoid", k=0.7, device="meta").conv1.k == 0.7
+    assert timm.create_model("spherenet18_imagenet", operator="sigmoid", k=0.7, device="meta").conv1.k == 0.7
 
 
 def test_each_architecture_is_the_function_of_its_name():
@@ -173,11 +173,11 @@ def test_each_architecture_is_the_function_of_its_name():
             assert f"CNN-{re.search('[0-9]+', arch)[0]} " in entry.__doc__
 
 
-@pytest.mark.parametrize("arch", ["spherenet18_imagenet", "spherenet18_imagenet_learnable"])
-def test_the_imagenet_net_is_timms_resnet_with_other_convolutions(arch):
+@pytest.mark.parametrize("operator", ["cosine", "learnable"])
+def test_the_imagenet_net_is_timms_resnet_with_other_convolutions(operator):
     torch.manual_seed(0)
     channels = dict(channels=(64, 6, 8, 10))  # 64 are in the stem
-    model = timm.create_model(arch, **channels)
+    model = timm.create_model("spherenet18_imagenet", operator=operator, **channels)
     twin = timm.create_model("resnet18", **channels)
     left = [m for m in model.modules() if type(m) is nn.Conv2d]
     assert {m.kernel_size for m in left} == {(1, 1)} and len(left) == 3
@@ -187,17 +187,22 @@ def test_the_imagenet_net_is_timms_resnet_with_other_convolutions(arch):
     train_step(model)
 
 
-@pytest.mark.parametrize("operator", ["", "_linear", "_sigmoid", "_learnable"])
+@pytest.mark.parametrize("operator", ["cosine", "linear", "sigmoid", "learnable"])
 def test_a_sphereized_twin_is_the_sphere_network(operator):
-    kind = operator[1:] or "cosine"
     pairs = (("plain_cnn3", "sphere_cnn3", None), ("resnet20_cifar", "spherenet20", ["*.shortcut.*"]))
     for twin, sphere, exclude in pairs:
         torch.manual_seed(0)
         model = timm.create_model(twin, **NARROW)
-        sphereize(model, kind, exclude=exclude)
-        other = timm.create_model(sphere + operator, **NARROW)
+        sphereize(model, operator, exclude=exclude)
+        other = timm.create_model(sphere, operator=operator, **NARROW)
         other.load_state_dict(model.state_dict())
         assert torch.equal(other.eval()(images()), model.eval()(images()))
+
+
+def test_a_network_prints_as_what_it_is():
+    printed = {"spherenet20": "SphereNet", "spherenet18_imagenet": "SphereResNet", "resnet20_cifar": "ResNetCifar"}
+    for arch, name in printed.items():
+        assert str(timm.create_model(arch, device="meta")).startswith(f"{name}(\n")
 
 
 def test_the_function_of_spherenet20_has_not_changed():

@@ -1,10 +1,11 @@
 """The one builder of models: timm's, with a verified file; and the one door into timm's registry."""
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import timm
 from timm.models import (
@@ -18,7 +19,7 @@ from timm.models import (
 from torch import nn
 
 from hyperzoo import names
-from hyperzoo.errors import RegistrationError, UnknownTagError, WeightFileError
+from hyperzoo.errors import InputError, RegistrationError, UnknownTagError, WeightFileError
 from hyperzoo.layers import sphereize_classifier
 from hyperzoo.zoo import weight_files
 
@@ -26,6 +27,36 @@ _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class Variant(NamedTuple):
+    """A row of a model file's table: one line on the architecture, and the arguments that define it."""
+
+    description: str
+    args: dict[str, Any]
+
+
+def register_variants(module: str, variants: Mapping[str, Variant], build: Callable[..., nn.Module]) -> None:
+    """Register every row of a table with timm, and define its function in the model file.
+
+    Args:
+        module: `__name__` of the model file, which has set `default_cfgs`.
+        build: (arch, pretrained, args of the row, **arguments of the caller) -> model; usually a partial `create`.
+    Raises:
+        RegistrationError, InvalidNameError: as for `register`.
+    """
+    for arch, variant in variants.items():
+        setattr(sys.modules[module], arch, register(_entry(module, arch, variant, build)))
+
+
+def _entry(module: str, arch: str, variant: Variant, build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    def entry(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(arch, pretrained, variant.args, **kwargs)
+
+    entry.__name__ = entry.__qualname__ = arch
+    entry.__module__ = module
+    entry.__doc__ = variant.description
+    return entry
 
 
 def register(entry: Entry) -> Entry:
@@ -85,11 +116,14 @@ def create(
     model_cls: Callable[..., Model],
     arch: str,
     pretrained: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+    *,
     pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     head_operator: str | None = None,
     head_k: float = 0.3,
+    feature_cfg: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> Model:
     """Build an architecture as timm does; with `pretrained`, from a file with the manifest's sha256.
@@ -99,19 +133,21 @@ def create(
     file; it gets the comparison of tensor names and shapes, not a hash.
 
     Args:
-        head_operator, head_k: of a classifier of angles in the place of the plain one, which is what angular losses
-            train; as `sphereize_classifier` has it.
-        kwargs: go on to timm's `build_model_with_cfg` and from there to `model_cls`.
+        defaults: arguments that define the architecture; `kwargs` override them, except for a published weight.
+        head_operator, head_k: replace the classifier by one of angles, as angular losses train it; see
+            `sphereize_classifier`.
+        feature_cfg, kwargs: passed to timm's `build_model_with_cfg`, which passes other arguments to `model_cls`.
     Raises:
-        UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: no model is
-            returned.
+        InputError: a published weight with another value than one of `defaults`.
+        UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: no model is returned.
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
         overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source must not lose against the registered one
     cfg = resolved_cfg(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
+    changed = {key: kwargs[key] for key, own in (defaults or {}).items() if _plain(kwargs.get(key, own)) != _plain(own)}
     if pretrained:
-        overlay |= _verified(arch, cfg, cache_dir)
+        overlay |= _verified(arch, cfg, cache_dir, changed)
     return build_model_with_cfg(
         _with_angles(model_cls, head_operator, head_k) if head_operator else model_cls,
         arch,
@@ -120,8 +156,14 @@ def create(
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=weight_files.same_keys,
         cache_dir=cache_dir,
-        **kwargs,
+        feature_cfg=dict(feature_cfg or {}),  # a copy, because timm writes the caller's out_indices into it
+        **{**(defaults or {}), **kwargs},
     )
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON returns it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_angles(model_cls: Callable[..., Model], operator: str, k: float) -> Callable[..., Model]:
@@ -149,21 +191,32 @@ def _tags(arch: str) -> str:
     return f"Tags of {arch}: {', '.join(tags) or 'none yet'}."
 
 
-def _verified(arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None) -> dict[str, Any]:
+def _verified(
+    arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None, changed: Mapping[str, Any]
+) -> dict[str, Any]:
     """What to lay over a resolved description so that timm reads a file that was checked."""
     if cfg.source == "hf-hub":
         repo, _, revision = (cfg.hf_hub_id or "").partition("@")
         name = repo.rpartition("/")[2]
         if name in weight_files.MANIFEST.weights:
+            _check_unchanged(name, changed)
             file = _hashed(name, repo=repo, revision=revision or None, cache_dir=cache_dir)
             return dict(source="", file=file)  # with no source, timm takes `file` first
     elif cfg.source != "local-dir":
         name = f"{arch}.{cfg.tag}"
         if name in weight_files.MANIFEST.weights and _is_registered_source(name, cfg):
+            _check_unchanged(name, changed)
             return dict(file=_hashed(name, cache_dir=cache_dir))
         if not any(getattr(cfg, key) for key in _SOURCES):
             raise UnknownTagError(f"{arch} has no published weight. {_tags(arch)} Use pretrained=False")
     return _callers_source(arch, cfg)
+
+
+def _check_unchanged(name: str, changed: Mapping[str, Any]) -> None:
+    """Refuse what would make another function of the same tensors, such as another operator."""
+    if changed:
+        given = ", ".join(f"{key}={value!r}" for key, value in changed.items())
+        raise InputError(f"{name} was trained without {given}; pass pretrained=False for an untrained network")
 
 
 def _hashed(name: str, **where: Any) -> str:

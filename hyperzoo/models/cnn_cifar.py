@@ -11,6 +11,7 @@ the rest of an odd map, so any size is taken. The slope of leaky ReLU, which no 
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.scalar import ScalarBias
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import BN_EPS
 from hyperzoo.models.resnet_cifar import cfg_cifar
@@ -146,26 +147,15 @@ def _unit(in_chs: int, out_chs: int, size: int, activation: str, batch_norm: boo
     return nn.Sequential(parts)
 
 
-_CFG = cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
-default_cfgs = weight_cfgs({f"cnn11_{act}{suffix}": _CFG for act in ACTIVATIONS for suffix in ("", "_bn")})
-
-
-def _cnn11(activation: str, batch_norm: bool = False) -> Callable[..., CNN11]:
-    """The registered function of one 11-layer network."""
-    arch = f"cnn11_{activation}{'_bn' * batch_norm}"
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> CNN11:
-        args: dict[str, Any] = dict(activation=activation, batch_norm=batch_norm) | kwargs
-        return create(CNN11, arch, pretrained, feature_cfg=dict(out_indices=tuple(range(6))), **args)
-
-    entry.__name__ = entry.__qualname__ = arch
-    entry.__doc__ = f"The 11-layer CNN with {activation}{' and batch norm' * batch_norm}: 1.64 M parameters."
-    return register(entry)
-
-
-cnn11_relu = _cnn11("relu")
-cnn11_leaky_relu = _cnn11("leaky_relu")
-cnn11_elu = _cnn11("elu")
-cnn11_relu_bn = _cnn11("relu", batch_norm=True)
-cnn11_leaky_relu_bn = _cnn11("leaky_relu", batch_norm=True)
-cnn11_elu_bn = _cnn11("elu", batch_norm=True)
+VARIANTS = {
+    f"cnn11_{name}{'_bn' * batch_norm}": Variant(
+        f"CNN-11 for CIFAR with {name}{' and batch norm' * batch_norm}: 1.64 M parameters.",
+        dict(activation=name, batch_norm=batch_norm),
+    )
+    for name in ACTIVATIONS
+    for batch_norm in (False, True)
+}
+default_cfgs = weight_cfgs(
+    dict.fromkeys(VARIANTS, cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")),
+)
+register_variants(__name__, VARIANTS, partial(create, CNN11, feature_cfg=dict(out_indices=tuple(range(6)))))

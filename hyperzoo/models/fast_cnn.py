@@ -9,7 +9,7 @@ Differs: batch norm has a trainable scale; the factor 1/9 of the logits is part 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import make_conv
 from hyperzoo.models.resnet_cifar import cfg_cifar
@@ -96,8 +96,9 @@ class FastCNN(Staged):
         """3 x 3 convolutions: the identity for as many filters as there are input channels, torch's default for the
         rest. Classifier: normal with standard deviation 1 / in_features."""
         for stage in (self.stage1, self.stage2, self.stage3):
-            for conv in (stage.conv1, stage.conv2):
-                nn.init.dirac_(conv.weight[: conv.in_channels])
+            for module in stage:
+                if isinstance(module, nn.Conv2d):
+                    nn.init.dirac_(module.weight[: module.in_channels])
         if isinstance(self.fc, nn.Linear):
             nn.init.normal_(self.fc.weight, std=1 / self.num_features)
 
@@ -115,28 +116,17 @@ class FastCNN(Staged):
         return self.stage3(self.stage2(self.stage1(x)))
 
 
-_CFG = cfg_cifar() | dict(pool_size=(3, 3), first_conv="whiten")
-_ARCHS: dict[str, dict[str, Any]] = {
-    "fast_cnn8": dict(),
-    "fast_cnn8_wide": dict(widths=WIDE),
-    "fast_sphere_cnn8": dict(operator="cosine"),
-    "fast_sphere_cnn8_wide": dict(widths=WIDE, operator="cosine"),
+VARIANTS = {
+    "fast_cnn8": Variant("The fast CNN with 64, 256 and 256 channels: 1.97 M parameters.", dict(operator=None)),
+    "fast_cnn8_wide": Variant(
+        "The fast CNN with 128, 384 and 384 channels: 4.6 M parameters.", dict(widths=WIDE, operator=None)
+    ),
+    "fast_sphere_cnn8": Variant(
+        "`fast_cnn8` with the cosine operator in every 3 x 3 convolution.", dict(operator="cosine")
+    ),
+    "fast_sphere_cnn8_wide": Variant(
+        "`fast_cnn8_wide` with the cosine operator in every 3 x 3 convolution.", dict(widths=WIDE, operator="cosine")
+    ),
 }
-default_cfgs = weight_cfgs(dict.fromkeys(_ARCHS, _CFG))
-
-
-def _architecture(arch: str, summary: str) -> Callable[..., FastCNN]:
-    """The registered function of one row of `_ARCHS`."""
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> FastCNN:
-        return create(FastCNN, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **(_ARCHS[arch] | kwargs))
-
-    entry.__name__ = entry.__qualname__ = arch
-    entry.__doc__ = summary
-    return register(entry)
-
-
-fast_cnn8 = _architecture("fast_cnn8", "The fast CNN with 64, 256 and 256 channels: 1.97 M parameters.")
-fast_cnn8_wide = _architecture("fast_cnn8_wide", "The fast CNN with 128, 384 and 384 channels: 4.6 M parameters.")
-fast_sphere_cnn8 = _architecture("fast_sphere_cnn8", "`fast_cnn8` with the cosine operator in every 3 x 3 convolution.")
-fast_sphere_cnn8_wide = _architecture("fast_sphere_cnn8_wide", "`fast_cnn8_wide` with the cosine operator.")
+default_cfgs = weight_cfgs(dict.fromkeys(VARIANTS, cfg_cifar() | dict(pool_size=(3, 3), first_conv="whiten")))
+register_variants(__name__, VARIANTS, partial(create, FastCNN, feature_cfg=dict(out_indices=(0, 1, 2))))

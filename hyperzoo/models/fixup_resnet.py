@@ -7,7 +7,7 @@ would be. `resnet*_pad_cifar`: the networks of He et al., CVPR 2016 (arXiv 1512.
 a shortcut that changes the width takes every second pixel and fills the new channels with zeros.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.scalar import ScalarBias, ScalarScale
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._input import check_images
 from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import WIDTHS, cfg_cifar
@@ -180,28 +180,17 @@ class FixupResNet(Staged):
         return self._behind(x)
 
 
-_DEPTHS = (20, 56, 110)
-default_cfgs = weight_cfgs(
-    {arch: cfg_cifar() for depth in _DEPTHS for arch in (f"fixup_resnet{depth}_cifar", f"resnet{depth}_pad_cifar")}
-)
-
-
-def _architecture(depth: int, batch_norm: bool = False) -> Callable[..., FixupResNet]:
-    """The registered function of one network."""
-    arch = f"resnet{depth}_pad_cifar" if batch_norm else f"fixup_resnet{depth}_cifar"
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> FixupResNet:
-        args: dict[str, Any] = dict(depth=depth, batch_norm=batch_norm) | kwargs
-        return create(FixupResNet, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **args)
-
-    entry.__name__ = entry.__qualname__ = arch
-    entry.__doc__ = f"ResNet-{depth} for CIFAR {'with batch norm' if batch_norm else 'without normalization (Fixup)'}."
-    return register(entry)
-
-
-fixup_resnet20_cifar = _architecture(20)
-fixup_resnet56_cifar = _architecture(56)
-fixup_resnet110_cifar = _architecture(110)
-resnet20_pad_cifar = _architecture(20, batch_norm=True)
-resnet56_pad_cifar = _architecture(56, batch_norm=True)
-resnet110_pad_cifar = _architecture(110, batch_norm=True)
+VARIANTS = {
+    f"fixup_resnet{depth}_cifar": Variant(
+        f"ResNet-{depth} for CIFAR without normalization (Fixup).", dict(depth=depth, batch_norm=False)
+    )
+    for depth in (56, 110)
+} | {
+    f"resnet{depth}_pad_cifar": Variant(
+        f"ResNet-{depth} for CIFAR with batch norm and shortcuts without parameters.",
+        dict(depth=depth, batch_norm=True),
+    )
+    for depth in (56, 110)
+}
+default_cfgs = weight_cfgs(dict.fromkeys(VARIANTS, cfg_cifar()))
+register_variants(__name__, VARIANTS, partial(create, FixupResNet, feature_cfg=dict(out_indices=(0, 1, 2))))

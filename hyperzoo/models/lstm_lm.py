@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.recurrent_bn import BatchNormLSTM
-from hyperzoo.models._create import create, register, resolved_cfg, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, resolved_cfg, weight_cfgs
 
 __all__ = ["LSTMLanguageModel"]
 PAPERS = ("2002.05366", "1608.05859")  # arXiv numbers, on the cards of weights
@@ -178,11 +178,26 @@ def _cfg() -> dict[str, Any]:
     )
 
 
-VARIANTS = ("lstm200", "lstm200_untied", "lstm200_bn", "lstm650", "lstm650_untied")
-default_cfgs = weight_cfgs({arch: _cfg() for arch in VARIANTS})
+VARIANTS = {
+    "lstm200": Variant(
+        "Two LSTM layers of 200 units, embedding and softmax tied: 2.65 M parameters with 10,000 words.",
+        dict(width=200, tied=True),
+    ),
+    "lstm200_untied": Variant(
+        "Two LSTM layers of 200 units: 4.65 M parameters with 10,000 words.", dict(width=200, tied=False)
+    ),
+    "lstm650": Variant(
+        "Two LSTM layers of 650 units, embedding and softmax tied: 13.28 M parameters with 10,000 words.",
+        dict(width=650, tied=True),
+    ),
+    "lstm650_untied": Variant(
+        "Two LSTM layers of 650 units: 19.78 M parameters with 10,000 words.", dict(width=650, tied=False)
+    ),
+}
+default_cfgs = weight_cfgs(dict.fromkeys(VARIANTS, _cfg()))
 
 
-def _create(arch: str, pretrained: bool, own: dict[str, Any], **kwargs: Any) -> LSTMLanguageModel:
+def _create(arch: str, pretrained: bool, args: dict[str, Any], **kwargs: Any) -> LSTMLanguageModel:
     if kwargs.pop("features_only", False):
         raise InputError("language models have no feature maps; use forward_features(tokens)")
     cfg = resolved_cfg(arch, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
@@ -192,35 +207,8 @@ def _create(arch: str, pretrained: bool, own: dict[str, Any], **kwargs: Any) -> 
         raise InputError(
             f"{name} has a fixed vocabulary of {cfg.num_classes} words; num_classes={words} needs pretrained=False"
         )
-    of_images = ("in_chans", "global_pool", "img_size")  # timm may hand them over; they mean nothing here
-    return create(LSTMLanguageModel, arch, pretrained, kwargs_filter=of_images, **{**own, **kwargs})
+    ignored = ("in_chans", "global_pool", "img_size")  # of images; timm may pass them
+    return create(LSTMLanguageModel, arch, pretrained, args, kwargs_filter=ignored, **kwargs)
 
 
-@register
-def lstm200(pretrained: bool = False, **kwargs: Any) -> LSTMLanguageModel:
-    """Two LSTM layers of 200 units, embedding and softmax tied: 2.65 M parameters with 10,000 words."""
-    return _create("lstm200", pretrained, dict(width=200), **kwargs)
-
-
-@register
-def lstm200_untied(pretrained: bool = False, **kwargs: Any) -> LSTMLanguageModel:
-    """Two LSTM layers of 200 units: 4.65 M parameters with 10,000 words."""
-    return _create("lstm200_untied", pretrained, dict(width=200, tied=False), **kwargs)
-
-
-@register
-def lstm200_bn(pretrained: bool = False, **kwargs: Any) -> LSTMLanguageModel:
-    """`lstm200` with recurrent batch norm: 2.66 M parameters with 10,000 words."""
-    return _create("lstm200_bn", pretrained, dict(width=200, batch_norm=True), **kwargs)
-
-
-@register
-def lstm650(pretrained: bool = False, **kwargs: Any) -> LSTMLanguageModel:
-    """Two LSTM layers of 650 units, embedding and softmax tied: 13.28 M parameters with 10,000 words."""
-    return _create("lstm650", pretrained, dict(width=650), **kwargs)
-
-
-@register
-def lstm650_untied(pretrained: bool = False, **kwargs: Any) -> LSTMLanguageModel:
-    """Two LSTM layers of 650 units: 19.78 M parameters with 10,000 words."""
-    return _create("lstm650_untied", pretrained, dict(width=650, tied=False), **kwargs)
+register_variants(__name__, VARIANTS, _create)

@@ -6,13 +6,14 @@ behind each stage; `fc6`, a 4 x 4 convolution to 256 channels without norm and R
 are the networks of `sphere_cnn.py` with inner products, other widths and another `fc6`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn as nn
 
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models.resnet_cifar import cfg_cifar
 from hyperzoo.models.sphere_cnn import SphereCNN
 
@@ -47,32 +48,14 @@ class PlainCNN(SphereCNN):
         self.init_weights()
 
 
-_SIZES = ((6, 64), (9, 16), (9, 32), (9, 64), (9, 128), (9, 256), (15, 64))
+VARIANTS = {
+    f"cnn{depth}_w{width}": Variant(
+        f"CNN-{depth} of the MHE paper with {width}, {2 * width} and {4 * width} channels.",
+        dict(depth=depth, widths=(width, 2 * width, 4 * width)),
+    )
+    for depth, width in ((6, 64), (9, 16), (9, 32), (9, 64), (9, 128), (9, 256), (15, 64))
+}
 default_cfgs = weight_cfgs(
-    {
-        f"cnn{depth}_w{width}": cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
-        for depth, width in _SIZES
-    }
+    dict.fromkeys(VARIANTS, cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")),
 )
-
-
-def _cnn(depth: int, width: int) -> Callable[..., PlainCNN]:
-    """The registered function of one network of the MHE paper."""
-    arch = f"cnn{depth}_w{width}"
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> PlainCNN:
-        args: dict[str, Any] = dict(depth=depth, widths=(width, 2 * width, 4 * width)) | kwargs
-        return create(PlainCNN, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **args)
-
-    entry.__name__ = entry.__qualname__ = arch
-    entry.__doc__ = f"CNN-{depth} of the MHE paper with {width}, {2 * width} and {4 * width} channels."
-    return register(entry)
-
-
-cnn6_w64 = _cnn(6, 64)
-cnn9_w16 = _cnn(9, 16)
-cnn9_w32 = _cnn(9, 32)
-cnn9_w64 = _cnn(9, 64)
-cnn9_w128 = _cnn(9, 128)
-cnn9_w256 = _cnn(9, 256)
-cnn15_w64 = _cnn(15, 64)
+register_variants(__name__, VARIANTS, partial(create, PlainCNN, feature_cfg=dict(out_indices=(0, 1, 2))))

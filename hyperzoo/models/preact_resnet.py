@@ -8,6 +8,7 @@ the convolutions, the stride in the second one, shortcuts from the bare tensor, 
 start as torch starts them. Differs: that last norm has torch's momentum of 0.1, not 0.9, which forgets all but a batch.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._input import check_images
 from hyperzoo.models._staged import Staged
 from hyperzoo.models.resnet_cifar import cfg_cifar
@@ -182,12 +183,9 @@ class PreActResNet(Staged):
         return self._behind(x)
 
 
-def _create(arch: str, pretrained: bool, stages: int, **kwargs: Any) -> PreActResNet:
-    return create(PreActResNet, arch, pretrained, feature_cfg=dict(out_indices=tuple(range(stages))), **kwargs)
-
-
-def _create_wide(arch: str, pretrained: bool, depth: int, factor: int, **kwargs: Any) -> PreActResNet:
-    args: dict[str, Any] = dict(
+def _wide(depth: int, factor: int) -> dict[str, Any]:
+    """The arguments of a wide ResNet of 6n + 4 layers."""
+    return dict(
         block="wide",
         depths=((depth - 4) // 6,) * 3,
         widths=(16 * factor, 32 * factor, 64 * factor),
@@ -195,41 +193,22 @@ def _create_wide(arch: str, pretrained: bool, depth: int, factor: int, **kwargs:
         conv_bias=True,
         final_norm=True,
     )
-    return _create(arch, pretrained, 3, **args | kwargs)
 
 
+VARIANTS = {
+    "preact_resnet18": Variant("PreActResNet-18: 11.2 M parameters.", dict(depths=(2, 2, 2, 2))),
+    "preact_resnet34": Variant("PreActResNet-34: 21.3 M parameters.", dict(depths=(3, 4, 6, 3))),
+    "preact_resnet50": Variant(
+        "PreActResNet-50, of bottlenecks: 23.5 M parameters.",
+        dict(block="bottleneck", depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048)),
+    ),
+}
+WIDE_VARIANTS = {
+    "wrn16_4": Variant("Wide ResNet-16-4: 2.8 M parameters.", _wide(16, 4)),
+    "wrn28_10": Variant("Wide ResNet-28-10: 36.5 M parameters.", _wide(28, 10)),
+}
 default_cfgs = weight_cfgs(
-    {f"preact_resnet{depth}": cfg_cifar() | dict(pool_size=(4, 4)) for depth in (18, 34, 50)}
-    | {arch: cfg_cifar() for arch in ("wrn16_4", "wrn28_10")}
+    dict.fromkeys(VARIANTS, cfg_cifar() | dict(pool_size=(4, 4))) | dict.fromkeys(WIDE_VARIANTS, cfg_cifar())
 )
-
-
-@register
-def preact_resnet18(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    """PreActResNet-18: 11.2 M parameters."""
-    return _create("preact_resnet18", pretrained, 4, **kwargs)
-
-
-@register
-def preact_resnet34(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    """PreActResNet-34: 21.3 M parameters."""
-    return _create("preact_resnet34", pretrained, 4, **dict(depths=(3, 4, 6, 3)) | kwargs)
-
-
-@register
-def preact_resnet50(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    """PreActResNet-50, of bottlenecks: 23.5 M parameters."""
-    args: dict[str, Any] = dict(block="bottleneck", depths=(3, 4, 6, 3), widths=(256, 512, 1024, 2048))
-    return _create("preact_resnet50", pretrained, 4, **args | kwargs)
-
-
-@register
-def wrn16_4(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    """Wide ResNet-16-4: 2.8 M parameters."""
-    return _create_wide("wrn16_4", pretrained, 16, 4, **kwargs)
-
-
-@register
-def wrn28_10(pretrained: bool = False, **kwargs: Any) -> PreActResNet:
-    """Wide ResNet-28-10: 36.5 M parameters."""
-    return _create_wide("wrn28_10", pretrained, 28, 10, **kwargs)
+register_variants(__name__, VARIANTS, partial(create, PreActResNet, feature_cfg=dict(out_indices=(0, 1, 2, 3))))
+register_variants(__name__, WIDE_VARIANTS, partial(create, PreActResNet, feature_cfg=dict(out_indices=(0, 1, 2))))

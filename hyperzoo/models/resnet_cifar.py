@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._input import check_images
 from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import check_norm, make_conv, make_norm
@@ -134,11 +134,6 @@ class ResNetCifar(Staged):
         return self.layer3(self.layer2(self.layer1(x)))
 
 
-def create_resnet_cifar(arch: str, pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """Build `arch` through the verified builder; also used by the SphereNets, which name an operator."""
-    return create(ResNetCifar, arch, pretrained, feature_cfg=dict(out_indices=(0, 1, 2)), **kwargs)
-
-
 def cfg_cifar() -> dict[str, Any]:
     """timm's description of a network for CIFAR: channel means and deviations of the CIFAR-10 training images."""
     return dict(
@@ -156,41 +151,18 @@ def cfg_cifar() -> dict[str, Any]:
     )
 
 
-default_cfgs = weight_cfgs({f"resnet{size}_cifar": cfg_cifar() for size in (20, 32, 44, 56, 110, "32_wide")})
-
-
-@register
-def resnet20_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-20 for CIFAR: 20 weighted layers, 0.27 M parameters."""
-    return create_resnet_cifar("resnet20_cifar", pretrained, depth=20, **kwargs)
-
-
-@register
-def resnet32_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-32 for CIFAR: 32 weighted layers, 0.47 M parameters."""
-    return create_resnet_cifar("resnet32_cifar", pretrained, depth=32, **kwargs)
-
-
-@register
-def resnet44_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-44 for CIFAR: 44 weighted layers, 0.66 M parameters."""
-    return create_resnet_cifar("resnet44_cifar", pretrained, depth=44, **kwargs)
-
-
-@register
-def resnet56_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-56 for CIFAR: 56 weighted layers, 0.86 M parameters."""
-    return create_resnet_cifar("resnet56_cifar", pretrained, depth=56, **kwargs)
-
-
-@register
-def resnet110_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-110 for CIFAR: 110 weighted layers, 1.73 M parameters."""
-    return create_resnet_cifar("resnet110_cifar", pretrained, depth=110, **kwargs)
-
-
-@register
-def resnet32_wide_cifar(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """ResNet-32 with 96, 192 and 384 channels and no bias in the classifier: the twin of `spherenet32_wide`, 16.7 M."""
-    args: dict[str, Any] = dict(depth=32, widths=WIDE, head_bias=False) | kwargs
-    return create_resnet_cifar("resnet32_wide_cifar", pretrained, **args)
+VARIANTS = {
+    f"resnet{depth}_cifar": Variant(
+        f"ResNet-{depth} for CIFAR, {depth} weighted layers: {millions} M parameters.",
+        dict(depth=depth, operator=None),
+    )
+    for depth, millions in ((20, 0.27), (32, 0.47), (44, 0.66), (56, 0.86), (110, 1.73))
+} | {
+    "resnet32_wide_cifar": Variant(
+        "ResNet-32 with 96, 192 and 384 channels and no bias in the classifier, the baseline of `spherenet32_wide`: "
+        "16.7 M parameters.",
+        dict(depth=32, widths=WIDE, head_bias=False, operator=None),
+    ),
+}
+default_cfgs = weight_cfgs(dict.fromkeys(VARIANTS, cfg_cifar()))
+register_variants(__name__, VARIANTS, partial(create, ResNetCifar, feature_cfg=dict(out_indices=(0, 1, 2))))

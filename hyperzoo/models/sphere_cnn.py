@@ -10,7 +10,8 @@ batch-norm eps is the authors' 1e-3; maps that are not 4 x 4 before `fc6` are av
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hyperzoo.errors import InputError
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.layers.operators import OPERATORS
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import check_norm, make_conv, make_norm
 from hyperzoo.models.resnet_cifar import cfg_cifar
@@ -150,58 +152,32 @@ def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: 
     return nn.Sequential(parts)
 
 
-_DEPTHS = (3, 9, 18, 45, 60, 69)
-_OPERATORS = {"": "cosine", "_linear": "linear", "_sigmoid": "sigmoid", "_learnable": "learnable"}
-default_cfgs = weight_cfgs(
-    {
-        arch: cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")
-        for depth in _DEPTHS
-        for arch in (f"plain_cnn{depth}", *(f"sphere_cnn{depth}{suffix}" for suffix in _OPERATORS))
+OF_THE_PAPER = ("cosine", "linear", "sigmoid")  # the operators of Table 2
+SIZES: dict[int, Iterable[str]] = {
+    3: OF_THE_PAPER,
+    9: OPERATORS,
+    18: OF_THE_PAPER,
+    45: OF_THE_PAPER,
+    60: OF_THE_PAPER,
+    69: ("cosine", "linear"),
+}
+"""Convolutions, and the operators of the networks with a name of their own."""
+
+
+def _variants(depth: int, operators: Iterable[str]) -> dict[str, Variant]:
+    rows: dict[str, str | None] = {f"plain_cnn{depth}": None}
+    rows |= {f"sphere_cnn{depth}{OPERATORS[name].suffix}": name for name in operators}
+    return {
+        arch: Variant(
+            f"CNN-{depth} of the SphereNet paper with {f'the {name} operator' if name else 'inner products'}.",
+            dict(depth=depth, operator=name),
+        )
+        for arch, name in rows.items()
     }
+
+
+VARIANTS = {arch: row for depth, operators in SIZES.items() for arch, row in _variants(depth, operators).items()}
+default_cfgs = weight_cfgs(
+    dict.fromkeys(VARIANTS, cfg_cifar() | dict(pool_size=(1, 1), first_conv="stage1.0.conv")),
 )
-
-
-def _architecture(depth: int, suffix: str | None) -> Callable[..., SphereCNN]:
-    """The registered function of one architecture; without a suffix the inner-product twin."""
-    arch = f"plain_cnn{depth}" if suffix is None else f"sphere_cnn{depth}{suffix}"
-    operator = None if suffix is None else _OPERATORS[suffix]
-
-    def entry(pretrained: bool = False, **kwargs: Any) -> SphereCNN:
-        feature_cfg = dict(out_indices=(0, 1, 2))
-        return create(SphereCNN, arch, pretrained, feature_cfg=feature_cfg, depth=depth, operator=operator, **kwargs)
-
-    entry.__name__ = entry.__qualname__ = arch
-    entry.__doc__ = f"CNN-{depth} of the SphereNet paper with {'inner products' if operator is None else operator}."
-    return register(entry)
-
-
-plain_cnn3 = _architecture(3, None)
-sphere_cnn3 = _architecture(3, "")
-sphere_cnn3_linear = _architecture(3, "_linear")
-sphere_cnn3_sigmoid = _architecture(3, "_sigmoid")
-sphere_cnn3_learnable = _architecture(3, "_learnable")
-plain_cnn9 = _architecture(9, None)
-sphere_cnn9 = _architecture(9, "")
-sphere_cnn9_linear = _architecture(9, "_linear")
-sphere_cnn9_sigmoid = _architecture(9, "_sigmoid")
-sphere_cnn9_learnable = _architecture(9, "_learnable")
-plain_cnn18 = _architecture(18, None)
-sphere_cnn18 = _architecture(18, "")
-sphere_cnn18_linear = _architecture(18, "_linear")
-sphere_cnn18_sigmoid = _architecture(18, "_sigmoid")
-sphere_cnn18_learnable = _architecture(18, "_learnable")
-plain_cnn45 = _architecture(45, None)
-sphere_cnn45 = _architecture(45, "")
-sphere_cnn45_linear = _architecture(45, "_linear")
-sphere_cnn45_sigmoid = _architecture(45, "_sigmoid")
-sphere_cnn45_learnable = _architecture(45, "_learnable")
-plain_cnn60 = _architecture(60, None)
-sphere_cnn60 = _architecture(60, "")
-sphere_cnn60_linear = _architecture(60, "_linear")
-sphere_cnn60_sigmoid = _architecture(60, "_sigmoid")
-sphere_cnn60_learnable = _architecture(60, "_learnable")
-plain_cnn69 = _architecture(69, None)
-sphere_cnn69 = _architecture(69, "")
-sphere_cnn69_linear = _architecture(69, "_linear")
-sphere_cnn69_sigmoid = _architecture(69, "_sigmoid")
-sphere_cnn69_learnable = _architecture(69, "_learnable")
+register_variants(__name__, VARIANTS, partial(create, SphereCNN, feature_cfg=dict(out_indices=(0, 1, 2))))

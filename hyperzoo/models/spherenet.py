@@ -1,13 +1,15 @@
-"""SphereNets: the residual nets of `resnet_cifar.py`, and timm's for ImageNet, with spherical convolutions.
+"""SphereNets: the residual networks of `resnet_cifar.py`, and timm's for ImageNet, with spherical convolutions.
 
-Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: SphereConv - BN - ReLU; 1 x 1
-shortcuts and the classifier stay plain. The operator is part of the name, because the same tensors compute another
-function with another one: `spherenet20` has the cosine, `spherenet20_linear` the linear operator,
-`spherenet20_sigmoid` the sigmoid with k = 0.3, `spherenet20_learnable` a sigmoid with a learned k for each filter.
-Differs: only the `wide` ones have the paper's widths of 96, 192 and 384 and its classifier without bias; the others
-have 16, 32 and 64 channels, and a bias. The stride-2 convolutions pad both sides, as always in torch.
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: SphereConv - BN - ReLU; the 1 x 1
+shortcuts and the classifier stay plain. A name without suffix has the cosine operator; `_linear`, `_sigmoid` (k = 0.3)
+and `_learnable` name the others, because the same tensors compute another function with another operator. Other
+combinations are arguments: `timm.create_model('spherenet20', depth=56, operator='linear')`.
+Differs: only `spherenet32_wide` has the paper's widths of 96, 192 and 384 channels and its classifier without bias;
+`spherenet20` has 16, 32 and 64 channels and a bias. The stride-2 convolutions pad both sides, as always in torch.
 """
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch.fx
@@ -16,24 +18,32 @@ from timm.models import BasicBlock, ResNet
 from torch import Tensor
 
 from hyperzoo.layers import sphereize
-from hyperzoo.models._create import create, register, weight_cfgs
+from hyperzoo.layers.operators import OPERATORS
+from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._input import check_images
-from hyperzoo.models.resnet_cifar import WIDE, ResNetCifar, cfg_cifar, create_resnet_cifar
+from hyperzoo.models.resnet_cifar import WIDE, ResNetCifar, cfg_cifar
 
-__all__ = ["SphereResNet"]
+__all__ = ["SphereNet", "SphereResNet"]
 PAPERS = ("1711.03189",)  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 
 
+class SphereNet(ResNetCifar):
+    """`ResNetCifar` with an operator in its 3 x 3 convolutions; shapes, arguments and errors as there."""
+
+    def __init__(self, depth: int = 20, *, operator: str = "cosine", **kwargs: Any) -> None:
+        super().__init__(depth, operator=operator, **kwargs)
+
+
 class SphereResNet(ResNet):
-    """timm's ResNet with every convolution spherical but the shortcuts, by `sphereize`.
+    """timm's ResNet in which `sphereize` has replaced every convolution but those of the shortcuts.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised; made for 224 x 224, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; made for 224 x 224, takes any size.   return: (B, num_classes).
     Args:
         operator, k: as for `SphereConv2d`.
-        kwargs: go on to `timm.models.resnet.ResNet`.
+        kwargs: passed to `timm.models.ResNet`.
     Raises:
         InputError: an unknown operator, or an input of another rank, channel count or dtype.
     """
@@ -61,189 +71,29 @@ def _cfg_imagenet() -> dict[str, Any]:
     )
 
 
-_SUFFIXES = ("", "_linear", "_sigmoid", "_learnable")
-default_cfgs = weight_cfgs(
-    {f"spherenet{size}{suffix}": cfg_cifar() for size in (20, 32, 44, 56, 110, "32_wide") for suffix in _SUFFIXES}
-    | {f"spherenet18_imagenet{suffix}": _cfg_imagenet() for suffix in _SUFFIXES}
+def _variants(arch: str, description: str, operators: Iterable[str], **args: Any) -> dict[str, Variant]:
+    """One row per operator, whose suffix is appended to the name."""
+    return {
+        f"{arch}{OPERATORS[name].suffix}": Variant(f"{description}; {name} operator.", dict(args, operator=name))
+        for name in operators
+    }
+
+
+VARIANTS = _variants("spherenet20", "SphereNet-20 for CIFAR, 0.27 M parameters", OPERATORS, depth=20) | _variants(
+    "spherenet32_wide",
+    "SphereNet-32 for CIFAR in the paper's widths of 96, 192 and 384 channels, 16.7 M parameters",
+    ("cosine", "linear", "sigmoid"),
+    depth=32,
+    widths=WIDE,
+    head_bias=False,
 )
-
-
-def _create_spherenet(arch: str, pretrained: bool, depth: int, operator: str, **kwargs: Any) -> ResNetCifar:
-    return create_resnet_cifar(arch, pretrained, depth=depth, operator=operator, **kwargs)
-
-
-def _create_wide(arch: str, pretrained: bool, operator: str, **kwargs: Any) -> ResNetCifar:
-    args: dict[str, Any] = dict(widths=WIDE, head_bias=False) | kwargs
-    return _create_spherenet(arch, pretrained, 32, operator, **args)
-
-
-def _create_imagenet(arch: str, pretrained: bool, operator: str, **kwargs: Any) -> SphereResNet:
-    return create(SphereResNet, arch, pretrained, block=BasicBlock, layers=(2, 2, 2, 2), operator=operator, **kwargs)
-
-
-@register
-def spherenet20(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-20 for CIFAR with the cosine operator: 0.27 M parameters."""
-    return _create_spherenet("spherenet20", pretrained, 20, "cosine", **kwargs)
-
-
-@register
-def spherenet20_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-20 for CIFAR with the linear operator: 0.27 M parameters."""
-    return _create_spherenet("spherenet20_linear", pretrained, 20, "linear", **kwargs)
-
-
-@register
-def spherenet20_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-20 for CIFAR with the sigmoid (k = 0.3) operator: 0.27 M parameters."""
-    return _create_spherenet("spherenet20_sigmoid", pretrained, 20, "sigmoid", **kwargs)
-
-
-@register
-def spherenet20_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-20 for CIFAR with a learned sigmoid for each filter: 0.27 M parameters."""
-    return _create_spherenet("spherenet20_learnable", pretrained, 20, "learnable", **kwargs)
-
-
-@register
-def spherenet32(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-32 for CIFAR with the cosine operator: 0.47 M parameters."""
-    return _create_spherenet("spherenet32", pretrained, 32, "cosine", **kwargs)
-
-
-@register
-def spherenet32_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-32 for CIFAR with the linear operator: 0.47 M parameters."""
-    return _create_spherenet("spherenet32_linear", pretrained, 32, "linear", **kwargs)
-
-
-@register
-def spherenet32_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-32 for CIFAR with the sigmoid (k = 0.3) operator: 0.47 M parameters."""
-    return _create_spherenet("spherenet32_sigmoid", pretrained, 32, "sigmoid", **kwargs)
-
-
-@register
-def spherenet32_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-32 for CIFAR with a learned sigmoid for each filter: 0.47 M parameters."""
-    return _create_spherenet("spherenet32_learnable", pretrained, 32, "learnable", **kwargs)
-
-
-@register
-def spherenet44(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-44 for CIFAR with the cosine operator: 0.66 M parameters."""
-    return _create_spherenet("spherenet44", pretrained, 44, "cosine", **kwargs)
-
-
-@register
-def spherenet44_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-44 for CIFAR with the linear operator: 0.66 M parameters."""
-    return _create_spherenet("spherenet44_linear", pretrained, 44, "linear", **kwargs)
-
-
-@register
-def spherenet44_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-44 for CIFAR with the sigmoid (k = 0.3) operator: 0.66 M parameters."""
-    return _create_spherenet("spherenet44_sigmoid", pretrained, 44, "sigmoid", **kwargs)
-
-
-@register
-def spherenet44_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-44 for CIFAR with a learned sigmoid for each filter: 0.66 M parameters."""
-    return _create_spherenet("spherenet44_learnable", pretrained, 44, "learnable", **kwargs)
-
-
-@register
-def spherenet56(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-56 for CIFAR with the cosine operator: 0.86 M parameters."""
-    return _create_spherenet("spherenet56", pretrained, 56, "cosine", **kwargs)
-
-
-@register
-def spherenet56_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-56 for CIFAR with the linear operator: 0.86 M parameters."""
-    return _create_spherenet("spherenet56_linear", pretrained, 56, "linear", **kwargs)
-
-
-@register
-def spherenet56_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-56 for CIFAR with the sigmoid (k = 0.3) operator: 0.86 M parameters."""
-    return _create_spherenet("spherenet56_sigmoid", pretrained, 56, "sigmoid", **kwargs)
-
-
-@register
-def spherenet56_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-56 for CIFAR with a learned sigmoid for each filter: 0.86 M parameters."""
-    return _create_spherenet("spherenet56_learnable", pretrained, 56, "learnable", **kwargs)
-
-
-@register
-def spherenet110(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-110 for CIFAR with the cosine operator: 1.73 M parameters."""
-    return _create_spherenet("spherenet110", pretrained, 110, "cosine", **kwargs)
-
-
-@register
-def spherenet110_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-110 for CIFAR with the linear operator: 1.73 M parameters."""
-    return _create_spherenet("spherenet110_linear", pretrained, 110, "linear", **kwargs)
-
-
-@register
-def spherenet110_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-110 for CIFAR with the sigmoid (k = 0.3) operator: 1.73 M parameters."""
-    return _create_spherenet("spherenet110_sigmoid", pretrained, 110, "sigmoid", **kwargs)
-
-
-@register
-def spherenet110_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """SphereNet-110 for CIFAR with a learned sigmoid for each filter: 1.73 M parameters."""
-    return _create_spherenet("spherenet110_learnable", pretrained, 110, "learnable", **kwargs)
-
-
-@register
-def spherenet32_wide(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """The paper's SphereNet-32 (96, 192 and 384 channels) with the cosine operator: 16.7 M parameters."""
-    return _create_wide("spherenet32_wide", pretrained, "cosine", **kwargs)
-
-
-@register
-def spherenet32_wide_linear(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """The paper's SphereNet-32 (96, 192 and 384 channels) with the linear operator: 16.7 M parameters."""
-    return _create_wide("spherenet32_wide_linear", pretrained, "linear", **kwargs)
-
-
-@register
-def spherenet32_wide_sigmoid(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """The paper's SphereNet-32 (96, 192 and 384 channels) with the sigmoid (k = 0.3) operator: 16.7 M parameters."""
-    return _create_wide("spherenet32_wide_sigmoid", pretrained, "sigmoid", **kwargs)
-
-
-@register
-def spherenet32_wide_learnable(pretrained: bool = False, **kwargs: Any) -> ResNetCifar:
-    """The paper's SphereNet-32 (96, 192 and 384 channels) with a learned sigmoid for each filter: 16.7 M parameters."""
-    return _create_wide("spherenet32_wide_learnable", pretrained, "learnable", **kwargs)
-
-
-@register
-def spherenet18_imagenet(pretrained: bool = False, **kwargs: Any) -> SphereResNet:
-    """SphereNet-18 for ImageNet with the cosine operator: timm's resnet18, 11.7 M parameters."""
-    return _create_imagenet("spherenet18_imagenet", pretrained, "cosine", **kwargs)
-
-
-@register
-def spherenet18_imagenet_linear(pretrained: bool = False, **kwargs: Any) -> SphereResNet:
-    """SphereNet-18 for ImageNet with the linear operator: timm's resnet18, 11.7 M parameters."""
-    return _create_imagenet("spherenet18_imagenet_linear", pretrained, "linear", **kwargs)
-
-
-@register
-def spherenet18_imagenet_sigmoid(pretrained: bool = False, **kwargs: Any) -> SphereResNet:
-    """SphereNet-18 for ImageNet with the sigmoid (k = 0.3) operator: timm's resnet18, 11.7 M parameters."""
-    return _create_imagenet("spherenet18_imagenet_sigmoid", pretrained, "sigmoid", **kwargs)
-
-
-@register
-def spherenet18_imagenet_learnable(pretrained: bool = False, **kwargs: Any) -> SphereResNet:
-    """SphereNet-18 for ImageNet with a learned sigmoid for each filter: timm's resnet18, 11.7 M parameters."""
-    return _create_imagenet("spherenet18_imagenet_learnable", pretrained, "learnable", **kwargs)
+IMAGENET_VARIANTS = _variants(
+    "spherenet18_imagenet",
+    "SphereNet-18 for ImageNet, timm's resnet18 with 11.7 M parameters",
+    ("cosine", "linear"),
+    block=BasicBlock,
+    layers=(2, 2, 2, 2),
+)
+default_cfgs = weight_cfgs(dict.fromkeys(VARIANTS, cfg_cifar()) | dict.fromkeys(IMAGENET_VARIANTS, _cfg_imagenet()))
+register_variants(__name__, VARIANTS, partial(create, SphereNet, feature_cfg=dict(out_indices=(0, 1, 2))))
+register_variants(__name__, IMAGENET_VARIANTS, partial(create, SphereResNet))

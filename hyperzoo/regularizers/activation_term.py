@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers._torch import writes_to
 from hyperzoo.layers.hooks import attached, select
 
 Tap = Callable[[Tensor], tuple[Tensor, Any]]
@@ -125,7 +126,7 @@ class ActivationTerm:
         steps_first = isinstance(module, nn.RNNBase) and not module.batch_first and output.dim() == 3
         x = output.transpose(0, 1) if steps_first else output
         untracked = torch.compiler.is_compiling() or output.is_inference()
-        version = -1 if untracked else output._version
+        version = -1 if untracked else writes_to(output)
         alias, kept = self._tap(x) if self._tap else (None, x)
         self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
         return alias if alias is None or not steps_first else alias.transpose(0, 1)
@@ -143,7 +144,7 @@ def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: 
             f"{name!r} ran without gradients, so the term cannot act on it: use gradient checkpointing with "
             "use_reentrant=False, and no torch.no_grad() around the forward pass"
         )
-    if version not in (-1, output._version):
+    if version not in (-1, writes_to(output)):
         raise InputError(
             f"the output of {name!r} was overwritten in place by code after it (x += y, F.relu(x, inplace=True)); "
             "choose a later layer, or write the operation out of place"
