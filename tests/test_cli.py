@@ -165,7 +165,10 @@ def test_json_is_standard():
         (["eval", "resnet20_cifar", "--split", "half"], 2, "half"),
         (["nothing"], 2, "No such command"),
         (["train", "nowhere.yaml"], 1, "cannot read the recipe nowhere.yaml"),
-        (["plot", "nowhere"], 1, "cannot read the log nowhere/metrics.jsonl"),
+        (["plot", "operatos"], 1, "no run folder, results file or figure 'operatos'. Figures: clouds, half_space,"),
+        (["plot", "tests"], 1, "cannot read the log tests/metrics.jsonl"),
+        (["train", "spherenet20.sphere_c1"], 1, "no recipe 'spherenet20.sphere_c1'. Closest: spherenet20.sphere_c10 ("),
+        (["train", "spherenet20.sphere_c10", "optim.lrr=1"], 1, "override optim.lrr=1: unknown key 'lrr'"),
         (["publish", "resnet20_cifar.plain_c10"], 2, "RUNS"),
         (["publish", "resnet20_cifar.plain_c10", "nowhere"], 1, "is not a finished run"),
     ],
@@ -241,7 +244,7 @@ def test_verify_sees_each_kind_of_damage(zoo, run, monkeypatch):
     zoo.rehash(MHE)
     code, out, _ = run("verify", MHE)
     assert [check["ok"] for check in json.loads(run("verify", MHE, "--json")[1])][:3] == [True, True, False]
-    assert code == 1 and "DIFFERS" in out.splitlines()[3] and "the manifest says (272475" in out
+    assert code == 1 and "DIFFERS" in out.splitlines()[3] and "but (272475, " in out
 
     zoo.file(MHE).write_bytes(zoo.file(MHE).read_bytes()[:-1] + b"\0")
     code, out, _ = run("verify", MHE)
@@ -315,3 +318,16 @@ def test_energy_of_any_network(run, tmp_path):
     code, _, err = run("energy", "resnet20_cifr")
     assert code == 1 and "no model 'resnet20_cifr'. Closest: resnet20_cifar" in err
     assert run("energy", "hf_hub:x/y")[0] == 1
+
+
+def test_train_prints_json_alone_and_says_when_a_run_is_finished(run, data_mirror, tmp_path):
+    recipe, out = str(Path(__file__).parent.parent / "recipes" / "demo.yaml"), tmp_path / "run"
+    words = ("train", recipe, "train.epochs=1", "optim.warmup_epochs=0", "--out", str(out))
+    code, printed, err = run(*words, "--json")
+    result = json.loads((out / "result.json").read_text())
+    assert code == 0 and json.loads(printed) == {"folder": str(out), **result} and "epoch 1/1" in err
+    code, printed, err = run(*words)
+    accuracy = f"{result['metrics']['accuracy']:.2f} %"
+    assert (code, err) == (0, "")
+    assert printed == f"{out} is finished: test accuracy {accuracy} after epoch 1. Use another --out to train again\n"
+    assert json.loads(run(*words, "--json")[1]) == {"folder": str(out), **result}

@@ -25,12 +25,22 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     from hyperzoo.experiments import train as training
     from hyperzoo.training.recipe import load_recipe
     from hyperzoo.training.sweep_file import is_sweep
+    from hyperzoo.zoo.manifest import as_text
 
     if not is_sweep(recipe):
         with progress_on_stderr(as_json):
             run = training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
-        if as_json and PartialState().is_main_process:
+        if not PartialState().is_main_process:
+            return
+        if as_json:
             show_json({"folder": run.folder, **run.values})
+        elif not run.trained:
+            metric = "perplexity" if "perplexity" in run.values["metrics"] else "accuracy"
+            score = as_text(metric, run.values["metrics"][metric])
+            write(
+                f"{run.folder} is finished: {run.values['split']} {metric} {score} after epoch {run.values['epochs']}. "
+                "Use another --out to train again"
+            )
         return
     if overrides or allow_change:
         raise click.UsageError("a sweep takes no overrides and no --allow-change; change its file")
@@ -81,11 +91,14 @@ def plot(what: Path, out: Path | None, as_json: bool) -> None:
     """
     from hyperzoo.analysis import plots
     from hyperzoo.analysis.figures import FIGURES
+    from hyperzoo.errors import UnknownNameError
 
     if str(what) in FIGURES:
         picture = FIGURES[str(what)](out or Path(f"{what}.png"))
     elif what.suffix == ".json":
         picture = plots.curves(what, out or what.with_suffix(".png"))
+    elif not what.is_dir():
+        raise UnknownNameError(f"no run folder, results file or figure {str(what)!r}. Figures: {', '.join(FIGURES)}")
     else:
         title = what.resolve().parent.name if what.resolve().name.isdigit() else what.resolve().name
         picture = plots.learning_curve(what / "metrics.jsonl", out or what / "learning_curve.png", title=title)

@@ -30,10 +30,14 @@ TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl), and result.json."""
+    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl), and result.json.
+
+    trained: False if the run was finished before this call.
+    """
 
     folder: Path
     values: dict[str, Any]
+    trained: bool = True
 
 
 def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) -> RunResult:
@@ -59,7 +63,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         if saved:
             _check_recipe(recipe, saved, allow_change)
         if done.exists() and saved and saved.epoch == recipe.train.epochs:
-            return RunResult(folder, read_result(folder))
+            return RunResult(folder, read_result(folder), trained=False)
         return _run(recipe, folder, engine, saved)
 
 
