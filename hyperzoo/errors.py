@@ -1,69 +1,69 @@
-"""The errors of hyperzoo: each is a `HyperzooError` and also the builtin that a caller would catch.
+"""The exceptions of hyperzoo: each is a `HyperzooError` and also the builtin that a caller would catch.
 
-None is a `TypeError`: timm answers a `TypeError` from a weight filter by calling the filter again with one argument.
+None is a `TypeError`, because timm reacts to a `TypeError` in a weight filter by calling it again with one argument.
 """
 
 import math
 
 
 class HyperzooError(Exception):
-    """Every error that hyperzoo raises on purpose."""
+    """Base class of all errors that hyperzoo raises on purpose."""
 
 
 class InvalidNameError(HyperzooError, ValueError):
-    """A name that breaks the grammar of `names.py`; no file was touched."""
+    """A name that violates the grammar in `names.py`; no file was touched."""
 
 
 class UnknownNameError(HyperzooError, ValueError):
-    """A well-formed name that nothing is known by."""
+    """A well-formed name that does not exist."""
 
 
 class UnknownTagError(HyperzooError, RuntimeError):
-    """An architecture that exists, with a tag that does not (a RuntimeError, as in timm)."""
+    """An existing architecture with an unknown tag (a RuntimeError, as in timm)."""
 
 
 class RegistrationError(HyperzooError, ValueError):
-    """An architecture name that timm, or another module, holds already."""
+    """An architecture name that timm or another module has registered already."""
 
 
 class InputError(HyperzooError, ValueError):
-    """A tensor or an argument that a layer, a model or a function cannot take."""
+    """An invalid tensor or argument of a layer, model or function."""
 
 
 class WeightFileError(HyperzooError, RuntimeError):
-    """A weight file that cannot be used: cut short, malformed, a pickle, or with other tensors than the model."""
+    """An unusable weight file: truncated, malformed, a pickle, or with tensors that do not match the model."""
 
 
 class WeightHashError(HyperzooError, RuntimeError):
-    """A weight file whose sha256 is not the one in `weights.json`."""
+    """A weight file whose sha256 differs from `weights.json`."""
 
 
 class WeightUnavailableError(HyperzooError, OSError):
-    """A weight that is neither bundled nor cached, and could not be fetched."""
+    """A weight that is neither bundled nor cached and could not be downloaded."""
 
 
 class DataError(HyperzooError, OSError):
-    """A data set, split or shard that is missing or not what it should be."""
+    """A data set, split or shard that is missing or invalid."""
 
 
 class RecipeError(HyperzooError, ValueError):
-    """A recipe with faults; all of them are listed."""
+    """A recipe with faults; the message lists all of them."""
 
 
 class RunError(HyperzooError, RuntimeError):
-    """A training run that cannot start or go on."""
+    """A training run that cannot start or continue."""
 
 
 class BusyError(RunError):
-    """A run folder in which another process is training."""
+    """A run folder that another training process is using."""
 
 
 class NonFiniteError(RunError):
-    """A loss or a gradient that is NaN or infinite; no optimizer step was taken."""
+    """A NaN or infinite loss or gradient; no optimizer step was taken."""
 
 
 class CheckpointError(RunError):
-    """A training checkpoint that is damaged or belongs to something else; nothing was changed."""
+    """A training checkpoint that is damaged or belongs to another run; nothing was changed."""
 
 
 class PublishError(HyperzooError, RuntimeError):
@@ -71,23 +71,23 @@ class PublishError(HyperzooError, RuntimeError):
 
 
 class ExportError(HyperzooError, RuntimeError):
-    """A network that cannot be written in a format, or gives other outputs in it; no file was written."""
+    """A network that cannot be exported to a format, or whose exported outputs differ; no file was written."""
 
 
 class LaunchError(RunError):
-    """Another number of processes than the launcher or the recipe asked for."""
+    """A number of processes other than the launcher or the recipe requested."""
 
 
 class MissingExtraError(HyperzooError, ImportError):
-    """An optional package is needed for this."""
+    """A feature whose optional package is not installed."""
 
 
 class PackagePairError(HyperzooError, ImportError):
-    """A torch and a torchvision that do not belong together, or one of them missing."""
+    """Incompatible versions of torch and torchvision, or one of them missing."""
 
 
 class SiteError(HyperzooError, RuntimeError):
-    """A page of weights that cannot be written, or the runtime of its demo that cannot be had; no file was changed."""
+    """A weights page that cannot be written, or a demo runtime that cannot be downloaded; no file was changed."""
 
 
 def check_number(

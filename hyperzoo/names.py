@@ -1,4 +1,4 @@
-"""Names of weights, `<architecture>.<method>_<dataset>`: one grammar and two closed tables, checked before any file."""
+"""Weight names, `<architecture>.<method>_<dataset>`: one grammar and two closed tables."""
 
 import difflib
 import re
@@ -33,14 +33,14 @@ DATASETS = {
     "ptb": "ptb-text-only/ptb_text_only",
     "wt2": "Salesforce/wikitext",
 }
-TEXTS = ("ptb", "wt2")  # those of the data sets that a language model reads; all others are of images
+TEXTS = ("ptb", "wt2")  # data sets of text; all others are images
 MAX_LENGTH = 80
 _NAME = re.compile(r"([a-z0-9_]+)\.([a-z0-9]+)_([a-z0-9]+)", re.ASCII)
 _ARCH = re.compile(r"[a-z0-9_]+", re.ASCII)
 
 
 class Name(NamedTuple):
-    """The three parts of a weight's name; `str()` puts them together again."""
+    """The three parts of a weight name; `str()` joins them."""
 
     arch: str
     method: str
@@ -55,11 +55,11 @@ class Name(NamedTuple):
 
 
 def parse(name: str) -> Name:
-    """Take the name of a weight apart; the only door by which a name becomes part of a path.
+    """Parse and validate a weight name. Names enter paths only through this function.
 
     Raises:
-        InvalidNameError: not a string of the grammar `[a-z0-9_]+.[a-z0-9]+_[a-z0-9]+`, longer than 80 characters,
-            or with a method or data set that is not in the tables.
+        InvalidNameError: not a string of the form `[a-z0-9_]+.[a-z0-9]+_[a-z0-9]+`, longer than 80 characters, or
+            with a method or data set that is not in the tables.
 
     Example:
         >>> parse('spherenet20.sphere_c10').dataset
@@ -68,8 +68,8 @@ def parse(name: str) -> Name:
     match = _NAME.fullmatch(name) if isinstance(name, str) and len(name) <= MAX_LENGTH else None
     if match is None:
         raise InvalidNameError(
-            f"{_shown(name)} is not the name of a weight: write <architecture>.<method>_<dataset> in lower case, "
-            f"at most {MAX_LENGTH} characters, for example spherenet20.sphere_c10"
+            f"{_shown(name)} is not a weight name: write <architecture>.<method>_<dataset> in lower case with at most "
+            f"{MAX_LENGTH} characters, for example spherenet20.sphere_c10"
         )
     found = Name(*match.groups())
     for part, table in (("method", METHODS), ("dataset", DATASETS)):
@@ -80,27 +80,27 @@ def parse(name: str) -> Name:
 
 
 def is_language(arch: str) -> bool:
-    """Whether an architecture is a language model; the names of those begin with 'lstm', and no others do."""
+    """Whether an architecture is a language model; exactly their names begin with 'lstm'."""
     return arch.startswith("lstm")
 
 
 def check_arch(arch: str) -> str:
-    """Return the name of an architecture, or raise InvalidNameError if it is not of the grammar `[a-z0-9_]+`."""
+    """Return the architecture name, or raise InvalidNameError unless it matches `[a-z0-9_]+`."""
     if not (isinstance(arch, str) and len(arch) <= MAX_LENGTH and _ARCH.fullmatch(arch)):
         raise InvalidNameError(
-            f"{_shown(arch)} is not the name of an architecture: write lower-case letters, digits and _"
+            f"{_shown(arch)} is not an architecture name: use lower-case letters, digits and underscores"
         )
     return arch
 
 
 def closest_text(word: str, known: Iterable[str]) -> str:
-    """The part of an error message that names up to three known words close to a mistaken one."""
+    """Sentence of an error message that lists up to three known words close to a misspelled one."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
     return f"Closest: {', '.join(close)}." if close else f"Known: {', '.join(sorted(known)) or 'none'}."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a well-formed name that is not among the known ones."""
+    """The error for a well-formed name that does not exist."""
     return UnknownNameError(f"no {kind} {name!r}. {closest_text(name, known)} See: hyperzoo list")
 
 

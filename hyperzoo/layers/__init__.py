@@ -1,4 +1,4 @@
-"""Layers of their own kind, and what puts them into any model."""
+"""Sphere layers and norms; `sphereize` converts any model."""
 
 from hyperzoo.layers.decorrelated_bn import DecorrelatedBatchNorm as DecorrelatedBatchNorm
 from hyperzoo.layers.recurrent_bn import BatchNormLSTM as BatchNormLSTM

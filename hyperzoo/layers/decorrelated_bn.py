@@ -1,10 +1,10 @@
-"""Decorrelated batch norm: the channels of a batch get unit variance and lose their correlations.
+"""Decorrelated batch norm: whitens the channels of a batch (unit variance, no correlations).
 
 Decorrelated Batch Normalization, Huang et al., CVPR 2018 (arXiv 1804.08450). Over the m positions of a batch,
 
     S = (1 / m) sum_i (x_i - mu)(x_i - mu)^T + eps I,   y_i = S^(-1/2) (x_i - mu),   out = gamma y + beta
 
-with the symmetric root (ZCA), which keeps channels what they are.
+with the symmetric root (ZCA), which changes the channels least.
 """
 
 from typing import Any
@@ -21,8 +21,8 @@ from hyperzoo.layers.precision import full_precision
 class InverseRoot(torch.autograd.Function):
     """S^(-1/2) of symmetric positive definite matrices (..., n, n).
 
-    With S = U diag(s^2) U^T, the derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)): unlike that
-    of the eigenvectors, it is finite where eigenvalues are equal.
+    With S = U diag(s^2) U^T, the derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)). It is finite
+    for equal eigenvalues, unlike the derivative of the eigenvectors.
     """
 
     @staticmethod
@@ -44,20 +44,20 @@ class InverseRoot(torch.autograd.Function):
 class DecorrelatedBatchNorm(nn.Module):
     """Batch norm that whitens groups of channels (arXiv 1804.08450).
 
-    In evaluation, running averages of the mean and of S^(-1/2) take the place of the batch's.
+    Evaluation uses running averages of the mean and of S^(-1/2).
 
     Shapes:
-        x: (B, C) or (B, C, ...).   return: the same, in the dtype of x; float32 inside under autocast.
+        x: (B, C) or (B, C, ...).   return: the same shape and dtype; computed in float32 under autocast.
     Args:
         num_features: channels C.
-        group_size: channels whitened together, a divisor of C; 1 is batch norm.
+        group_size: channels whitened together, a divisor of C; 1 gives plain batch norm.
         eps: added to the variances, above 0.
-        momentum: share of the batch in the running averages, 0 to 1.
+        momentum: weight of the current batch in the running averages, 0 to 1.
     Raises:
-        InputError: a group size that does not divide C, eps not above 0; an input of another rank or channel count, or,
-            in training, of less than two positions.
+        InputError: a group size that does not divide C, eps not above 0; an input of another rank or channel count, or
+            a training batch with fewer than two positions.
     Differs:
-        Has first derivatives only; second ones are refused.
+        Has first derivatives only and refuses second ones.
     Example:
         >>> x = torch.randn(500, 4) @ torch.randn(4, 4)
         >>> y = DecorrelatedBatchNorm(4, group_size=4, eps=1e-9)(x)

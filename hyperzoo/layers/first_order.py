@@ -1,4 +1,4 @@
-"""Hand-written backward passes that hold the first derivative only."""
+"""Guard for hand-written backward passes that have first derivatives only."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,19 +12,19 @@ Result = TypeVar("Result")
 
 
 def first_only(backward: Callable[..., Result]) -> Callable[..., Result]:
-    """Refuse second derivatives (`create_graph`) in the backward pass of an `autograd.Function`; a decorator.
+    """Decorate the backward pass of an `autograd.Function` so that it refuses second derivatives (`create_graph`).
 
-    `torch.autograd.function.once_differentiable` refuses them only where the gradient that comes in needs one itself;
-    a constant one passes, and what depends on the input is then missing from the second derivative without a word.
-    Gradients are on in a backward pass only where it makes a graph. Compiled code refuses by itself.
+    `torch.autograd.function.once_differentiable` refuses them only if the incoming gradient requires a gradient; for a
+    constant one it silently drops the terms that depend on the input. Gradients are enabled in a backward pass only
+    under `create_graph`. Compiled code refuses by itself.
     """
 
     @wraps(backward)
     def refusing(ctx: Any, *grads: Any) -> Result:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise InputError(
-                "MHE, PER and decorrelated batch norm can be differentiated once, not twice: do without create_graph, "
-                "or leave them out of what is differentiated again"
+                "MHE, PER and decorrelated batch norm have no second derivatives: omit create_graph, "
+                "or exclude them from what is differentiated twice"
             )
         return backward(ctx, *grads)
 

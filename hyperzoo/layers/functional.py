@@ -64,8 +64,8 @@ def _channel_sums(x: Tensor, groups: int) -> Tensor:
 
 
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
-    """A float32 factor in the dtype of x where that has float32's range: a product of one dtype is several times faster
-    on a CPU. Float16 has not, so its factors stay."""
+    """The factor in the dtype of x, because products of one dtype are several times faster on a CPU; for float16, whose
+    range is too small, the factor stays float32."""
     return factor if x.dtype == torch.float16 else factor.to(x.dtype)
 
 

@@ -1,6 +1,6 @@
-"""Reach inside a model from outside: choose modules by stage, name or type; hooks and evaluation mode in a `with`.
+"""Select modules of a model by stage, name or type; attach hooks and set evaluation mode inside a `with`.
 
-Nothing here knows a model: stages come from timm's `feature_info`, names from `named_modules`.
+Works for any model: stages come from timm's `feature_info`, names from `named_modules`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from hyperzoo.names import closest_text
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without the wrappers of DDP and `torch.compile`."""
+    """The model inside the wrappers of DDP, DataParallel and `torch.compile`."""
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
@@ -27,18 +27,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:
-    """Choose modules of a model by name; the names are those of `model.named_modules()`.
+    """Select modules of a model by the names of `model.named_modules()`.
 
     Args:
-        layers: one word or several. A word is 'stages' (the modules of timm's `feature_info`), the name of a module, a
-            pattern in which `*`, `?` and `[...]` stand for parts of a name between two dots ('layer?', 'stages.*',
-            'blocks.*.mlp'), or 'type:ReLU': all modules whose class has exactly this name.
+        layers: one selector or several: 'stages' (the modules of timm's `feature_info`), the name of a module, a
+            pattern in which `*`, `?` and `[...]` match within one dotted part of a name ('layer?', 'stages.*',
+            'blocks.*.mlp'), or 'type:ReLU' for all modules whose class has exactly this name.
     Returns:
-        Modules by name, in the order of the words and then of the model, each module once. DDP, DataParallel and
-        `torch.compile` wrappers around the model are looked through.
+        Modules by name, in the order of the selectors and then of the model, each module once. Wrappers of DDP,
+        DataParallel and `torch.compile` around the model are removed first.
     Raises:
-        UnknownNameError: nothing has this name, pattern or type; the closest are listed.
-        InputError: no word at all, no `feature_info`, or a list of modules that is never called itself.
+        UnknownNameError: no module has this name, pattern or type; the message lists the closest.
+        InputError: no selector, no `feature_info`, or a container that is never called itself.
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 4), nn.ReLU())
         >>> list(select(model, 'type:ReLU')), list(select(model, ['0', '[12]']))
@@ -59,7 +59,7 @@ def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module has the mode that it had."""
+    """Put the model in evaluation mode inside the `with`; every module gets its own mode back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -71,16 +71,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def attached(modules: Mapping[str, nn.Module], fn: Callable[[str, Any], Any]) -> Iterator[None]:
-    """Call fn(name, output) after each forward pass of each module, for the length of a `with`.
+    """Call fn(name, output) after each forward pass of each module, inside the `with`.
 
-    What fn returns replaces the output; with None the output stays. No hook is left afterwards, also after an
-    exception. A copy of the model that is made inside the `with` is not tapped.
+    The return value of fn replaces the output; None keeps it. All hooks are removed on exit, also after an exception.
+    Copies of the model that are made inside the `with` do not call fn.
 
     Differs:
-        The hook of an `nn.Sequential` sits on its last member, if that has parameters: the output is the same, and
-        gradient checkpointing of timm calls the members of a stage and never the stage itself.
-        For the same length the modules hold `forward` as an attribute of their own: `torch.compile` does not look
-        whether hooks arrived after it had compiled, and does look whether `forward` was replaced.
+        The hook of an `nn.Sequential` is registered on its last member, if that has parameters: the output is the same,
+        and timm's gradient checkpointing calls the members of a stage, never the stage itself.
+        Inside the `with`, each module holds `forward` as an instance attribute: compiled code is not guarded against
+        new hooks, but against a replaced `forward`.
     Example:
         >>> import torch
         >>> seen, model = {}, nn.Sequential(nn.Linear(2, 3), nn.ReLU())
@@ -101,7 +101,7 @@ def attached(modules: Mapping[str, nn.Module], fn: Callable[[str, Any], Any]) ->
 
 def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
     def hook(module: nn.Module, _: Any, output: Any) -> Any:
-        return fn(name, output) if module is tapped else None  # a copy of the model carries the hook with it
+        return fn(name, output) if module is tapped else None  # copies of the model carry the hook too
 
     return hook
 
@@ -109,22 +109,22 @@ def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callab
 def _last(module: nn.Module) -> nn.Module:
     while type(module).forward is nn.Sequential.forward and "forward" not in vars(module):
         *_, member = (None, *module.children())
-        if member is None or next(member.parameters(), None) is None:  # a bare activation may serve in other places too
+        if member is None or next(member.parameters(), None) is None:  # an activation may be shared with other places
             break
         module = member
     return module
 
 
 def _names(model: nn.Module, modules: Mapping[str, nn.Module], word: str) -> Iterator[str]:
-    """The modules that one word stands for."""
+    """The names of the modules that one selector matches."""
     kind = type(model).__name__
     if word == "stages":
         found = [str(entry["module"]) for entry in getattr(model, "feature_info", None) or ()]
         if not found:
             top = ", ".join(name for name, _ in model.named_children())
-            raise InputError(f"{kind} has no feature_info, which names the stages of timm's models; name layers: {top}")
+            raise InputError(f"{kind} has no feature_info, which lists the stages of timm's models; name layers: {top}")
         if unknown := [name for name in found if name not in modules]:
-            raise UnknownNameError(f"the feature_info of {kind} names {unknown[0]!r}, and there is no such layer")
+            raise UnknownNameError(f"the feature_info of {kind} lists {unknown[0]!r}, but there is no such layer")
     elif word.startswith("type:"):
         types = {name: type(module).__name__ for name, module in modules.items()}
         found = [name for name in modules if types[name] == word[5:]]

@@ -1,4 +1,4 @@
-"""An LSTM layer with batch normalization in its recurrence: a rival of PER, which needs no statistics."""
+"""An LSTM layer with batch normalization in its recurrence, a baseline of PER."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ State = tuple[Tensor, Tensor]
 
 
 class StepNorm(nn.Module):
-    """Batch norm with statistics of its own for each of the first steps of a sequence, and one scale for all steps.
+    """Batch norm with separate statistics for each of the first steps of a sequence, and one scale for all steps.
 
     Shapes:
-        x: (B, N) of step t, from 0.   return: (B, N).
+        x: (B, N) of step t, counted from 0.   return: (B, N).
     Args:
-        steps: those that have statistics; later ones use the last.
-        scale: initial gamma. The paper's 0.1 keeps tanh out of its flat parts.
-        shift: learn beta too.
+        steps: number of steps with separate statistics; later steps use those of the last.
+        scale: initial gamma. The paper's 0.1 keeps tanh out of saturation.
+        shift: also learn beta.
     """
 
     mean: Tensor
@@ -50,25 +50,25 @@ class StepNorm(nn.Module):
 
 
 class BatchNormLSTM(nn.Module):
-    """LSTM layer in which batch norm acts on both products and on the cell (recurrent batch normalization).
+    """LSTM layer with batch norm on both matrix products and on the cell (recurrent batch normalization).
 
         (i, f, g, o) = BN(W_h h_{t-1}) + BN(W_x x_t) + b,    c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g)
         h_t = sigmoid(o) tanh(BN(c_t))
 
-    (Cooijmans et al., arXiv 1603.09025, eq. 6 to 8). A step of training takes the statistics of the batch at that step;
-    the running ones, kept for each step, serve in evaluation. Only the cell's norm learns a shift: b does for the rest.
+    (Cooijmans et al., arXiv 1603.09025, eq. 6 to 8). Training uses the batch statistics of each step, evaluation the
+    running statistics of that step. Only the cell's norm learns a shift; b serves the other two.
 
     Shapes:
-        x: (B, T, input_size).   state: a pair of (1, B, D), as of `nn.LSTM`; None starts with zeros.
-        return: (B, T, D), and the state behind the last step.
+        x: (B, T, input_size).   state: a pair of (1, B, D), as for `nn.LSTM`; None starts from zeros.
+        return: (B, T, D), and the state after the last step.
     Args:
         hidden_size: units, D.
-        steps: those with statistics of their own, 1 or more; later ones use the last.
+        steps: number of steps with separate statistics, 1 or more; later steps use those of the last.
     Raises:
         InputError: steps below 1; a training batch of one sequence, which has no variance.
     Differs:
-        The gates stand in torch's order (i, f, g, o). Initial matrices are torch's, uniform, not orthogonal: the norms
-        take out their scale.
+        The gates are in torch's order (i, f, g, o). The initial matrices are torch's uniform ones, not orthogonal; the
+        norms remove their scale.
     Example:
         >>> y, (hidden, cell) = BatchNormLSTM(3, 5)(torch.zeros(2, 4, 3))
         >>> y.shape, cell.shape
@@ -98,8 +98,10 @@ class BatchNormLSTM(nn.Module):
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         if self.training and x.shape[0] == 1:
-            raise InputError("recurrent batch norm needs two sequences or more to train on; got 1")
-        zeros = x.new_zeros(x.shape[0], self.hidden_size)  # len(x) would fix the batch of an exported program
+            raise InputError("recurrent batch norm needs a training batch of at least 2 sequences; got 1")
+        zeros = x.new_zeros(
+            x.shape[0], self.hidden_size
+        )  # len(x) would make the batch size of an exported program constant
         hidden, cell = (zeros, zeros) if state is None else (part[0] for part in state)
         products, outputs = F.linear(x, self.weight_ih), []
         for t in range(x.shape[1]):

@@ -1,4 +1,4 @@
-"""Layers with one number: a bias and a multiplier shared by all entries, as networks without normalization use them."""
+"""A scalar bias and a scalar multiplier, shared by all entries, for networks without normalization."""
 
 import torch
 import torch.nn as nn
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class ScalarBias(nn.Module):
-    """x + b with one trainable number b, 0 at first (Fixup, Zhang et al., ICLR 2019, arXiv 1901.09321, section 3.2).
+    """x + b with one trainable number b, initially 0 (Fixup, Zhang et al., ICLR 2019, arXiv 1901.09321, section 3.2).
 
     Shapes:
         x: any.   return: the same.
@@ -24,7 +24,7 @@ class ScalarBias(nn.Module):
 
 
 class ScalarScale(nn.Module):
-    """x * a with one trainable number a, 1 at first (Fixup, section 3.2).
+    """x * a with one trainable number a, initially 1 (Fixup, section 3.2).
 
     Shapes:
         x: any.   return: the same.

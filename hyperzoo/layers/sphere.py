@@ -1,7 +1,7 @@
-"""SphereConv: convolution and linear layers that see only the angle between input and filter.
+"""SphereConv: convolution and linear layers that respond to the angle between input and filter only.
 
-Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. The formula stands in
-`functional.py`, the operators g in `operators.py`.
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 2. See
+`functional.py` for the formula and `operators.py` for the operators g.
 """
 
 import torch
@@ -21,26 +21,26 @@ torch.fx.wrap("sphere_linear")
 class SphereConv2d(nn.Conv2d):
     """Convolution whose output depends only on the angle between filter and patch (arXiv 1711.03189, section 2).
 
-    Out = g(theta) in [-1, 1], theta the angle between the filter and the zero-padded patch; g: see `operators.py`. With
-    the learnable operator, `raw_k` (O,) holds a parameter per filter; being one-dimensional, it gets no weight decay.
+    The output is g(theta) in [-1, 1], with theta the angle between the filter and the zero-padded patch and g from
+    `operators.py`. The learnable operator adds `raw_k` (O,), one parameter per filter; being one-dimensional, it gets
+    no weight decay.
 
     Shapes:
         x: (B, C, H, W).   return: (B, O, H', W'), as for `torch.nn.Conv2d`; channels-last stays channels-last.
     Args:
-        kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`; zero padding only. The padding may
-            also be 'tf_same', the rule of the authors' code: ceil(H / stride) rows, the odd zero at the end.
-        bias: add one number per filter to g. The paper's formula has it, the authors' code has not.
+        kernel_size, stride, padding, dilation, groups: as for `torch.nn.Conv2d`; zero padding only. padding='tf_same'
+            follows the authors' code: ceil(H / stride) rows, with an odd zero at the end.
+        bias: add one number per filter to g, as in the paper's formula; the authors' code has no bias.
         operator: 'cosine', 'linear', 'sigmoid' or 'learnable'.
-        k: steepness of the sigmoid, above 0; the paper uses 0.1, 0.3 and 0.7. Ignored by the other operators.
+        k: steepness of the sigmoid, above 0; the paper uses 0.1, 0.3 and 0.7. Other operators ignore it.
         eps: added to the squared norms of filter and patch. With 0 an all-zero patch gives NaN.
     Raises:
-        InputError: an unknown operator, k not above 0, a negative eps, or a word other than 'tf_same' for padding.
+        InputError: an unknown operator, k not above 0, a negative eps, or a string other than 'tf_same' for padding.
     Differs:
-        The patch norm follows the stride (the authors' code takes it at stride 1). Linear and sigmoid clamp the cosine
-        to 1 - 1e-6 in size, so parallel vectors give 0.9991 for linear. Padding is symmetric, as always in torch.
-        Norms and angles are float32 under autocast; the result has the dtype a convolution would have.
-        With the cosine and no bias, the backward pass uses the result: an in-place operation on it (not on what
-        follows from it) is an error.
+        The patch norm follows the stride (the authors' code computes it at stride 1). Linear and sigmoid clamp the
+        cosine to +-(1 - 1e-6), so parallel vectors give 0.9991 for linear. Padding is symmetric, as always in torch.
+        Norms and angles are float32 under autocast; the output has the dtype of a convolution.
+        With the cosine and no bias, the backward pass needs the output, so modifying it in place is an error.
     Example:
         >>> layer = SphereConv2d(3, 8, 3, padding=1, operator='linear')
         >>> layer(torch.zeros(2, 3, 32, 32)).abs().max().item()      # an all-zero patch gives exactly 0
@@ -117,14 +117,14 @@ class SphereConv2d(nn.Conv2d):
 class SphereLinear(nn.Linear):
     """Linear layer whose output depends only on the angle between input and weight row (arXiv 1711.03189, section 2).
 
-    Out_j = g(theta_j) in [-1, 1]; with `scale_by_norm`, sqrt(|x|^2 + eps) g(theta_j), the logits of a W-Softmax
-    classifier (section 3 of the paper), which bounded outputs cannot be.
+    Output j is g(theta_j) in [-1, 1], or with `scale_by_norm` sqrt(|x|^2 + eps) g(theta_j): the logits of a W-Softmax
+    classifier (section 3 of the paper), which must not be bounded.
 
     Shapes:
         x: (..., D).   return: (..., O).
     Args:
         bias, operator, k, eps: as for `SphereConv2d`; the learnable operator has one `raw_k` per output.
-        scale_by_norm: multiply by the same eps-ed norm of x that the cosine was divided by.
+        scale_by_norm: multiply by the norm of x that the cosine was divided by, eps included.
     Raises:
         InputError: an unknown operator, k not above 0, or a negative eps.
     Example:

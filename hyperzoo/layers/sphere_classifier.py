@@ -1,4 +1,4 @@
-"""A classifier of angles, put into a model."""
+"""Replace the classifier of a model by one of angles."""
 
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -10,14 +10,14 @@ from hyperzoo.layers.sphere import SphereLinear
 def sphereize_classifier(
     model: nn.Module, operator: str = "cosine", *, k: float = 0.3, eps: float = 1e-4
 ) -> SphereLinear:
-    """Make the classifier of a model one of angles: z_j = |x| g(theta_j) (arXiv 1711.03189, section 3).
+    """Replace the classifier of a model by z_j = |x| g(theta_j) (arXiv 1711.03189, section 3), in place.
 
     Args:
-        model: with timm's `get_classifier()` and `forward_head`; changed in place. The class rows stay the same
-            parameter; a bias is dropped, 'learnable' adds `raw_k`.
+        model: has timm's `get_classifier()` and `forward_head`. The class rows stay the same parameter; a bias is
+            dropped, and 'learnable' adds `raw_k`.
         operator, k, eps: as for `SphereLinear`.
     Returns:
-        The new classifier, as `model.get_classifier()` now gives it.
+        The new classifier, which `model.get_classifier()` returns from now on.
     Raises:
         InputError: no classifier, or one that is not a linear layer; an unknown operator. The model is unchanged.
     Example:
@@ -27,7 +27,7 @@ def sphereize_classifier(
     """
     get_classifier = getattr(model, "get_classifier", None)
     if get_classifier is None or not hasattr(model, "forward_head"):
-        raise InputError(f"{type(model).__name__} has no get_classifier and forward_head, as timm's models have")
+        raise InputError(f"{type(model).__name__} lacks get_classifier or forward_head, which timm's models have")
     old = get_classifier()
     if not isinstance(old, nn.Linear) or not isinstance(old.weight, nn.Parameter) or is_lazy(old.weight):
         raise InputError(

@@ -1,4 +1,4 @@
-"""SphereNorm: SphereConv as the normaliser of a network (arXiv 1711.03189)."""
+"""SphereNorm: SphereConv as a normalization layer (arXiv 1711.03189)."""
 
 import torch
 import torch.nn as nn
@@ -9,21 +9,21 @@ from hyperzoo.layers.sphere import SphereConv2d
 
 
 class SphereNorm(SphereConv2d):
-    """Sphere convolution with a scale and a shift per filter, in place of, before, or without batch norm.
+    """Sphere convolution with a scale and a shift per filter: replaces batch norm, or comes before it.
 
-    Out_o = beta_o g(theta_o) + gamma_o (arXiv 1711.03189, SphereNorm). The angle normalises patch and filter both, one
-    image at a time, so nothing depends on the batch: meant for batches of 4 to 32.
+    Output o is beta_o g(theta_o) + gamma_o (arXiv 1711.03189, SphereNorm). The angle normalizes patch and filter of
+    each image alone, independent of the batch; meant for batches of 4 to 32.
 
     Shapes:
         x: (B, C, H, W).   return: (B, O, H', W').   beta, gamma: (O,).
     Args:
         kernel_size, stride, padding, dilation, groups, operator, k, eps: as for `SphereConv2d`.
-        beta, gamma: the first values of scale and shift.
-        learnable: train them; otherwise they are constants, kept in the state.
+        beta, gamma: initial scale and shift.
+        learnable: train them; otherwise they are buffers.
     Raises:
         InputError: as `SphereConv2d`; a beta or gamma that is not a finite number.
     Differs:
-        The authors' code has no such layer: there the affine part of the batch norm behind does the same.
+        The authors' code has no such layer; the affine part of the following batch norm does the same there.
     Example:
         >>> layer = SphereNorm(3, 2, 1, beta=2.0, gamma=0.5, learnable=False)
         >>> layer(torch.zeros(1, 3, 1, 1)).flatten().tolist()            # an all-zero patch gives gamma

@@ -1,4 +1,4 @@
-"""Turn the convolutions of any model into sphere layers, in place."""
+"""Convert the convolutions of any model to sphere layers, in place."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from hyperzoo.errors import InputError
 from hyperzoo.layers.operators import check_operator, first_raw_k
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 
-# Subclasses that compute what their parent does; the first two pad by the SAME rule of TensorFlow before that.
+# Subclasses that compute the same as their parent, the first two after TensorFlow's SAME padding
 _TF_SAME = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.conv2d_same.Conv2dSameExport")
 _LIKE_PARENT = (*_TF_SAME, "timm.layers.linear.Linear")
-_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # at times without calling the layer
+_READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # sometimes without calling the layer
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 @dataclass(frozen=True)
 class SphereizeReport:
-    """What `sphereize` did: names of modules, a shared module under each of its names.
+    """Result of `sphereize`, by module names; a shared module appears under each of its names.
 
     Args:
-        operator: of the new layers.
-        changed: the new sphere layers.
-        left: convolutions and linear layers that stayed, with the reason.
+        operator: operator of the new layers.
+        changed: modules that are sphere layers now.
+        left: convolutions and linear layers that were not converted, with the reason.
         out_of_place: activations whose `inplace` was set to False.
     """
 
@@ -43,7 +43,7 @@ class SphereizeReport:
         for reason in dict.fromkeys(self.left.values()):
             lines.append(f"  left, {reason}: {_few([name for name in self.left if self.left[name] == reason])}")
         if self.out_of_place:
-            lines.append(f"  inplace=False, as training needs what a cosine layer returns: {_few(self.out_of_place)}")
+            lines.append(f"  inplace=False, because cosine layers need their outputs: {_few(self.out_of_place)}")
         return "\n".join(lines)
 
 
@@ -57,31 +57,30 @@ def sphereize(
     exclude: Sequence[str] | None = None,
     linear: bool = False,
 ) -> SphereizeReport:
-    """Turn the convolutions of a model into sphere layers, in place, and say what was changed and what was left.
+    """Convert the convolutions of a model to sphere layers, in place, and report what was converted.
 
-    A new layer holds the very parameters of the old one: weights, device, dtype, memory format, `requires_grad`, ties
-    and an optimizer's hold on them stay, and so do the names in the state dict; only the learnable operator adds
-    `raw_k`. A bias stays, added to g(theta) as in the paper's formula (arXiv 1711.03189, section 2). A second call
-    changes nothing.
+    A new layer reuses the parameters of the old one, so weights, device, dtype, memory format, `requires_grad`, ties,
+    optimizer references and state-dict names stay; only the learnable operator adds `raw_k`. A bias is added to
+    g(theta), as in the paper's formula (arXiv 1711.03189, section 2). A second call changes nothing.
 
     Args:
-        model: any module. Convolutions of any stride, dilation, groups and zero padding are taken ('same' and the
-            Conv2dSame of timm too); a module with two names is converted once and stays shared.
+        model: any module. Convolutions with any stride, dilation, groups and zero padding are converted ('same' and
+            timm's Conv2dSame too); a shared module is converted once and stays shared.
         operator, k, eps: as for `SphereConv2d`.
-        include, exclude: glob patterns of module names, for example ['layer1.*']; by default everything and nothing.
-        linear: convert `nn.Linear` too.
+        include, exclude: glob patterns of module names, such as ['layer1.*'] [default: include all, exclude none].
+        linear: also convert `nn.Linear`.
     Returns:
-        Names changed, and names left with the reason: subclasses with a forward of their own, padding by other than
-        zeros, hooks or parametrisations, filters that see a single number (their angle is only a sign), and the
-        classifier (`get_classifier()`, timm), whose bounded outputs would be poor logits, unless `include` names it.
+        The converted names, and the skipped names with the reason: subclasses with their own forward, padding other
+        than zeros, hooks or parametrizations, filters that see a single number (their angle is only a sign), and timm's
+        classifier (`get_classifier()`) unless `include` matches it, because bounded outputs are poor logits.
     Raises:
-        InputError: bad arguments, a pattern that matches nothing, a model that has no convolution or is one itself, a
-            lazy or quantised layer among those to convert. The model is then as it was.
+        InputError: bad arguments, a pattern without a match, a model that has no convolution or is one itself, a lazy
+            or quantized layer to convert. The model is then unchanged.
     Differs:
-        With the cosine, `inplace` is set to False on all activations, because one directly behind a convolution would
-        destroy what the backward pass needs. In-place operations inside somebody's forward cannot be seen: directly
-        behind a cosine layer they are an error of autograd, never a wrong gradient. Neither can code be seen that
-        reads `layer.weight` without calling the layer; only torch's own attention is known, and left.
+        With the cosine, `inplace` is set to False on all activations, because the backward pass needs the output of the
+        convolution. In-place code inside a forward method is not detected; directly after a cosine layer, autograd
+        raises an error. Nor is code that reads `layer.weight` without calling the layer, except torch's own attention,
+        which is skipped.
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(8, 2))
         >>> print(sphereize(net, 'linear'))
@@ -92,7 +91,7 @@ def sphereize(
     check_operator(operator, k, eps)
     layers: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (_ConvNd, nn.Linear)) or _is_quantised(module):
+        if isinstance(module, (_ConvNd, nn.Linear)) or _is_quantized(module):
             layers.setdefault(module, []).append(name)
     if not any(linear or not _is_linear(module) for module in layers):
         hint = "; linear=True takes its linear layers" if layers else ""
@@ -124,7 +123,7 @@ def sphereize(
 
 
 def _select(names: list[str], include: Sequence[str] | None, exclude: Sequence[str] | None) -> dict[str, str]:
-    """For each name, why it is not asked for, or ''."""
+    """For each name, the reason why it is not selected, or ''."""
     for argument, patterns in (("include", include), ("exclude", exclude)):
         if patterns is None:
             continue
@@ -144,36 +143,36 @@ def _select(names: list[str], include: Sequence[str] | None, exclude: Sequence[s
 
 
 def _kept_out(names: list[str], selected: dict[str, str]) -> str:
-    """Why a module is not asked for: one excluded name is enough, and one included name."""
+    """The reason to skip a module: it is excluded under any name, or included under none; or ''."""
     reasons = [selected[name] for name in names]
     return "in exclude" if "in exclude" in reasons else "" if "" in reasons else reasons[0]
 
 
 def _why_left(layer: nn.Module, linear: bool) -> str:
-    """Why a layer cannot or should not become a sphere layer, or ''."""
+    """The reason why a layer cannot or should not become a sphere layer, or ''."""
     kind = f"{type(layer).__module__}.{type(layer).__qualname__}"
     if isinstance(layer, (SphereConv2d, SphereLinear)):
         return f"a sphere layer already (operator={layer.operator})"
     if _is_linear(layer) and not linear:
         return "linear=True converts it"
-    if _is_quantised(layer):
-        return ""  # to be converted, hence an error
+    if _is_quantized(layer):
+        return ""  # `_check_convertible` raises
     if not isinstance(layer, (nn.Conv2d, nn.Linear)):
         return f"{type(layer).__name__} has no sphere form"
     if isinstance(layer, LazyModuleMixin):
-        return ""  # likewise
+        return ""  # `_check_convertible` raises
     if hasattr(layer, "parametrizations") or not isinstance(layer.weight, nn.Parameter):
-        return "its weight is parametrised"
+        return "its weight is parametrized"
     if layer.weight.is_complex():
         return "its weight is complex"
     if any(getattr(layer, hooks) for hooks in _HOOKS):
         return "it has hooks"
     if kind not in _LIKE_PARENT and _has_own_forward(layer):
-        return f"{type(layer).__name__} has a forward of its own"
+        return f"{type(layer).__name__} has its own forward"
     if isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
         return f"padding_mode={layer.padding_mode}"
     if layer.weight[0].numel() == 1:
-        return "each filter sees a single number, whose angle is only its sign"
+        return "each filter sees a single number, whose angle is only a sign"
     return ""
 
 
@@ -184,17 +183,19 @@ def _has_own_forward(layer: nn.Conv2d | nn.Linear) -> bool:
 
 
 def _check_convertible(layer: nn.Module, name: str) -> None:
-    """Raise for what would be a mistake to leave in silence."""
+    """Raise InputError for a layer that must not be skipped silently."""
     kind = type(layer).__name__
     if not name:
-        raise InputError(f"the model is a {kind} itself, which cannot be replaced in place: make a sphere layer of it")
+        raise InputError(
+            f"the model itself is a {kind}, which cannot be replaced in place; build a sphere layer instead"
+        )
     if isinstance(layer, LazyModuleMixin):
-        raise InputError(f"{name} is a {kind} without weights yet: run the model once on a batch before sphereize")
-    if _is_quantised(layer):
-        raise InputError(f"{name} ({kind}) is quantised: sphereize and train first, quantise afterwards")
+        raise InputError(f"{name} is a {kind} without weights; run the model on one batch before sphereize")
+    if _is_quantized(layer):
+        raise InputError(f"{name} ({kind}) is quantized; sphereize and train first, then quantize")
 
 
-def _is_quantised(layer: nn.Module) -> bool:
+def _is_quantized(layer: nn.Module) -> bool:
     weight = getattr(layer, "weight", None)
     module = type(layer).__module__.split(".")
     if "Conv" not in type(layer).__name__ and "Linear" not in type(layer).__name__:
@@ -208,7 +209,7 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _classifier(model: nn.Module) -> list[nn.Module]:
-    """The modules of timm's classifier: one, or for distilled models a tuple of them."""
+    """The modules of timm's classifier, or of the tuple of classifiers of a distilled model."""
     get = getattr(model, "get_classifier", None)
     found = get() if callable(get) else ()
     heads = found if isinstance(found, (tuple, list)) else (found,)
@@ -216,7 +217,7 @@ def _classifier(model: nn.Module) -> list[nn.Module]:
 
 
 def _sphere(layer: nn.Module, operator: str, k: float, eps: float) -> SphereConv2d | SphereLinear:
-    """The sphere layer with the parameters of `layer`; made on the meta device, it draws no random number."""
+    """The sphere layer with the parameters of `layer`; built on the meta device, without random numbers."""
     assert isinstance(layer, (nn.Conv2d, nn.Linear))
     kind: dict[str, Any] = dict(operator=operator, k=k, eps=eps, device="meta")
     new: SphereConv2d | SphereLinear
@@ -231,7 +232,7 @@ def _sphere(layer: nn.Module, operator: str, k: float, eps: float) -> SphereConv
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int] | str:
-    """The padding in numbers where it is the same on both sides; 'same' with an odd number of zeros is 'tf_same'."""
+    """The padding as numbers if it is symmetric; 'same' with an odd number of zeros becomes 'tf_same'."""
     if f"{type(layer).__module__}.{type(layer).__qualname__}" in _TF_SAME:
         return "tf_same"
     if layer.padding == "valid":

@@ -60,8 +60,7 @@ def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = EPS) -> None:
     if filters % 2 or filters > 2 * patch or images.dim() != 4 or images.shape[1] != conv.in_channels:
         raise InputError(
             f"whitening sets an even number of filters, at most {2 * patch} for patches of {patch} numbers, on "
-            f"images of "
-            f"{conv.in_channels} channels; got {filters} filters and images {tuple(images.shape)}"
+            f"images of {conv.in_channels} channels; got {filters} filters and images {tuple(images.shape)}"
         )
     kernel_size = (conv.kernel_size[0], conv.kernel_size[1])
     leading = whitening_filters(images, kernel_size, eps=eps)[: filters // 2]

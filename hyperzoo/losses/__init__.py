@@ -1,4 +1,4 @@
-"""Task losses: softmax on angles with a margin, and losses for mixed labels."""
+"""Task losses: angular softmax with a margin, and losses for mixed labels."""
 
 from hyperzoo.losses.angular_softmax import AngularSoftmax as AngularSoftmax
 from hyperzoo.losses.angular_softmax import angular_logits as angular_logits

@@ -1,7 +1,7 @@
-"""W-, A- and GA-Softmax: cross-entropy on the angles between features and class rows, with a margin for the right one.
+"""W-, A- and GA-Softmax: cross-entropy on angles between features and class rows, with a margin for the target class.
 
-Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 3. The operators g stand in
-`layers/operators.py`; here they are continued beyond 180 degrees, where a multiple of an angle may lie.
+Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 3. `layers/operators.py`
+defines the operators g and continues them beyond 180 degrees, where a multiple of an angle may lie.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.operators import OPERATORS, angular, check_operator, steepness
 from hyperzoo.layers.precision import full_dtype
 
-_LARGEST = 1 - 1e-6  # as in `layers/operators.py`: at 1, arccos has an infinite gradient
+_LARGEST = 1 - 1e-6  # cosine, as in `layers/operators.py`: arccos has an infinite gradient at 1
 
 
 def angular_logits(
@@ -28,25 +28,25 @@ def angular_logits(
     eps: float = 1e-4,
     annealing: float | Tensor = 0.0,
 ) -> Tensor:
-    """Logits that know the length of x and its angles theta_j to the class rows w_j, with a margin for class y.
+    """Logits from the length of x and its angles theta_j to the class rows w_j, with a margin for the target class y.
 
         z_j = |x| g(theta_j),    z_y = |x| (lambda g(theta_y) + g_m(theta_y)) / (1 + lambda)
         cosine             g_m(theta) = (-1)^q cos(m theta) - 2q,  q = floor(m theta / pi)      (A-Softmax)
         the others         g_m(theta) = g(m theta)                                              (GA-Softmax)
 
-    (arXiv 1711.03189, section 3). m = 1 is W-Softmax, whose logits `SphereLinear(scale_by_norm=True)` gives.
+    (arXiv 1711.03189, section 3). m = 1 is W-Softmax, the logits of `SphereLinear(scale_by_norm=True)`.
 
     Shapes:
         features: (B, D).   weight: (K, D).   target: (B,) int64.   return: (B, K), float32 also under autocast.
     Args:
-        margin: m, 1 or more. The cosine form is 1 minus the integral of |sin u| from 0 to m theta, so it is continuous
-            and falls from 1 at 0 degrees for every real m; at 180 degrees it is 1 - 2m for whole numbers.
-        k: steepness of the sigmoid; for 'learnable' a (K,) tensor, one for every class.
+        margin: m, 1 or more. The cosine form is 1 minus the integral of |sin u| from 0 to m theta: continuous and
+            decreasing from 1 at 0 degrees for every real m, and 1 - 2m at 180 degrees for an integer m.
+        k: steepness of the sigmoid; for 'learnable' a (K,) tensor, one per class.
         eps: added to the squared lengths of x and w_j. With 0, a zero vector gives NaN.
         annealing: lambda, 0 or more; 0 is the full margin.
     Differs:
-        The angle of the right class is clamped to a cosine of 1 - 1e-6 in size (0.08 degrees) when m > 1, so that its
-        gradient stays finite. Under autocast the products have half precision, but that angle is exact in float32.
+        When m > 1, the cosine of the target class is clamped to +-(1 - 1e-6) (0.08 degrees), so that its gradient stays
+        finite. Under autocast the products have half precision, but this angle has full float32 precision.
     """
     return _with_own(*_angular_logits(features, weight, target, operator, margin, k, eps, annealing), target)
 
@@ -54,7 +54,7 @@ def angular_logits(
 def annealed(iteration: Tensor, start: float, floor: float, rate: float) -> Tensor:
     """The annealing weight lambda = max(floor, start / (1 + rate t)) at iteration t = 0, 1, ...
 
-    (The schedule of SphereFace-type training, wy1iu/sphereface-plus, with 1000, 5 and 0.12.)
+    (The schedule of SphereFace training, wy1iu/sphereface-plus, with 1000, 5 and 0.12.)
 
     Example:
         >>> annealed(torch.tensor([0, 100, 1000000]), 1000, 5, 0.12)
@@ -66,25 +66,25 @@ def annealed(iteration: Tensor, start: float, floor: float, rate: float) -> Tens
 class AngularSoftmax(nn.Module):
     """Cross-entropy with an angular margin: W-Softmax (margin 1), A-Softmax (cosine), GA-Softmax (linear, sigmoid).
 
-    The mean of -log softmax(z)_y, with the logits z of `angular_logits`. To predict, a model needs no margin: see
+    The mean of -log softmax(z)_y, with the logits z of `angular_logits`. Prediction needs no margin; see
     `replace_classifier`.
 
     Shapes:
         features: (B, D).   weight: (K, D) class rows.   target: (B,) int64.   return: (), float32.
-        raw_k (of the call): (K,), what `SphereLinear` holds as `raw_k`, for the operator 'learnable'; else None.
+        raw_k (of the call): (K,), the `raw_k` of the `SphereLinear` classifier, for the operator 'learnable' only.
     Args:
-        operator: 'cosine', 'linear', 'sigmoid' or 'learnable' (a sigmoid; its k per class belong to the classifier).
-        margin: m, 1 or more, any real number; the paper uses whole numbers, mostly 4.
+        operator: 'cosine', 'linear', 'sigmoid' or 'learnable' (a sigmoid; the classifier owns its k, one per class).
+        margin: m, any real number of at least 1; the paper uses integers, mostly 4.
         k: steepness of 'sigmoid', above 0.
         eps: added to squared lengths, 0 or more.
         annealing: (start, floor, rate) of lambda, see `annealed`; None is the full margin from the first step.
         accumulate: forward passes per optimizer step. The buffer `iteration` counts forward passes in training mode, so
-            the schedule resumes with the state dict of this module, without a word from the loop.
+            the schedule resumes from the state dict of this module.
         label_smoothing: 0 to 1, as for `torch.nn.CrossEntropyLoss`.
     Raises:
         InputError: an argument outside its range; features and rows of different width; a label out of range, in eager
-            mode on the CPU. On other devices and when compiled, the kernels themselves stop at such a label, so no step
-            waits for the device (without a margin they pass over -100, as cross-entropy does).
+            mode on the CPU. On other devices and in compiled code, the kernels themselves fail on such a label, so no
+            step waits for the device (without a margin they ignore -100, as cross-entropy does).
     Example:
         >>> x, rows = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0], [-0.5, 1.0], [0.0, -3.0]])
         >>> loss = AngularSoftmax('linear', margin=4, annealing=None)
@@ -161,9 +161,9 @@ def _angular_logits(
     eps: float,
     annealing: float | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """The logits (B, K) without margin, and (B, 1) with it for the right classes; None for m = 1."""
+    """Logits (B, K) without the margin, and (B, 1) with it for the target classes; None for m = 1."""
     scale = _squared_length(features, eps).sqrt().unsqueeze(1)
-    # x first gets length 1: no product exceeds the length of a class row, which half precision can hold
+    # x is first scaled to length 1, so no product exceeds the length of a class row, which fits half precision
     unit = features / scale
     inverse = _squared_length(weight, eps).rsqrt()
     dtype = _product_dtype(weight)
@@ -173,7 +173,7 @@ def _angular_logits(
         return response * scale, None
     index = target.unsqueeze(1)
     own: Tensor = _Gather.apply(cosine, index)
-    if dtype != inverse.dtype:  # the value from float32 vectors, the gradient through the product
+    if dtype != inverse.dtype:  # value from float32 vectors, gradient through the product
         rows = weight.detach()[target] * inverse.detach()[target].unsqueeze(1)
         own = own + ((unit.detach() * rows).sum(1, keepdim=True) - own.detach())
     theta = torch.acos(own.clamp(-_LARGEST, _LARGEST))
@@ -188,7 +188,7 @@ def _with_own(logits: Tensor, own: Tensor | None, target: Tensor) -> Tensor:
 
 
 def _product_dtype(weight: Tensor) -> torch.dtype:
-    """What autocast makes of a matrix product with this weight."""
+    """The dtype of a matrix product with this weight under the current autocast state."""
     device = weight.device.type
     if weight.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return weight.dtype
@@ -196,9 +196,9 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
 
 
 class _Cosines(torch.autograd.Function):
-    """inverse_j <x_i, w_j>, where inverse_j is 1 / |w_j|: the gradient through it is in that of w, in one pass.
+    """inverse_j <x_i, w_j> with inverse_j = 1 / |w_j|; the gradient of w includes the one through inverse_j.
 
-    x has length 1 and the product is taken in `dtype`. Autograd would add the two gradients of w in three passes.
+    x has length 1 and the product is computed in `dtype`. Autograd would add the two gradients of w in three passes.
     """
 
     @staticmethod
@@ -218,7 +218,7 @@ class _Cosines(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """x.gather(1, index) for one index per row, with a gradient that a compiler can fuse."""
+    """x.gather(1, index) for one index per row, with a backward that a compiler can fuse."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
@@ -233,7 +233,7 @@ class _Gather(torch.autograd.Function):
 
 
 class _CrossEntropyWithOwn(torch.autograd.Function):
-    """Cross-entropy (B, 1) of logits (B, K) in which those of the right classes are replaced by `own` (B, 1).
+    """Cross-entropy (B, 1) of logits (B, K) after replacing those of the target classes by `own` (B, 1).
 
     With the loss L = lse - own:  p_j = exp(z_j - own - L) for the other classes,  p_y - 1 = exp(-L) - 1.
     """
@@ -252,12 +252,12 @@ class _CrossEntropyWithOwn(torch.autograd.Function):
 
 
 def _is_column(index: Tensor, columns: int) -> Tensor:
-    """(B, columns) with True at index (B, 1); by 32-bit numbers, which processors compare faster."""
+    """(B, columns), True at index (B, 1); compares int32, which is faster."""
     return torch.arange(columns, device=index.device, dtype=torch.int32) == index.int()
 
 
 def _squared_length(x: Tensor, eps: float) -> Tensor:
-    """sum of squares + eps of every row, at least float32; no copy of x is made, and a zero row has gradient 0."""
+    """Sum of squares + eps of each row, at least float32, without a copy of x; a zero row has gradient 0."""
     length: Tensor = torch.linalg.vector_norm(x, dim=1, dtype=full_dtype(x))
     return length.square() + eps
 
@@ -265,16 +265,16 @@ def _squared_length(x: Tensor, eps: float) -> Tensor:
 def _check_call(features: Tensor, weight: Tensor, target: Tensor) -> None:
     if features.dim() != 2 or weight.dim() != 2 or features.size(1) != weight.size(1):
         raise InputError(
-            "features must be (B, D) and the class rows (K, D), with the same D; "
+            "features must be (B, D) and class rows (K, D) with the same D; "
             f"got {tuple(features.shape)} and {tuple(weight.shape)}"
         )
     classes = weight.size(0)
     if target.dtype != torch.int64 or target.shape != features.shape[:1] or len(target) == 0:
         raise InputError(
-            f"target must be ({len(features)},) int64 class numbers, at least one; got {tuple(target.shape)} "
-            f"{target.dtype}. A margin needs one right class: mixed labels go to SoftTarget"
+            f"target must be ({len(features)},) int64 class indices, at least one; got {tuple(target.shape)} "
+            f"{target.dtype}. For mixed labels use SoftTarget: a margin needs a single target class"
         )
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = target[(target < 0) | (target >= classes)]
         if len(outside):
-            raise InputError(f"labels must be 0 to {classes - 1}, the number of class rows; got {outside[:8].tolist()}")
+            raise InputError(f"labels must be from 0 to {classes - 1}, one per class row; got {outside[:8].tolist()}")

@@ -1,4 +1,4 @@
-"""The classifier that belongs to an angular softmax loss, put into a model."""
+"""Replace the classifier of a model for training with an angular softmax loss."""
 
 from torch import nn
 
@@ -7,17 +7,17 @@ from hyperzoo.losses.angular_softmax import AngularSoftmax
 
 
 def replace_classifier(model: nn.Module, criterion: AngularSoftmax) -> SphereLinear:
-    """Make a timm model, or one of ours, trainable with `criterion`: its classifier becomes a W-Softmax layer.
+    """Replace the classifier of a timm or hyperzoo model by a W-Softmax layer, to train it with `criterion`.
 
-    The logits of the model are then z_j = |x| g(theta_j) (arXiv 1711.03189, section 3), those of the loss without its
-    margin; so the trained model is a plain classifier, and nobody who loads it needs the loss.
+    The logits become z_j = |x| g(theta_j) (arXiv 1711.03189, section 3), those of the loss without its margin, so the
+    trained model predicts without the loss.
 
     Args:
-        model: with timm's `get_classifier()` and `forward_head(x, pre_logits=True)`; changed in place. The class rows
-            stay the same parameter; a bias is dropped, 'learnable' adds `raw_k`. Make the optimizer afterwards.
-        criterion: gives the operator, k and eps.
+        model: has timm's `get_classifier()` and `forward_head(x, pre_logits=True)`; changed in place. The class rows
+            stay the same parameter; a bias is dropped, and 'learnable' adds `raw_k`. Create the optimizer afterwards.
+        criterion: provides operator, k and eps.
     Returns:
-        The new classifier, as `model.get_classifier()` now gives it.
+        The new classifier, which `model.get_classifier()` returns from now on.
     Raises:
         InputError: no classifier, or one that is not a linear layer. The model is unchanged.
     Example:

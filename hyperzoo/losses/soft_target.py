@@ -1,4 +1,4 @@
-"""Losses for mixed labels: cross-entropy, and the binary cross-entropy on softmax of the Manifold Mixup code."""
+"""Losses for mixed labels: cross-entropy, and the Manifold Mixup code's binary cross-entropy on softmax."""
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +15,13 @@ def bce_on_softmax(logits: Tensor, target: Tensor) -> Tensor:
 
     -(1 / BK) sum_ij [t_ij log p_ij + (1 - t_ij) log(1 - p_ij)]
 
-    (the loss of the authors' code of arXiv 1806.05236, for all its methods; not `BCEWithLogits`, which has sigmoids).
+    (the loss of the authors' code of arXiv 1806.05236 for all methods; not `BCEWithLogits`, which uses sigmoids).
 
     Shapes:
         logits: (B, K), K at least 2.   target: (B, K), 0 to 1.   return: ().
     Differs:
-        log(1 - p) is exact where p rounds to 1: only the largest p_j of a row can exceed 1/2, and its 1 - p_j is the
-        sum of the others. The authors' code clamps both logarithms to -100, where its gradient is 0.
+        log(1 - p) is accurate even if p rounds to 1: only the largest p_j of a row can exceed 1/2, and its 1 - p_j is
+        the sum of the others. The authors' code clamps both logarithms at -100, where its gradient is 0.
     Example:
         >>> bce_on_softmax(torch.tensor([[40.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]]))
         tensor(26.4356)
@@ -34,19 +34,19 @@ def bce_on_softmax(logits: Tensor, target: Tensor) -> Tensor:
 
 
 class SoftTarget(nn.Module):
-    """Loss of logits and labels that are shares of classes, as `Mixup` and `ManifoldMixup` make them.
+    """Loss for soft targets, such as those of `Mixup` and `ManifoldMixup`.
 
     'cross_entropy' is -(1 / B) sum_ij t_ij log p_ij; for 'bce' see `bce_on_softmax`. Both are linear in t, so mixing
-    labels is mixing losses (arXiv 1710.09412, arXiv 1806.05236). At equal logits the gradient of 'bce' is 1 / (K - 1)
-    of the other's: a learning rate does not carry over.
+    labels equals mixing losses (arXiv 1710.09412, arXiv 1806.05236). At equal logits the gradient of 'bce' is
+    1 / (K - 1) times the other, so learning rates do not transfer.
 
     Shapes:
         logits: (B, K).   target: (B, K), float, 0 to 1.   return: (), float32, also under autocast.
     Args:
         kind: 'cross_entropy' or 'bce'.
     Raises:
-        InputError: an unknown kind; logits and labels of other shapes, class numbers for labels, an empty batch, one
-            class.
+        InputError: an unknown kind; logits and targets of different shapes, class indices as targets, an empty batch,
+            a single class.
     Example:
         >>> SoftTarget()(torch.tensor([[2.0, 0.5, -1.0]]), torch.tensor([[0.3, 0.7, 0.0]]))
         tensor(1.2913)
@@ -60,11 +60,11 @@ class SoftTarget(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         if logits.dim() != 2 or logits.size(0) == 0 or logits.size(1) < 2:
-            raise InputError(f"logits must be (B, K), with a row and two classes at least; got {tuple(logits.shape)}")
+            raise InputError(f"logits must be (B, K) with B at least 1 and K at least 2; got {tuple(logits.shape)}")
         if target.shape != logits.shape or not target.is_floating_point():
             raise InputError(
-                f"labels must be {tuple(logits.shape)}, the shares of every class; got {tuple(target.shape)} "
-                f"{target.dtype}. Class numbers: torch.nn.functional.one_hot(labels, {logits.size(1)}).float()"
+                f"targets must be floating-point {tuple(logits.shape)}, a share per class; got {tuple(target.shape)} "
+                f"{target.dtype}. Convert class indices: torch.nn.functional.one_hot(labels, {logits.size(1)}).float()"
             )
         wide = full_precision(logits)
         target = target.to(wide.dtype)

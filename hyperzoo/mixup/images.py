@@ -13,32 +13,32 @@ from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.precision import full_dtype
 from hyperzoo.mixup.mix import Draw, mix
 
-INPUT = "input"  # the word for mixing the images
+INPUT = "input"  # layer name that stands for the images
 
 
 class Mixup:
-    """Mix the images of a batch, and their labels alike.
+    """Mix the images of a batch and their labels.
 
     x'_i = lambda x_i + (1 - lambda) x_p(i),   t'_i = lambda t_i + (1 - lambda) t_p(i),   lambda ~ Beta(alpha, alpha)
 
-    with one lambda and one random permutation p a batch (arXiv 1710.09412, section 2). Row i itself has the share
-    lambda. Nothing is mixed in place.
+    with one lambda and one random permutation p per batch (arXiv 1710.09412, section 2). Row i itself has the weight
+    lambda. x and y are not modified.
 
     Shapes:
-        x: (B, ...), floating point, B at least 1.   y: (B,) class numbers, or (B, K) from 0 to 1: shares, labels.
-        return of a call: x' (B, ...), and targets (B, K), float32, or float64 where x is.
+        x: (B, ...), floating point, B at least 1.   y: (B,) class indices, or (B, K) from 0 to 1, class shares.
+        return of a call: x' (B, ...), and targets (B, K), float32, or float64 for a float64 x.
     Args:
         num_classes: K, 2 or more.
-        alpha: of the Beta distribution, 0 or more. 0 mixes nothing; 1 is uniform; the papers use 0.1 to 0.4 for
-            ImageNet, 1 for CIFAR.
-        smoothing: label smoothing of class numbers before mixing, 0 to 1: t = (1 - s) onehot(y) + s / K.
-        generator: CPU source of all draws, its own so that mixing does not change the order of the data; None makes one
-            that starts from `torch.initial_seed()`.
+        alpha: parameter of the Beta distribution, 0 or more. 0 mixes nothing; 1 is uniform; the papers use 0.1 to 0.4
+            for ImageNet, 1 for CIFAR.
+        smoothing: label smoothing of class indices before mixing, 0 to 1: t = (1 - s) onehot(y) + s / K.
+        generator: CPU source of all draws, separate so that mixing does not change the order of the data
+            [default: a new one, seeded with `torch.initial_seed()`].
     Raises:
-        InputError: an argument or an input out of these ranges.
+        InputError: an argument or input outside these ranges.
     Differs:
-        The authors draw from numpy's global generator. In half precision lambda is rounded with the images or the
-        hidden states, not with the targets.
+        The authors draw from numpy's global generator. In half precision, lambda is rounded for the images or hidden
+        states, but not for the targets.
     Example:
         >>> mixup = Mixup(3, alpha=1.0, generator=torch.Generator().manual_seed(0))
         >>> x, targets = mixup(torch.zeros(4, 3, 8, 8), torch.tensor([0, 1, 2, 0]))
@@ -58,14 +58,14 @@ class Mixup:
         check_number("alpha", alpha, low=0)
         check_number("smoothing", smoothing, low=0, high=1)
         if generator is not None and generator.device.type != "cpu":
-            raise InputError(f"generator must be on the CPU, for images on any device; got one on {generator.device}")
+            raise InputError(f"generator must be a CPU generator, on any device of x; got one on {generator.device}")
         self.num_classes = num_classes
         self.alpha = alpha
         self.smoothing = smoothing
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
 
     def seed(self, n: int) -> None:
-        """Start the sequence of draws that belongs to n: another one for every process, and for every epoch."""
+        """Restart the sequence of draws from seed n; use a different n for each process and epoch."""
         self.generator.manual_seed(n)
 
     def __enter__(self) -> Self:
@@ -84,32 +84,34 @@ class Mixup:
     def _targets(self, x: Tensor, y: Tensor, smooth: bool = True) -> Tensor:
         """Labels as (B, K), on the device of x."""
         if x.dim() < 2 or not x.is_floating_point():
-            raise InputError(f"x must be a floating-point batch (B, ...); got {_kind(x)}. Normalise the images first")
+            raise InputError(f"x must be a floating-point batch (B, ...); got {_kind(x)}. Normalize the images first")
         if y.dim() not in (1, 2) or len(y) != len(x):
-            raise InputError(f"y must be (B,) or (B, K) with the B = {len(x)} of x; got {_kind(y)}")
+            raise InputError(f"y must be (B,) or (B, K) with B = {len(x)}, as x; got {_kind(y)}")
         if not len(x):
-            raise InputError("an empty batch: there is nothing to mix")
+            raise InputError("the batch is empty")
         if y.dim() == 1:
             if y.is_floating_point() or y.dtype == torch.bool:
-                raise InputError(f"class numbers must be integers; got {_kind(y)}. Shares of classes are (B, K)")
+                raise InputError(f"class indices must be integers; got {_kind(y)}. Pass class shares as (B, K)")
             low, high = (bound.item() for bound in y.aminmax())
             if low < 0 or high >= self.num_classes:
-                raise InputError(f"labels must lie in 0 to {self.num_classes - 1}; got {low} to {high}")
+                raise InputError(f"labels must be from 0 to {self.num_classes - 1}; got {low} to {high}")
             targets = F.one_hot(y.to(x.device, torch.int64), self.num_classes).to(full_dtype(x))
             return targets * (1 - self.smoothing) + self.smoothing / self.num_classes if smooth else targets
         if y.shape[1] != self.num_classes:
-            raise InputError(f"targets must be (B, {self.num_classes}), a column for every class; got {_kind(y)}")
+            raise InputError(f"targets must be (B, {self.num_classes}), one column per class; got {_kind(y)}")
         if self.smoothing:
-            raise InputError("smoothing is for class numbers (B,); smooth targets (B, K) yourself, and set smoothing=0")
+            raise InputError(
+                "smoothing applies to class indices (B,) only; smooth targets (B, K) yourself and set smoothing=0"
+            )
         targets = y.to(x.device, full_dtype(x))
         low, high = (bound.item() for bound in targets.aminmax())
         if not (low >= 0 and high <= 1):
-            raise InputError(f"targets must lie in 0 to 1; got {low:g} to {high:g}")
+            raise InputError(f"targets must be from 0 to 1; got {low:g} to {high:g}")
         return targets
 
     def _draw(self, x: Tensor, layers: Sequence[str]) -> Draw:
         layer = layers[int(torch.randint(len(layers), (), generator=self.generator))]
-        source = random.Random(self._number())  # torch has no Beta distribution that takes a generator
+        source = random.Random(self._number())  # torch's Beta distribution takes no generator
         lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
         partner = torch.randperm(len(x), generator=self.generator)
         rows = torch.stack([partner, partner.argsort()]).to(x.device)
@@ -120,15 +122,15 @@ class Mixup:
 
 
 class CutMix(Mixup):
-    """Paste a rectangle of the row before into every image, and mix labels by area: torchvision's v2 transform.
+    """Paste a rectangle of the previous row into each image and mix labels by area, with torchvision's v2 transform.
 
-    With lambda ~ Beta(alpha, alpha) the rectangle has the share 1 - lambda of the area, less what the border cuts off;
-    the labels follow what was pasted (arXiv 1905.04899, section 3). Everything else is as for `Mixup`.
+    With lambda ~ Beta(alpha, alpha) the rectangle covers 1 - lambda of the area, minus the part outside the image; the
+    labels follow the pasted area (arXiv 1905.04899, section 3). Everything else is as for `Mixup`.
 
     Shapes:
         x: (B, C, H, W).
     Differs:
-        The partner of row i is row i - 1, as in torchvision: the loader must shuffle.
+        The partner of row i is row i - 1, as in torchvision, so the loader must shuffle.
     """
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Manifold Mixup: a hook mixes the output of one random layer."""
+"""Manifold Mixup: mix the output of one random layer by a hook."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,36 +16,36 @@ from hyperzoo.mixup.mix import Draw, mix
 
 
 class ManifoldMixup(Mixup):
-    """Mix the output of one random layer of a model, or the images, and the labels alike.
+    """Mix the images or the output of one random layer of a model, and the labels.
 
     k uniform in S,   h'_i = lambda h_i + (1 - lambda) h_p(i)  at the output of layer k,   t' as for `Mixup`
 
-    with one (k, lambda, p) a batch (arXiv 1806.05236, section 2); k = 'input' is `Mixup`. Gradients flow through all
-    layers. For use in a `with`; each training forward pass needs a call before it:
+    with one (k, lambda, p) per batch (arXiv 1806.05236, section 2); k = 'input' is `Mixup`. Gradients flow through all
+    layers. Use it in a `with`, with one call before each training forward pass:
 
         with mixup:
             x, targets = mixup(x, y)
             loss = soft_target(model(x), targets)
 
-    Hooks are there inside the `with` only, fire once in a forward pass, and are silent in evaluation mode, in which a
-    call gives x itself and plain targets. Gradient checkpointing mixes again, in the same way, when it runs a layer
-    again. A compiled model has one graph for each layer of S, and no more however many batches there are (for more than
-    half a dozen layers, raise `torch._dynamo.config.recompile_limit`).
+    Hooks exist inside the `with` only, fire once per forward pass, and do nothing in evaluation mode, where a call
+    returns x itself and plain targets. When gradient checkpointing runs a layer again, it is mixed in the same way. A
+    compiled model has one graph per layer of S, however many batches it sees (for more than half a dozen layers, raise
+    `torch._dynamo.config.recompile_limit`).
 
     Args:
-        model: any model, also inside DDP or `torch.compile`.
-        layers: S: words of `hooks.select`, and 'input'. None is the paper's choice for CIFAR: the input, and the first
-            two stages of timm's `feature_info` (a stem is none).
+        model: any model, also wrapped by DDP or `torch.compile`.
+        layers: the set S, as for `hooks.select`, and 'input' [default: the paper's choice for CIFAR, the input and the
+            first two stages of timm's `feature_info`, not counting a stem].
         alpha: 2 for CIFAR, 0.2 for Tiny-ImageNet in the paper.
         num_classes, smoothing, generator: as for `Mixup`.
     Raises:
-        InputError, UnknownNameError: no such layer. With the first batch: a layer that is not called, whose output is
-            not one tensor (B, ...), or inside a residual branch. Later: a call outside the `with`; a training forward
-            pass without a call before it, with another batch size, or a second one after one call; none at all.
+        InputError, UnknownNameError: no such layer. On the first batch: a layer that is not called, whose output is not
+            one tensor (B, ...), or that lies inside a residual branch. Later: a call outside the `with`; a training
+            forward pass without a call, with another batch size, or repeated after one call; no forward pass at all.
     Differs:
-        The authors edit the forward pass of each network. Per-sample lambdas gave the same results, they say.
-        To see that no path leads past a layer, the first call sends two rows of x through the model in evaluation mode.
-        Checkpointing with `use_reentrant=True` is refused where it contains the layer.
+        The authors edit the forward pass of each network. They report equal results for per-sample lambdas.
+        The first call runs two rows of x through the model in evaluation mode, to check that no path bypasses a layer.
+        Checkpointing with `use_reentrant=True` is refused around a layer of S.
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> mixup = ManifoldMixup(model, 3, alpha=2.0, layers=('input', '1'))
@@ -68,7 +68,9 @@ class ManifoldMixup(Mixup):
         self._model = hooks.unwrapped(model)
         words = _first_stages(self._model) if layers is None else [layers] if isinstance(layers, str) else [*layers]
         if layers is None and words == [INPUT]:
-            raise InputError(f"{type(self._model).__name__} has no feature_info with stages; name layers to mix at")
+            raise InputError(
+                f"{type(self._model).__name__} has no feature_info with stages; pass layers=(...) to mix at"
+            )
         hidden = [word for word in words if word != INPUT]
         self._hidden = hooks.select(self._model, hidden) if hidden or not words else {}
         self.layers = (INPUT,) * (INPUT in words) + tuple(self._hidden)
@@ -79,7 +81,7 @@ class ManifoldMixup(Mixup):
 
     def __enter__(self) -> Self:
         if self._attached:
-            raise InputError("this `with` is entered already: one model is mixed by one object at a time")
+            raise InputError("this ManifoldMixup is already active: leave its `with` before entering it again")
         self._attached = hooks.attached({**self._hidden, "": self._model}, self._after)
         self._attached.__enter__()
         return self
@@ -93,8 +95,8 @@ class ManifoldMixup(Mixup):
             attached.__exit__(None, None, None)
         if kind is None and draw and missed and self._model.training:
             raise InputError(
-                f"layer {draw.layer!r} was drawn, and no training forward pass came through it: call the model that "
-                "ManifoldMixup was made for, once, inside the `with`"
+                f"no training forward pass reached the drawn layer {draw.layer!r}: inside the `with`, call the model "
+                "that ManifoldMixup was created with"
             )
 
     def __call__(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +106,7 @@ class ManifoldMixup(Mixup):
             self._now = None
             return x, targets
         if not self._attached:
-            raise InputError("ManifoldMixup draws inside a `with`: with mixup: x, targets = mixup(x, y); ...")
+            raise InputError("call ManifoldMixup inside its `with`: with mixup: x, targets = mixup(x, y); ...")
         if not self._checked:
             self._check_layers(x)
             self._checked = True
@@ -114,21 +116,21 @@ class ManifoldMixup(Mixup):
         return mix(x, draw) if self._mixed else x, mix(targets, draw)
 
     def _after(self, name: str, output: Any) -> Any:
-        """The hooks: after the layers of S, and after the model under the name ''."""
+        """The hook after each layer of S, and after the model under the name ''."""
         if not self._model.training:
             return None
         draw = self._now
         if draw is None:
-            raise InputError("a training forward pass without a draw: call x, targets = mixup(x, y) before it")
+            raise InputError("training forward pass without a draw: call x, targets = mixup(x, y) before it")
         if not name:
             if self._ran:
-                raise InputError("the model ran twice after one draw: call x, targets = mixup(x, y) before each pass")
+                raise InputError("second forward pass after one draw: call x, targets = mixup(x, y) before each pass")
             self._ran = True
         elif name == draw.layer and not self._mixed:
             if self._with_grad and not torch.is_grad_enabled():
                 raise InputError(
-                    f"layer {name!r} lies in a segment of reentrant gradient checkpointing, which would run it again "
-                    "without mixing: use checkpoint(..., use_reentrant=False)"
+                    f"layer {name!r} is inside reentrant gradient checkpointing, which would repeat it without mixing: "
+                    "use checkpoint(..., use_reentrant=False)"
                 )
             self._mixed = True
             again = None if torch.compiler.is_compiling() else partial(_again, self._hidden[name], draw)
@@ -136,7 +138,7 @@ class ManifoldMixup(Mixup):
         return None
 
     def _check_layers(self, x: Tensor) -> None:
-        """Raise InputError unless every path from the images to the logits leads through each layer."""
+        """Raise InputError unless every path from the images to the logits passes through each layer."""
         seen: dict[str, Any] = {}
 
         def keep(name: str, output: Any) -> None:
@@ -145,25 +147,27 @@ class ManifoldMixup(Mixup):
 
         with hooks.evaluating(self._model), torch.enable_grad(), hooks.attached(self._hidden, keep):
             start = x[:2].detach().requires_grad_().clone()
-            logits = self._model.forward(start)  # not compiled, with whatever the model was
+            logits = self._model.forward(start)  # the eager forward, even if the model is compiled
         outputs = logits if isinstance(logits, (tuple, list)) else [logits]
         for name in self._hidden:
             rows, node = seen.get(name, (None, None))
             if rows is None:
-                raise InputError(f"layer {name!r} is not called when the model runs; choose another")
+                raise InputError(f"layer {name!r} is not called in a forward pass of the model; choose another")
             if rows != len(start):
                 shown = f"{rows} rows" if isinstance(rows, int) else f"a {type(rows).__name__}"
-                raise InputError(f"layer {name!r} gives {shown} for a batch of {len(start)}; choose one with (B, ...)")
-            if node and any(_leads(output.grad_fn, start.grad_fn, node) for output in outputs):
-                stages = ", ".join(_first_stages(self._model)[1:]) or "a layer that all paths lead through"
                 raise InputError(
-                    f"layer {name!r} lies inside a residual branch: the skip connection would carry unmixed states "
-                    f"past it, and only one half of a sum would be mixed. Mix at the output of a stage: {stages}"
+                    f"layer {name!r} returns {shown} for a batch of {len(start)}; choose one that returns (B, ...)"
+                )
+            if node and any(_leads(output.grad_fn, start.grad_fn, node) for output in outputs):
+                stages = ", ".join(_first_stages(self._model)[1:]) or "a layer on all paths"
+                raise InputError(
+                    f"layer {name!r} is inside a residual branch, so the skip connection would bypass the mixing. "
+                    f"Mix at the output of a stage instead: {stages}"
                 )
 
 
 def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
-    """A `with` in which the first call of a module is mixed as it was before."""
+    """A context in which the first call of a module is mixed again, with the same draw."""
     fired = False
 
     def repeat(name: str, output: Tensor) -> Tensor | None:
@@ -175,7 +179,7 @@ def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
 
 
 def _leads(node: Any, start: Any, cut: Any) -> bool:
-    """Whether a path of the autograd graph leads from a node back to the start without touching the cut."""
+    """Whether the autograd graph has a path from a node back to the start that avoids the cut."""
     seen, todo = {None, cut}, [node]
     while todo:
         node = todo.pop()
@@ -188,7 +192,7 @@ def _leads(node: Any, start: Any, cut: Any) -> bool:
 
 
 def _first_stages(model: nn.Module) -> list[str]:
-    """The input and the first two stages; what has less than two weights is a stem."""
+    """The input and the first two stages; a stage with fewer than two weights counts as a stem."""
     stages = hooks.select(model, "stages") if getattr(model, "feature_info", None) else {}
     deep = [name for name, stage in stages.items() if sum(weight.dim() > 1 for weight in stage.parameters()) > 1]
     return [INPUT, *deep[:2]]

@@ -1,4 +1,4 @@
-"""Rows of a batch are mixed: what was drawn, and the convex combination with its gradient."""
+"""The convex combination of rows, with its own backward."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -11,7 +11,7 @@ from hyperzoo.errors import InputError
 
 
 class Draw(NamedTuple):
-    """What was drawn for a batch: a layer, lambda (), the partner of every row (B,), and the inverse of that (B,)."""
+    """The random choices for a batch: layer, lambda (), partner of each row (B,), and its inverse permutation (B,)."""
 
     layer: str
     lam: Tensor
@@ -20,23 +20,23 @@ class Draw(NamedTuple):
 
 
 def mix(rows: Tensor, draw: Draw, again: Callable[[], AbstractContextManager[None]] | None = None) -> Tensor:
-    """lambda h_i + (1 - lambda) h_p(i): exactly h_i for lambda = 1 and for p(i) = i, exactly h_p(i) for lambda = 0.
+    """lambda h_i + (1 - lambda) h_p(i); exactly h_i for lambda = 1 or p(i) = i, exactly h_p(i) for lambda = 0.
 
     Shapes:
-        rows: (B, ...), kept in dtype and memory format.   return: the same.
+        rows: (B, ...).   return: the same shape, dtype and memory format.
     Args:
-        again: makes a `with` around the moment in the backward pass in which saved tensors are asked for.
+        again: makes the context in which the backward pass unpacks its saved tensors.
     Raises:
-        InputError: another number of rows than was drawn.
+        InputError: a number of rows other than that of the draw.
     """
     if len(rows) != len(draw.partner):
-        raise InputError(f"{len(draw.partner)} rows were drawn, and {len(rows)} came: give the model the whole batch")
+        raise InputError(f"got {len(rows)} rows for a draw of {len(draw.partner)}: pass the whole batch to the model")
     mixed: Tensor = _Mix.apply(rows, draw.lam, draw.partner, draw.inverse, again)
     return mixed
 
 
 class _Mix(torch.autograd.Function):
-    """The formula; its transpose is the same with p inverted, so that the gradient needs no scattered sums."""
+    """The formula of `mix`. Its transpose is the same with p inverted, so the gradient needs no scatter-add."""
 
     @staticmethod
     def forward(
@@ -51,10 +51,10 @@ class _Mix(torch.autograd.Function):
         if ctx.again is None:
             lam, inverse = ctx.saved_tensors
         else:
-            with ctx.again():  # what is saved in a checkpointed segment comes from running it again, here
+            with ctx.again():  # a checkpointed segment is recomputed here
                 lam, inverse = ctx.saved_tensors
         return _combined(grads[0], lam, inverse), None, None, None, None
 
 
 def _combined(rows: Tensor, lam: Tensor, partner: Tensor) -> Tensor:
-    return rows[partner].lerp_(rows, lam.to(rows.dtype))  # in place: one new tensor, not two
+    return rows[partner].lerp_(rows, lam.to(rows.dtype))  # in place, so one new tensor instead of two

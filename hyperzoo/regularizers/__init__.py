@@ -1,4 +1,4 @@
-"""Terms that are added to a loss: MHE, orthogonality, PER, VCL and norms of activations."""
+"""Loss terms: MHE, orthogonality, minimum angle, PER, VCL and activation norms."""
 
 from hyperzoo.regularizers.activation_norm import ActivationNorm as ActivationNorm
 from hyperzoo.regularizers.activation_norm import lp_penalty as lp_penalty

@@ -1,14 +1,14 @@
-"""The projected error over all directions at once: a function of the length of the vector alone.
+"""The projected error over all directions, in closed form: a function of the length of the vector alone.
 
 With b = d / 2, K a Poisson number of mean |h|^2 / 2, and g(z) = Gamma(z + 1/2) / Gamma(z),
 
     L(h)  = sqrt(2 / pi)     1F1(-1/2; b; -|h|^2 / 2)      = sqrt(2 / pi)     E[g(b + K)] / g(b)
     dL/dh = sqrt(2 / pi) / d 1F1(1/2; b + 1; -|h|^2 / 2) h = sqrt(2 / pi) / d g(b + 1/2) E[1 / g(b + 1/2 + K)] h
 
-(Kummer's transformation makes Poisson weights of the terms of the series). L is also E|u| E|h + z| with z ~ N(0, I) and
-u a coordinate of a random unit vector: the mean distance of a Gaussian from h. Neither series is summed in training:
-with r = sqrt(|h|^2 + d + 8), L / r and r |dL/dh| / |h| are smooth in t = 1 - 2 (d + 8) / r^2, which runs from -1 at
-h = 0 to 1 at infinity, and become Chebyshev sums of at most 17 terms in float32 (5 for d = 650).
+(Kummer's transformation turns the terms of the series into Poisson weights). L also equals E|u| E|h + z| with
+z ~ N(0, I) and u a coordinate of a random unit vector: the mean distance of a Gaussian from h. Training sums neither
+series: with r = sqrt(|h|^2 + d + 8), L / r and r |dL/dh| / |h| are smooth in t = 1 - 2 (d + 8) / r^2, which runs from
+-1 at h = 0 to 1 at infinity, so Chebyshev sums of at most 17 terms in float32 (5 for d = 650) represent them.
 """
 
 import math
@@ -21,15 +21,15 @@ from torch import Tensor
 from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import full_precision
 
-_NODES = 48  # of the sums; enough for 1e-13 at d = 1, where most are needed
-_OFFSET = 8  # r^2 = |h|^2 + d + 8: with this number the sums are shortest
+_NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
+_OFFSET = 8  # r^2 = |h|^2 + d + 8; this value gives the shortest sums
 
 
 class ExactError(torch.autograd.Function):
-    """x itself; L of every vector that lies along the given axes; and |h|^2 of it, which has no gradient.
+    """Returns x itself, L of each vector along the given axes, and its |h|^2, which has no gradient.
 
-    Whoever goes on with the first output gets the gradient of L added to that of x when it arrives: one pass over
-    memory, and no gradient that waits for its turn.
+    Use the first output downstream: its backward adds the gradient of L, in one pass over memory and without storing
+    a separate gradient.
     """
 
     @staticmethod
@@ -58,7 +58,7 @@ class ExactError(torch.autograd.Function):
 
 
 def _position(r: Tensor, d: int) -> Tensor:
-    """t of r, without a square that could overflow."""
+    """t as a function of r, without a square that could overflow."""
     return 1 - (math.sqrt(2 * (d + _OFFSET)) / r).square()
 
 
@@ -77,7 +77,7 @@ def _series(d: int, dtype: torch.dtype) -> tuple[tuple[float, ...], tuple[float,
 
 @lru_cache(maxsize=512)
 def series(d: int, dtype: torch.dtype) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Chebyshev coefficients of L / r and of r |dL/dh| / |h| for d entries: those that the dtype resolves."""
+    """Chebyshev coefficients of L / r and of r |dL/dh| / |h| for d entries, truncated at the precision of the dtype."""
     angles = (torch.arange(_NODES, dtype=torch.float64, device="cpu") + 0.5) * (math.pi / _NODES)
     samples = []
     for t in angles.cos().tolist():
@@ -93,7 +93,7 @@ def series(d: int, dtype: torch.dtype) -> tuple[tuple[float, ...], tuple[float, 
 
 
 def _value_and_slope(d: int, mean: float) -> tuple[float, float]:
-    """L and |dL/dh| / |h| at |h|^2 / 2 = mean, as means over a Poisson number, 12 deviations to each side."""
+    """L and |dL/dh| / |h| at |h|^2 / 2 = mean, as Poisson averages within 12 standard deviations."""
     width = 12 * math.sqrt(mean) + 40
     k = torch.arange(max(0, int(mean - width)), int(mean + width), dtype=torch.float64, device="cpu")
     weight = torch.softmax(k * math.log(mean) - torch.lgamma(k + 1), 0)
@@ -104,7 +104,7 @@ def _value_and_slope(d: int, mean: float) -> tuple[float, float]:
 
 
 def _log_half_step(z: Tensor) -> Tensor:
-    """log(Gamma(z + 1/2) / Gamma(z)); where lgamma would cancel, Stirling's series, to 5e-14."""
+    """log(Gamma(z + 1/2) / Gamma(z)); for large z Stirling's series, to 5e-14, because lgamma would cancel."""
     large = z.clamp(min=30)
     stirling = large.log() / 2 - 1 / (8 * large) + 1 / (192 * large**3) - 1 / (640 * large**5)
     return torch.where(z < 30, torch.lgamma(z + 0.5) - torch.lgamma(z), stirling)

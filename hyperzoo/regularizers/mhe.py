@@ -1,17 +1,17 @@
-"""Minimum hyperspherical energy: the neurons of a layer, as directions, repel each other.
+"""Minimum hyperspherical energy (MHE): the neurons of a layer repel each other on the unit sphere.
 
 Learning towards Minimum Hyperspherical Energy, Liu et al., NeurIPS 2018 (arXiv 1805.09298). With u_i = w_i / n_i,
-n_i = sqrt(|w_i|^2 + eps), c_ij = <u_i, u_j>, and z_ij = sqrt(2 - 2 c_ij), or arccos(c_ij) where `angular`,
+n_i = sqrt(|w_i|^2 + eps), c_ij = <u_i, u_j>, and z_ij = sqrt(2 - 2 c_ij), or arccos(c_ij) if `angular`,
 
     E = 2 / (N (N - 1)) sum_{i<j} f_s(z_ij),    f_s(z) = z^-s for s = 1, 2,   f_0(z) = log(1 / z)
 
-(the paper's E_s / (N (N - 1))). `half_space`: the energy of the 2N vectors [W; -W], from the N x N cosines, with the
-pair of each vector and its own negative as a constant:
+(the paper's E_s / (N (N - 1))). `half_space` is the energy of the 2N vectors [W; -W], computed from the N x N cosines;
+the pair of a vector and its own negative is a constant:
 
     E_half = (2 sum_{i<j} (f(c_ij) + f(-c_ij)) + N f(-1)) / (N (2N - 1)),    f(c) = f_s of the distance at the cosine c
 
-`authors_code` takes the values of the code at wy1iu/MHE: log of the squared distance, angle / pi + 1e-4. Its strengths
-times these factors are those of the convention above: s = 0: 2; angular s = 1: pi, s = 2: pi^2; all others 1.
+`authors_code` computes the values of the code at wy1iu/MHE: log of the squared distance, angle / pi + 1e-4. Multiply
+its strengths by these factors for the convention above: s = 0: 2; angular s = 1: pi, s = 2: pi^2; all others 1.
 """
 
 import math
@@ -31,7 +31,7 @@ POWERS = (0, 1, 2)
 
 
 class Rule(NamedTuple):
-    """Which energy: the arguments of `hyperspherical_energy`."""
+    """The definition of the energy: the arguments of `hyperspherical_energy`."""
 
     power: int
     half_space: bool
@@ -49,24 +49,24 @@ def hyperspherical_energy(
     eps: float = 1e-4,
     authors_code: bool = False,
 ) -> Tensor:
-    """Mean energy of all pairs of rows (arXiv 1805.09298; the formula stands at the top of the module).
+    """Mean energy of all pairs of rows (arXiv 1805.09298; see the top of the module for the formula).
 
-    Exact for any number of rows: time grows with N^2 D, memory with N D. It serves features as well as weights.
+    Exact for any number of rows, with time O(N^2 D) and memory O(N D). Works for features as well as weights.
 
     Shapes:
-        weight: (N, D), a neuron or a feature a row.   return: (), float32 also under autocast; float64 for float64.
+        weight: (N, D), one neuron or feature per row.   return: (), float32 also under autocast; float64 for float64.
     Args:
         power: s, 0, 1 or 2.
-        half_space: count the negative of each row too; then orthogonal rows have the least energy, not opposite ones.
-        angular: distance along the sphere, in radians, in place of the chord.
-        eps: added to squared norms, 0 or more. It keeps equal rows at a finite energy, with a push.
-        authors_code: the values of the authors' code, see above.
+        half_space: f and -f count as one direction; orthogonal rows then have the least energy, not opposite ones.
+        angular: use the angle in radians as the distance, not the chord.
+        eps: added to squared norms, 0 or more. With eps, equal rows have a finite energy and a gradient.
+        authors_code: compute the values of the authors' code, see above.
     Raises:
-        InputError: another power, a negative eps, no matrix of floating-point numbers, a sharded one; NaN or infinite
-            rows (on the CPU; elsewhere, and in compiled code, where looking costs time, the energy is NaN).
+        InputError: another power, a negative eps, not a floating-point matrix, a sharded one; NaN or infinite rows (on
+            the CPU; on other devices and in compiled code, where the check costs time, the energy is NaN).
     Differs:
-        One row has energy 0 (0 / 0 in the authors' code), and with `half_space` that of itself and its negative, a
-        constant here. A zero row is orthogonal to all others. Cosines within 1e-6 of a collision have the energy of
+        A single row has energy 0 (0 / 0 in the authors' code), or with `half_space` the constant energy of the row and
+        its negative. A zero row is orthogonal to all others. Cosines within 1e-6 of a collision have the energy of
         1 - 1e-6 and no gradient. Second derivatives (`create_graph`) are refused.
     Example:
         >>> hyperspherical_energy(torch.eye(3))                         # orthogonal rows: 1 / (2 - 0)
@@ -90,13 +90,13 @@ def label_energy(
     eps: float = 1e-4,
     authors_code: bool = False,
 ) -> Tensor:
-    """Energy of a large output layer, seen from the classes of a batch (arXiv 1805.09298, section 3.6).
+    """Energy of a large output layer, restricted to the classes of a batch (arXiv 1805.09298, section 3.6).
 
     (1 / (M (N - 1))) sum over the M labels y, sum over j != y, of f_s(distance of u_y and u_j): a class counts as often
-    as it occurs. With every class once it is `hyperspherical_energy`. Always in full space.
+    as it occurs. If every class occurs once, this equals `hyperspherical_energy`. Always in full space.
 
     Shapes:
-        weight: (N, D), a class a row.   labels: (M,) int64.   return: ().
+        weight: (N, D), one class per row.   labels: (M,) int64.   return: ().
     Raises:
         InputError: as `hyperspherical_energy`; labels that are not int64 (M,), M > 0, or out of range (on the CPU).
     Example:
@@ -111,19 +111,20 @@ def label_energy(
 
 
 class MHE(WeightTerm):
-    """The energy of every layer of a model as a term of the loss: hidden * sum of E + output * E(output layer).
+    """Loss term: hidden * sum of E over hidden layers + output * E(output layer).
 
     Args:
-        hidden, output: strengths, 0 or more, of hidden layers and of the output layer. The authors' runs: with
-            `half_space` 1 and 10 (angular s = 1, 2 in their convention: 0.1 and 1), without it a tenth of that.
+        hidden, output: strengths for hidden layers and for the output layer, 0 or more. The authors use 1 and 10 with
+            `half_space` (angular s = 1, 2 in their convention: 0.1 and 1), and a tenth of that without.
         power, half_space, angular, eps, authors_code: see `hyperspherical_energy`. The output layer is always in full
             space, as in the authors' code.
         layers, exclude, output_layer: see `neurons.select`.
-        neurons: at most so many rows of a layer, drawn anew at every call; unbiased, and faster by the square.
-        output_by_labels: the output layer by `label_energy`; then call `term(labels)`.
-        seed: of the draws, which have a generator of their own; the same in all processes.
+        neurons: use a random subset of at most this many rows per layer, redrawn at every call. Unbiased; the time
+            falls with the square.
+        output_by_labels: use `label_energy` for the output layer; then call `term(labels)`.
+        seed: of the term's own generator, equal in all processes.
     Raises:
-        InputError, UnknownNameError: bad arguments, or what `WeightTerm` refuses. The model is never changed.
+        InputError, UnknownNameError: bad arguments; see also `WeightTerm`. The model is never changed.
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
         >>> with MHE(net, hidden=1.0, output=10.0, half_space=True) as term:
@@ -169,19 +170,19 @@ class MHE(WeightTerm):
         )
 
     def __call__(self, labels: Tensor | None = None) -> Tensor:
-        """The term, (), float32 (float64 for float64 weights); labels (M,) where the output layer goes by them."""
+        """The term: (), float32 (float64 for float64 weights). Labels (M,) are required by `output_by_labels`."""
         parts = [strength * self._values(layers, out, labels).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
 
     def seed(self, number: int) -> None:
-        """Start the draws of `neurons` anew."""
+        """Restart the draws of `neurons` from this seed."""
         self._generator.manual_seed(number)
 
     def _values(self, layers: Sequence[Layer], out: bool, labels: Tensor | None) -> Tensor:
         rule = self._rules[out]
         if out and self._output_by_labels:
             if labels is None:
-                raise InputError("output_by_labels is on: call the term with the labels of the batch, term(labels)")
+                raise InputError("output_by_labels needs the labels of the batch: call term(labels)")
             return torch.stack([_label_energy(layer.rows(), labels, rule) for layer in layers])
         if self._neurons is None:
             return _energies(stack(layers), rule)
@@ -197,7 +198,7 @@ class MHE(WeightTerm):
 
 
 def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
-    """(L, N, D) -> (L,): the energy of L layers; of layers of `count` rows, of which these N are a random choice."""
+    """(L, N, D) -> (L,): the energies of L layers, if `count` is given estimated from N of their `count` rows."""
     with torch.autocast(rows.device.type, enabled=False):
         w = full_precision(rows)
         mean: Tensor = PairMean.apply(w, rule.power, rule.half_space, rule.angular, rule.eps, rule.authors_code)
@@ -216,7 +217,7 @@ def _label_energy(weight: Tensor, labels: Tensor, rule: Rule) -> Tensor:
 
 
 def _antipode(w: Tensor, rule: Rule) -> Tensor | float:
-    """f_s of a row and its own negative; the authors' code takes their cosine to be -|w|^2 / (|w|^2 + eps)."""
+    """f_s of a row and its own negative; in the authors' code their cosine is -|w|^2 / (|w|^2 + eps)."""
     if rule.authors_code:
         squares = torch.linalg.vector_norm(w.detach(), dim=-1).square()
         return repulsion(-squares / (squares + rule.eps), rule.power, rule.angular, True)[0].mean(-1)
@@ -243,17 +244,17 @@ def _check_labels(labels: Tensor, classes: int) -> None:
     if labels.dtype != torch.int64 or labels.dim() != 1 or not labels.numel():
         raise InputError(f"expected labels (M,) int64, at least one; got {tuple(labels.shape)} {labels.dtype}")
     if _can_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise InputError(f"labels must lie in 0 .. {classes - 1}; got {int(labels.min())} .. {int(labels.max())}")
+        raise InputError(f"labels must be from 0 to {classes - 1}; got {int(labels.min())} to {int(labels.max())}")
 
 
 def _check_finite(energy: Tensor, weight: Tensor) -> None:
     if _can_look(energy) and not math.isfinite(energy.item()):
         bad = (~weight.detach().isfinite().all(1)).nonzero().flatten().tolist()
         if bad:
-            raise InputError(f"rows {str(bad[:8])[1:-1]}{' ...' if len(bad) > 8 else ''} hold NaN or infinity")
-        raise InputError("the rows are too long: their squared norms overflow. Scale them down")
+            raise InputError(f"rows {str(bad[:8])[1:-1]}{' ...' if len(bad) > 8 else ''} contain NaN or infinity")
+        raise InputError("the squared norms of the rows overflow: scale the rows down")
 
 
 def _can_look(x: Tensor) -> bool:
-    """Whether a value can be read without waiting for a device or breaking a compiled graph."""
+    """Whether reading a value neither waits for a device nor breaks a compiled graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()

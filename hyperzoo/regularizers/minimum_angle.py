@@ -1,7 +1,7 @@
-"""Minimum angle: each neuron is pushed away from its nearest neighbor only.
+"""Minimum angle (MMA): push each neuron away from its nearest neighbor only.
 
-MMA Regularization, Wang et al., NeurIPS 2020 (arXiv 2006.06527), a rival of MHE; formula and strengths as in the
-authors' code and README (wznpub/MMA_Regularization).
+MMA Regularization, Wang et al., NeurIPS 2020 (arXiv 2006.06527), an alternative to MHE. Formula and strengths follow
+the authors' code and README (wznpub/MMA_Regularization).
 """
 
 from collections.abc import Sequence
@@ -14,23 +14,23 @@ from hyperzoo.regularizers.neurons import check_rows
 from hyperzoo.regularizers.pair_energy import BLOCK
 from hyperzoo.regularizers.weight_term import WeightTerm
 
-LARGEST = 1 - 1e-5  # cosine, in size
+LARGEST = 1 - 1e-5  # absolute cosine
 
 
 def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
-    """mean_i min_{j != i} arccos(c_ij), in radians: how far a row is from its nearest one, on average.
+    """mean_i min_{j != i} arccos(c_ij), in radians: the average angle between a row and its nearest row.
 
-    Only the cosines of the nearest pairs are differentiated, so the backward pass costs N D and not N^2 D.
+    Only the nearest pairs are differentiated, so the backward pass costs N D instead of N^2 D.
 
     Shapes:
-        weight: (..., N, D), a neuron a row.   return: (...), float32 also under autocast; float64 for float64.
+        weight: (..., N, D), one neuron per row.   return: (...), float32 also under autocast; float64 for float64.
     Args:
         eps: added to squared norms, above 0.
     Raises:
-        InputError: no matrix, no floating-point numbers, a sharded matrix.
+        InputError: not a matrix, not floating point, or sharded.
     Differs:
-        One row is pi away from everything, without gradient; the authors' code takes it for its own neighbor. Of
-        equally near neighbors the first counts. Cosines beyond 1 - 1e-5 in size have no gradient, as in their code.
+        A single row has the angle pi, without a gradient; in the authors' code it is its own neighbor. Among equally
+        near neighbors the first counts. Absolute cosines above 1 - 1e-5 have no gradient, as in their code.
     Example:
         >>> nearest_angle(torch.eye(3))                                 # pi / 2
         tensor(1.5708)
@@ -47,7 +47,7 @@ def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
 
 
 def _nearest(unit: Tensor) -> Tensor:
-    """Index of the nearest other row of each row, (..., N, D) -> (..., N), by blocks."""
+    """Index of the nearest other row of each row, (..., N, D) -> (..., N), in blocks."""
     found = []
     for start in range(0, unit.size(-2), BLOCK):
         cosine = unit[..., start : start + BLOCK, :] @ unit.mT
@@ -57,10 +57,10 @@ def _nearest(unit: Tensor) -> Tensor:
 
 
 class MinimumAngle(WeightTerm):
-    """Minus `nearest_angle` of the layers of a model as a term of the loss.
+    """Loss term: minus `nearest_angle` of the layers of a model.
 
     Args:
-        hidden, output: strengths, 0 or more. The authors: 0.07 for models without, 0.03 with shortcuts, for all layers.
+        hidden, output: strengths, 0 or more. The authors use 0.07 without and 0.03 with shortcuts, for all layers.
         layers, exclude, output_layer: see `neurons.select`.
     Raises:
         InputError: see `WeightTerm`.

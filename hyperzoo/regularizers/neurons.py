@@ -1,8 +1,8 @@
-"""The neurons of a model: which of its tensors hold them, and along which axis.
+"""The neurons of a model: which tensors hold them, and along which axis.
 
-A neuron is a row. Linear (O, I): as it is. Convolution (O, I / groups, kernel): one output filter. Transposed
-convolution (I, O / groups, kernel): one output channel. Recurrent layers: the rows of each gate, every gate a matrix of
-its own. Attention: query, key and value apart. Embedding (V, D): one row a token, only where it is asked for.
+A neuron is a row. Linear (O, I): the weight itself. Convolution (O, I / groups, kernel): one output filter. Transposed
+convolution (I, O / groups, kernel): one output channel. Recurrent layers: one matrix per gate. Attention: query, key
+and value separately. Embedding (V, D): one row per token, only if selected by name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,12 +18,12 @@ from hyperzoo.layers import hooks
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-GATES = {4: "ifgo", 3: "rzn"}  # of LSTM and GRU, in the order in which torch stacks them
+GATES = {4: "ifgo", 3: "rzn"}  # of LSTM and GRU, in torch's order
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One matrix of neurons: a tensor of a module, or one of the `parts` that are stacked in it."""
+    """One matrix of neurons: a tensor of a module, or one of the `parts` stacked in it."""
 
     name: str
     module: nn.Module
@@ -33,12 +33,12 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """The whole tensor, in the shape in which the module keeps it."""
+        """The whole tensor, in the shape that the module stores."""
         weight: Tensor = getattr(self.module, self.tensor)
         return weight
 
     def rows(self) -> Tensor:
-        """The neurons as they are now, (N, D). The order inside a row follows memory: no angle depends on it."""
+        """The current neurons, (N, D). The order within a row follows memory; no angle depends on it."""
         weight = self.weight
         refuse_sharded(self.name, weight)
         if isinstance(self.module, TRANSPOSED):
@@ -46,13 +46,13 @@ class Layer:
         if self.parts > 1:
             weight = weight.chunk(self.parts)[self.part]
         if weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-            weight = weight.permute(0, 2, 3, 1)  # a view; flattening it as it is would copy
+            weight = weight.permute(0, 2, 3, 1)  # a view; flattening without it copies
         return weight.flatten(1)
 
 
 @dataclass(frozen=True)
 class Neurons:
-    """The chosen layers of a model, and why others were left out ({name: reason})."""
+    """The selected layers of a model, and the reason why others were skipped ({name: reason})."""
 
     hidden: tuple[Layer, ...]
     output: tuple[Layer, ...]
@@ -67,19 +67,19 @@ def select(
     output_layer: str | None = None,
     frozen: bool = False,
 ) -> Neurons:
-    """Find the matrices of neurons of any model; nothing in the model is changed.
+    """Find the matrices of neurons of any model, without changing it.
 
     Args:
-        layers: hidden layers, by the words of `hooks.select` ('layer1', 'layer?.*.conv2', 'type:SphereConv2d'); a block
-            stands for all layers in it. None: every convolution, linear, recurrent and attention layer, but no
-            embedding, and no depthwise convolution, whose neurons are single kernels.
-        exclude: hidden layers to leave out, by the same words.
-        output_layer: name of the output layer. None: what timm's `get_classifier()` says where the model has it, else
-            the last linear layer.
-        frozen: take layers that are not trained too.
+        layers: hidden layers, as for `hooks.select` ('layer1', 'layer?.*.conv2', 'type:SphereConv2d'); a block selects
+            all layers in it [default: every convolution, linear, recurrent and attention layer, except embeddings and
+            depthwise convolutions, whose neurons are single kernels].
+        exclude: hidden layers to skip, as for `hooks.select`.
+        output_layer: name of the output layer [default: timm's `get_classifier()`, or the last linear layer].
+        frozen: include layers that are not trained.
     Raises:
-        UnknownNameError: a word that nothing in the model fits.
-        InputError: a chosen weight that is sharded, lazy, of fewer than two dimensions, not floating-point, not finite.
+        UnknownNameError: a selector without a match.
+        InputError: a selected weight that is sharded, lazy, not finite, not floating point, or has fewer than two
+            dimensions.
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 10))
         >>> [layer.name for layer in select(net).hidden], [layer.name for layer in select(net).output]
@@ -96,12 +96,12 @@ def select(
     output: list[Layer] = []
     skipped: dict[str, str] = {}
     seen: dict[Tensor, str] = {}
-    # the output layer first: a tensor that it shares with an embedding is an output layer
+    # the output layer first, so that a tensor shared with an embedding counts as output layer
     for layer in sorted(found, key=lambda layer: layer.module not in outputs):
         is_output = layer.module in outputs
         if not is_output and (layer.module in unwanted or (wanted is not None and layer.module not in wanted)):
             continue
-        with torch.enable_grad():  # a parametrised weight is computed here
+        with torch.enable_grad():  # a parametrized weight is computed here
             weight = layer.weight
         _check_kind(layer.name, weight)
         reason = _reason_to_skip(layer, weight, is_output or wanted is not None, seen)
@@ -111,7 +111,7 @@ def select(
             skipped[layer.name] = reason
             continue
         if not weight.is_meta and not bool(weight.detach().isfinite().all()):
-            raise InputError(f"{layer.name} holds NaN or infinite weights: load sound ones, or exclude it")
+            raise InputError(f"{layer.name} has NaN or infinite weights: load valid ones, or exclude it")
         if layer.part == layer.parts - 1:
             seen[weight] = layer.name
         (output if is_output else hidden).append(layer)
@@ -128,12 +128,12 @@ def check_rows(weight: Tensor) -> None:
 
 
 def refuse_sharded(name: str, weight: Tensor) -> None:
-    """A DTensor is told by its `placements`: importing its class takes a second."""
+    """Raise InputError for a DTensor, recognized by `placements`, because importing its class takes a second."""
     if hasattr(weight, "placements"):
         raise InputError(f"{name} is sharded (a DTensor): {_SHARDED}")
 
 
-_SHARDED = "each process holds some of the neurons only, and most pairs would be missed. Use DDP, or do without"
+_SHARDED = "each process holds only some of the neurons, so most pairs would be missed. Use DDP, or drop the term"
 
 
 def _modules_in(model: nn.Module, words: str | Sequence[str]) -> set[nn.Module]:
@@ -151,7 +151,7 @@ def _layers(owner: str, module: nn.Module) -> Iterator[Layer]:
 
 
 def _tensors(module: nn.Module) -> list[tuple[str, str]]:
-    """The tensors of a module that hold neurons, each with the letters of the matrices stacked in it."""
+    """The tensors of a module that hold neurons, each with the letters of its stacked matrices."""
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         sizes = {name: len(w) // module.hidden_size for name, w in module.named_parameters(recurse=False)}
         return [
@@ -178,16 +178,16 @@ def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
         heads = heads[-1:]
     inside = [[module for module in head.modules() if _tensors(module)] for head in heads]
     if name is not None and not all(inside):
-        raise InputError(f"output_layer={name!r} has no neurons: name a linear, convolution or recurrent layer")
+        raise InputError(f"output_layer={name!r} has no neurons; name a linear, convolutional or recurrent layer")
     return [modules[-1] for modules in inside if modules]
 
 
 def _check_kind(name: str, weight: Tensor) -> None:
     refuse_sharded(name, weight)
     if is_lazy(weight):
-        raise InputError(f"{name} is lazy and has no weight yet: run one forward pass first")
+        raise InputError(f"{name} is lazy and has no weight: run one forward pass first")
     if not weight.is_floating_point():
-        raise InputError(f"{name} holds {weight.dtype}, which are no directions: exclude it")
+        raise InputError(f"{name} holds {weight.dtype}, not floating-point directions: exclude it")
     if weight.dim() < 2:
         raise InputError(f"{name} has a weight of shape {tuple(weight.shape)}; neurons need two dimensions or more")
 
@@ -197,7 +197,7 @@ def _reason_to_skip(layer: Layer, weight: Tensor, asked_for: bool, seen: dict[Te
     if weight in seen:
         return f"the same tensor as {seen[weight]}"
     if isinstance(module, EMBEDDINGS) and not asked_for:
-        return "an embedding: name it in layers"
+        return "an embedding; select it by name in layers"
     if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and 1 < module.groups == module.in_channels and not asked_for:
-        return "depthwise, its neurons are single kernels: name it in layers"
+        return "depthwise, so its neurons are single kernels; select it by name in layers"
     return None

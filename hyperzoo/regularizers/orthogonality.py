@@ -1,9 +1,9 @@
-"""Orthogonality: the Gram matrix of the neurons of a layer should be the identity.
+"""Orthogonality: pull the Gram matrix of a layer's neurons towards the identity.
 
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), the penalty of SphereNets.
 
-It draws every norm to 1 as well, and is what the tables of the MHE paper (arXiv 1805.09298) call "orthonormal". With
-`unit_rows` it sees directions only: half the sum of squared cosines.
+It also pulls every norm to 1; the tables of the MHE paper (arXiv 1805.09298) call it "orthonormal". With `unit_rows` it
+depends on directions only: half the sum of squared cosines.
 """
 
 from collections.abc import Sequence
@@ -17,18 +17,18 @@ from hyperzoo.regularizers.weight_term import WeightTerm
 
 
 def orthogonality_penalty(weight: Tensor, *, unit_rows: bool = False, eps: float = 1e-4) -> Tensor:
-    """1/2 sum_ij (<w_i, w_j> - [i = j])^2 (arXiv 1711.03189; authors' code, with the factor 2e-4 as strength).
+    """1/2 sum_ij (<w_i, w_j> - [i = j])^2 (arXiv 1711.03189; authors' code, with strength 2e-4).
 
-    With more rows than columns it cannot fall below (N - D) / 2. The smaller of the Gram matrices W W^T and W^T W is
-    taken: they give the same, so memory grows with the square of the smaller side.
+    With more rows than columns it cannot fall below (N - D) / 2. It is computed from the smaller of W W^T and W^T W,
+    which give the same value, so memory grows with the square of the smaller side.
 
     Shapes:
-        weight: (..., N, D), a neuron a row.   return: (...), float32 also under autocast; float64 for float64.
+        weight: (..., N, D), one neuron per row.   return: (...), float32 also under autocast; float64 for float64.
     Args:
         unit_rows: divide each row by sqrt(|w_i|^2 + eps) first.
-        eps: of `unit_rows`, above 0.
+        eps: used with `unit_rows`, above 0.
     Raises:
-        InputError: no matrix, no floating-point numbers, a sharded matrix.
+        InputError: not a matrix, not floating point, or sharded.
     Example:
         >>> orthogonality_penalty(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 2.0]]))
         tensor(5.8750)
@@ -45,13 +45,13 @@ def orthogonality_penalty(weight: Tensor, *, unit_rows: bool = False, eps: float
 
 
 class Orthogonality(WeightTerm):
-    """`orthogonality_penalty` of the layers of a model as a term of the loss, the sum over layers times a strength.
+    """Loss term: strength times the sum over layers of `orthogonality_penalty`.
 
     Args:
-        strength: of hidden layers; 2e-4 in the SphereNet code.
-        output: strength of the output layer, which the SphereNet code leaves out.
+        strength: for hidden layers; 2e-4 in the SphereNet code.
+        output: strength for the output layer, which the SphereNet code omits.
         unit_rows: see `orthogonality_penalty`.
-        layers, exclude, output_layer: see `neurons.select`. The SphereNet code takes its sphere layers only, not the
+        layers, exclude, output_layer: see `neurons.select`. The SphereNet code penalizes sphere layers only, not the
             plain 1x1 shortcuts.
     Raises:
         InputError: see `WeightTerm`.

@@ -1,11 +1,11 @@
-"""The mean energy of all pairs of rows, in memory that does not grow with their number squared.
+"""The mean energy of all pairs of rows, without memory quadratic in their number.
 
 With c_ij the cosine of rows i and j, n_i = sqrt(|w_i|^2 + eps), and k = dF/dc, the gradient of a sum of F(c_ij) is
 
     dE/dw_i = sum_j k_ij w_j / (n_i n_j) - (sum_j k_ij c_ij) w_i / n_i^2
 
-(fact sheet 2.3, with the raw rows in place of the unit ones): a product of matrices again. So both passes cost what the
-products cost, no unit rows are stored, and nothing of size N x N outlives its block.
+which is again a matrix product. So both passes cost as much as the products, unit rows are not stored, and no N x N
+matrix outlives its block.
 """
 
 import math
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
 
-BLOCK = 512  # rows: a block of float32 cosines is 1 MB, and stays in the cache of a core
-MARGIN = 1e-6  # cosines nearer than this to a collision count as being here, and do not push
+BLOCK = 512  # rows: a block of float32 cosines is 1 MB, which fits the cache of a core
+MARGIN = 1e-6  # cosines closer to a collision are clamped to this distance and have no gradient
 
 
 def repulsion(c: Tensor, power: int, angular: bool, authors_code: bool) -> tuple[Tensor, Tensor]:
-    """f_s of the distance of two directions, and its derivative, as functions of their cosine."""
+    """f_s of the distance of two directions and its derivative, as functions of their cosine."""
     if angular:
         angle = c.arccos()
         steep = ((1 - c) * (1 + c)).clamp(min=MARGIN * (2 - MARGIN)).rsqrt()  # - d angle / dc, finite at opposite rows
@@ -43,7 +43,7 @@ def repulsion(c: Tensor, power: int, angular: bool, authors_code: bool) -> tuple
 
 
 def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: bool) -> tuple[Tensor, Tensor]:
-    """F and dF/dc of every pair: f(c), in half space f(c) + f(-c); no push inside `MARGIN` of a collision."""
+    """F and dF/dc of each pair: f(c), in half space f(c) + f(-c); zero slope within `MARGIN` of a collision."""
     safe = c.clamp(MARGIN - 1 if half_space else -1, 1 - MARGIN)
     value, slope = repulsion(safe, power, angular, authors_code)
     if half_space:
@@ -54,13 +54,13 @@ def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: 
 
 
 def _inverse_norms(w: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(|w_i|^2 + eps); of a zero row without eps, 1: its cosines are 0 then, not NaN."""
+    """1 / sqrt(|w_i|^2 + eps); 1 for a zero row without eps, so that its cosines are 0 instead of NaN."""
     squares = torch.linalg.vector_norm(w, dim=-1).square() + eps
     return squares.rsqrt() if eps else squares.where(squares > 0, 1).rsqrt()
 
 
 class PairMean(torch.autograd.Function):
-    """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for a single row. The gradient is made on the way."""
+    """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for one row. The forward pass computes the gradient."""
 
     @staticmethod
     def forward(
@@ -72,14 +72,17 @@ class PairMean(torch.autograd.Function):
         grad = torch.zeros_like(w) if wanted else None
         blocks = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
         for a, i in enumerate(blocks):
-            for b in (*range(a + 1, len(blocks)), a):  # a block with itself last: its diagonal takes the whole pull
+            for b in (
+                *range(a + 1, len(blocks)),
+                a,
+            ):  # the diagonal block comes last, because its diagonal needs the complete pull
                 j, own = blocks[b], a == b
                 scale = inverse[:, i, None] * inverse[:, None, j]
                 c = torch.bmm(w[:, i], w[:, j].mT).mul_(scale)
                 if own:
                     c.diagonal(dim1=1, dim2=2).zero_()
                 value, slope = _pair(c, power, half_space, angular, authors_code)
-                if own:  # every pair stands here twice
+                if own:  # contains every pair twice
                     value.diagonal(dim1=1, dim2=2).zero_()
                     value *= 0.5
                 total += value.sum((1, 2))
@@ -107,7 +110,7 @@ class PairMean(torch.autograd.Function):
 
 
 class LabelMean(torch.autograd.Function):
-    """Mean of f over the pairs (row of a label, any other row), labels with multiplicity: (N, D), (M,) -> ()."""
+    """Mean of f over the pairs (row of a label, other row), labels counted with multiplicity: (N, D), (M,) -> ()."""
 
     @staticmethod
     def forward(

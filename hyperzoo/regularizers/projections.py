@@ -1,7 +1,7 @@
-"""The projected error function of PER, and the sliced Wasserstein distance that it bounds.
+"""The projected error function of PER, and the sliced Wasserstein distance it bounds.
 
 Regularizing activations in neural networks via distribution matching with the Wasserstein metric, Joo et al., ICLR 2020
-(arXiv 2002.05366; numbers of equations are those of the submission). With theta uniform on the unit sphere of R^d,
+(arXiv 2002.05366; equation numbers are those of the submission). With theta uniform on the unit sphere of R^d,
 
     L(h)  = E_theta psi(<theta, h>),   psi(t) = t erf(t / sqrt 2) + sqrt(2 / pi) exp(-t^2 / 2)       (eq. 5)
     dL/dh = E_theta [erf(<theta, h> / sqrt 2) theta]                                                 (eq. 6)
@@ -22,7 +22,7 @@ from hyperzoo.regularizers.exact_error import ExactError
 
 REDUCTIONS = ("mean", "batch", "sum")
 VIEWS = ("location", "flatten")
-_HELD = {"cpu": 2**20}  # projections at a time, by device; elsewhere 2^26
+_HELD = {"cpu": 2**20}  # projections computed at a time, by device [default: 2^26]
 
 
 def projected_error(
@@ -33,25 +33,24 @@ def projected_error(
     view: str = "location",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Penalize activations by their mean distance to a Gaussian, seen along one-dimensional directions (PER).
+    """Penalize activations by their mean distance to a Gaussian along one-dimensional projections (PER).
 
-    The mean over vectors h_i and unit vectors theta_k of psi(<theta_k, h_i>), with gradient eq. 6 (see above);
-    `slices=None` takes all directions at once: L(h) = sqrt(2 / pi) 1F1(-1/2; d/2; -|h|^2 / 2), to 1e-6 in float32.
-    An average over all directions is 0.798 at h = 0, where it is smallest, and 1.128 for h ~ N(0, I).
+    The mean of psi(<theta_k, h_i>) over vectors h_i and unit vectors theta_k, with gradient eq. 6 (see above).
+    `slices=None` averages over all directions: L(h) = sqrt(2 / pi) 1F1(-1/2; d/2; -|h|^2 / 2), to 1e-6 in float32.
+    That average is 0.798 at h = 0, its minimum, and 1.128 for h ~ N(0, I).
 
     Shapes:
-        x: activations after the nonlinearity: vectors (B, d), sequences (B, T, d), or maps (B, d, ...) of four axes or
-        more.   return: (), float32 also under autocast.
+        x: activations after the nonlinearity: vectors (B, d), sequences (B, T, d), or maps (B, d, ...) with at least
+        four axes.   return: (), float32 also under autocast.
     Args:
-        slices: directions drawn per call, 1 or more, the same for all vectors (paper: 256); None for all at once.
-        reduce: the sum over vectors is divided by their number ('mean'), by B ('batch', eq. 5), or not ('sum').
-        view: 'location' makes one vector of each position of a map and each step of a sequence, 'flatten' one vector
-            of each sample.
-        generator: CPU source of the directions; None for torch's global one.
+        slices: directions drawn per call, 1 or more, shared by all vectors (paper: 256); None for all directions.
+        reduce: divide the sum over vectors by their number ('mean'), by B ('batch', eq. 5), or not at all ('sum').
+        view: 'location' makes one vector per position of a map or step of a sequence, 'flatten' one per sample.
+        generator: CPU source of the directions [default: torch's global generator].
     Raises:
-        InputError: fewer than one slice, an unknown word, no vector at all, or x that is not floating point.
+        InputError: fewer than one slice, an unknown reduce or view, no vector, or x that is not floating point.
     Differs:
-        Algorithm 1 of the submission leaves out the 1 / B of eq. 5: that is reduce='sum'. Has first derivatives only.
+        Algorithm 1 of the submission omits the 1 / B of eq. 5, which is reduce='sum'. Has first derivatives only.
     Example:
         >>> projected_error(torch.zeros(4, 3), slices=None)
         tensor(0.7979)
@@ -73,8 +72,8 @@ def sliced_wasserstein(
 ) -> Tensor:
     """Measure how far activations are from a Gaussian: the sliced W1 distance to N(0, I), by sorting.
 
-    Along each direction, W1 = int_0^1 |t_(ceil(n u)) - Phi^-1(u)| du over the n sorted projections t_(i); the integral
-    is in closed form, because -phi(Phi^-1(u)) is an integral of Phi^-1 (PER, section 3: the quantity that it bounds).
+    Along each direction, W1 = int_0^1 |t_(ceil(n u)) - Phi^-1(u)| du over the n sorted projections t_(i). The integral
+    has a closed form, because -phi(Phi^-1(u)) is an antiderivative of Phi^-1. PER bounds this distance (section 3).
 
     Shapes:
         x: as for `projected_error`.   return: () float64, the mean over directions.
@@ -93,16 +92,16 @@ def sliced_wasserstein(
     share = torch.arange(len(t) + 1, dtype=t.dtype, device=t.device)[:, None] / len(t)
     quantile = torch.special.ndtri(share)
     below, above = quantile[:-1], quantile[1:]
-    crossing = torch.minimum(torch.maximum(t, below), above)  # of t and the quantile function, within its step
+    crossing = torch.minimum(torch.maximum(t, below), above)  # where t meets the quantile function, within its step
     cost: Tensor = t * (2 * torch.special.ndtr(crossing) - share[:-1] - share[1:])
     cost += 2 * _normal_density(crossing) - _normal_density(below) - _normal_density(above)
     return cost.sum(0).mean()
 
 
 class SampledError(torch.autograd.Function):
-    """psi of every vector along `axis`, averaged over directions (d, K), or `errors` in its place; gradient eq. 6.
+    """Mean over directions (d, K) of psi of each vector along `axis`, or `errors` if given; its gradient is eq. 6.
 
-    The projections are made again in the backward pass, some samples at a time, and never stored.
+    The backward pass recomputes the projections, some samples at a time, instead of storing them.
     """
 
     @staticmethod
@@ -129,13 +128,13 @@ class SampledError(torch.autograd.Function):
 
 
 def _part_size(x: Tensor, axis: int, directions: Tensor) -> int:
-    """How many samples have as many projections as may be held at a time."""
+    """The number of samples whose projections are computed at a time."""
     projections_per_sample = x[0].numel() // x.shape[axis] * directions.shape[1]
     return max(1, _HELD.get(x.device.type, 2**26) // projections_per_sample)
 
 
 def _project(vectors: Tensor, directions: Tensor) -> Tensor:
-    """Projections / sqrt 2, (..., K)."""
+    """Projections divided by sqrt 2, (..., K)."""
     with torch.autocast(vectors.device.type, enabled=False):
         return vectors.to(directions.dtype) @ (directions / math.sqrt(2))
 
@@ -157,12 +156,12 @@ def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generato
 
 
 def axes_of(x: Tensor, view: str) -> tuple[int, ...]:
-    """The axes along which the vectors of activations lie."""
+    """The axes that make up one vector of activations."""
     if x.dim() < 2 or not x.is_floating_point() or x.numel() == 0:
         kind = str(x.dtype).removeprefix("torch.")
         raise InputError(
             f"activations must be floating point of shape (batch, features), (batch, steps, features) or "
-            f"(batch, channels, ...), none of them 0; got {kind} {tuple(x.shape)}"
+            f"(batch, channels, ...) and not empty; got {kind} {tuple(x.shape)}"
         )
     if view == "flatten":
         return tuple(range(1, x.dim()))
@@ -170,20 +169,20 @@ def axes_of(x: Tensor, view: str) -> tuple[int, ...]:
 
 
 def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
-    """x, flattened for that view, and the one axis of its vectors; samples stay in front."""
+    """x, flattened if the view asks for it, and the axis of its vectors; samples stay in front."""
     axes = axes_of(x, view)
     return (x.flatten(1) if len(axes) > 1 else x), axes[0]
 
 
 def reduced(errors: Tensor, batch: int, reduce: str) -> Tensor:
-    """One number of the errors of all vectors."""
+    """The errors of all vectors, reduced to one number."""
     if reduce == "mean":
         return errors.mean()
     return errors.sum() / batch if reduce == "batch" else errors.sum()
 
 
 def check_choices(slices: int | None, reduce: str, view: str) -> None:
-    """Raise InputError unless the three are of those that `projected_error` takes."""
+    """Raise InputError unless `projected_error` accepts these arguments."""
     if slices is not None:
         check_number("slices (None for all directions)", slices, low=1, whole=True)
     if reduce not in REDUCTIONS:

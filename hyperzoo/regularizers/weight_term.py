@@ -1,4 +1,4 @@
-"""WeightTerm: a term of the loss that reads weights only, the same for every regulariser of this kind."""
+"""WeightTerm: base class of loss terms that read weights (MHE, orthogonality, minimum angle)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.regularizers.neurons import Layer, select
 
-LARGEST_COPY = 2**18  # numbers: stacking smaller layers of one shape costs less than one more round of small operations
+LARGEST_COPY = 2**18  # elements: up to this size, stacking layers of one shape is cheaper than separate operations
 
 
 class WeightTerm:
     """hidden * sum over hidden layers of f(rows) + output * f(rows of the output layer).
 
-    Used as every term is: `with term: loss = task_loss(model(x), y) + term()`. It sets no hook, so the `with` may be
-    left out. Choose the layers when the model is final: replaced modules (`reset_classifier`) are not followed.
+    Use it like every term: `with term: loss = task_loss(model(x), y) + term()`. It registers no hooks, so the `with` is
+    optional. Create it after the last change to the model: replaced modules (`reset_classifier`) are not tracked.
 
     Args:
-        function: (rows (L, N, D), whether they are of the output layer) -> (L,), a value for each of L layers.
-        hidden, output: strengths, 0 or more; 0 leaves that kind of layer out.
+        function: (rows (L, N, D), whether they belong to the output layer) -> (L,), one value per layer.
+        hidden, output: strengths, 0 or more; 0 skips that kind of layer.
         layers, exclude, output_layer: see `neurons.select`.
     Attributes:
-        skipped: {layer: reason} of what is left out; frozen layers are among them.
-        once_per_update: the value does not depend on the batch. Where a step is accumulated from parts, evaluate it
-            with one of them, at full weight, and not with the others.
+        skipped: {layer: reason} for layers that are not penalized, frozen ones included.
+        once_per_update: the value does not depend on the batch. With gradient accumulation, evaluate it for one part
+            only, at full weight.
     Raises:
-        InputError, UnknownNameError: a negative strength, no layer selected, or what `neurons.select` refuses.
+        InputError, UnknownNameError: a negative strength, no layer selected; see also `neurons.select`.
     """
 
     once_per_update = True
@@ -54,12 +54,12 @@ class WeightTerm:
         for strength, is_output, members in ((hidden, False, chosen.hidden), (output, True, chosen.output)):
             if strength and not members:
                 kind, remedy = ("output", "name it in output_layer") if is_output else ("hidden", "change layers")
-                why = f"no {kind} layer to regularise ({_why(chosen.skipped)})"
+                why = f"no {kind} layer to regularize ({_why(chosen.skipped)})"
                 raise InputError(f"{why}: {remedy}, or set its strength to 0")
             if strength:
                 self._groups += [(float(strength), is_output, group) for group in _batches(members)]
         if not self._groups:
-            raise InputError("both strengths are 0: nothing to regularise")
+            raise InputError("both strengths are 0, so there is nothing to regularize")
 
     def __enter__(self) -> Self:
         return self
@@ -70,17 +70,17 @@ class WeightTerm:
         return None
 
     def __call__(self) -> Tensor:
-        """The term, (), float32 (float64 for float64 weights)."""
+        """The term: (), float32 (float64 for float64 weights)."""
         parts = [strength * self._function(stack(layers), out).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """None: a term that reads weights owns nothing."""
+        """Trainable tensors that the term owns: none."""
         return iter(())
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
-        """The value of each layer by name, all its neurons counted and without strength."""
+        """The value of each layer by name, over all its neurons and without strength."""
         values: dict[str, float] = {}
         for _, out, layers in self._groups:
             found = self._function(stack(layers), out).tolist()
@@ -89,7 +89,7 @@ class WeightTerm:
 
     def __repr__(self) -> str:
         lines = [f"  {layer.name}: {s:g}" for s, _, layers in self._groups for layer in layers]
-        lines += [f"  {name}: left out, {reason}" for name, reason in self.skipped.items()]
+        lines += [f"  {name}: skipped, {reason}" for name, reason in self.skipped.items()]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
@@ -99,7 +99,7 @@ def stack(layers: Sequence[Layer]) -> Tensor:
 
 
 def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
-    """Small layers of equal shape share their operations; each large one is for itself and not copied."""
+    """Groups of layers: small ones of equal shape together, each large one alone, so that it is not copied."""
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in layers:
         rows = layer.rows().detach()
@@ -110,4 +110,4 @@ def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
 
 def _why(skipped: dict[str, str]) -> str:
     shown = [f"{name} ({reason})" for name, reason in skipped.items()]
-    return f"left out {', '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}" if shown else "none was selected"
+    return f"skipped {', '.join(shown[:3])}{' ...' if len(shown) > 3 else ''}" if shown else "none selected"
