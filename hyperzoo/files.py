@@ -51,7 +51,7 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
         OSError: a folder or file cannot be written; a full disk changes nothing.
     """
     with ExitStack() as stack:
-        for path, content in reversed(list(contents.items())):  # a stack closes in reverse, so the first is renamed first
+        for path, content in reversed(list(contents.items())):  # a stack closes in reverse: the first is renamed first
             temporary = stack.enter_context(whole(path))
             temporary.write_bytes(content)
             _flush(temporary)

@@ -102,7 +102,7 @@ def one_epoch(images: ImageSet, epoch: int, **options) -> dict[int, torch.Tensor
 
 @pytest.mark.parametrize(
     "options",
-    [{"batch_size": 4}, {"processes": 2}, {"processes": 3}, {"device": torch.device("cpu")}, {"channels_last": False}],
+    [{"batch_size": 4}, {"processes": 2}, {"processes": 3}, {"device": torch.device("cpu")}],
 )
 def test_pixels_do_not_depend_on_the_machine(options):
     images = toy()
@@ -122,8 +122,7 @@ def test_batches_are_the_formula():
         # float32 rounding of values up to 3.3, twice: below 1e-6
         np.testing.assert_allclose(batch.images, (pixels / 255 - mean) / std, atol=1e-6, rtol=0)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-    late = list(batches.epoch(4, start=2))
-    assert len(batches) == 3 and len(late) == 1 and torch.equal(late[0].images, batch.images)
+    assert len(batches) == 3 and step == 2
 
 
 def test_incomplete_batches():

@@ -79,7 +79,7 @@ import torch, hyperzoo
 from hyperzoo.layers import SphereConv2d, SphereLinear
 from hyperzoo.losses import AngularSoftmax
 from hyperzoo.models import sphere_cnn
-from hyperzoo.training.recipe_methods import Angular
+from hyperzoo.training.recipe_methods import AngularSettings
 
 assert hyperzoo.__file__.startswith(r"{root}")
 layer, x = SphereConv2d(2, 3, 3, operator="square"), torch.randn(2, 2, 5, 5)
@@ -93,7 +93,7 @@ loss = AngularSoftmax("square", margin=2, annealing=None)(features, rows, torch.
 logits = torch.tensor([[1.0, 0.0], [-3.0, 0.0]], dtype=torch.float64)  # at 2 theta = 2 pi the continuation is -3
 expected = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0]))
 torch.testing.assert_close(loss.double(), expected, rtol=0, atol=2e-2)  # the margin's angle is clamped to 0.08 degrees
-assert Angular(operator="square").operator == "square"
+assert AngularSettings(operator="square").operator == "square"
 assert sphere_cnn.SphereCNN(3, (4, 4, 4), operator="square").eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 """
 

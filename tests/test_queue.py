@@ -310,7 +310,7 @@ def small_mirror(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mirror")
     pixels = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     for code, classes in (("c10", 10), ("c100", 100)):
-        repository = sources.IMAGES[code]
+        repository = sources.IMAGE_REPOSITORIES[code]
         rows = [{repository.image: Image.fromarray(x.numpy()), repository.label: i % 10} for i, x in enumerate(pixels)]
         labels = datasets.ClassLabel(names=[f"class {i}" for i in range(classes)])
         features = datasets.Features({repository.image: datasets.Image(), repository.label: labels})
@@ -318,7 +318,7 @@ def small_mirror(tmp_path_factory):
             place = folder / repository.hub_id / repository.config / f"{split}-00000-of-00001.parquet"
             place.parent.mkdir(parents=True, exist_ok=True)
             datasets.Dataset.from_list(rows, features=features).to_parquet(place)
-    for repository in sources.TEXTS.values():
+    for repository in sources.TEXT_REPOSITORIES.values():
         for split in repository.splits:
             place = folder / repository.hub_id / repository.config / f"{split}-00000-of-00001.parquet"
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ def test_faults_are_named(mirror):
         load_text("ptp", "train")
     with pytest.raises(DataError, match="ptb has no split 'valid'; it has train, validation, test"):
         load_text("ptb", "valid")
-    repository = sources.TEXTS["ptb"]
+    repository = sources.TEXT_REPOSITORIES["ptb"]
     folder = mirror / repository.hub_id / repository.config
     (folder / "validation-00000-of-00001.parquet").unlink()
     with pytest.raises(DataError, match="has no validation split"):

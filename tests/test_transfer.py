@@ -22,7 +22,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def text_mirror(tmp_path, monkeypatch):
     """A mirror of 'ptb' with a column that no recipe reads."""
-    repository = sources.TEXTS["ptb"]
+    repository = sources.TEXT_REPOSITORIES["ptb"]
     folder = tmp_path / "texts" / repository.hub_id / repository.config
     folder.mkdir(parents=True)
     for split in repository.splits:

@@ -27,8 +27,8 @@ def reshard(code: str, folder: Path, *, shard_bytes: int = 2_000_000, rows: int 
 
     if not os.environ.get(sources.VARIABLE):
         raise DataError(f"only a mirror can be cut into shards: set {sources.VARIABLE} to one")
-    find, table = (sources.find_text, sources.TEXTS) if code in names.TEXTS else (sources.find, sources.IMAGES)
-    splits = table[code].splits if code in table else ("train",)  # an unknown code is an error of `find`
+    find, known = sources.find_text if code in names.TEXTS else sources.find, sources.REPOSITORIES
+    splits = known[code].splits if code in known else ("train",)  # an unknown code is an error of `find`
     for split in splits:
         source = find(code, split)
         columns = list(source.repository.columns)

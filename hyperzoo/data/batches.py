@@ -23,7 +23,7 @@ class Normalize:
     """(x / 255 - mean) / std of uint8 images, as one multiply-add in float32.
 
     Shapes:
-        x: (B, C, H, W) uint8.   return: the same in float32, dense in channels-last or in the ordinary order.
+        x: (B, C, H, W) uint8.   return: the same in float32, channels-last.
     Raises:
         InputError: no finite mean and positive std for each of the channels.
     """
@@ -35,7 +35,6 @@ class Normalize:
         std: Sequence[float],
         *,
         device: torch.device | str = "cpu",
-        channels_last: bool = True,
     ) -> None:
         center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         good = center.shape == spread.shape == (channels,) and bool(center.isfinite().all() and (spread > 0).all())
@@ -44,10 +43,9 @@ class Normalize:
         self._scale, self._shift = (
             values.float().view(1, -1, 1, 1).to(device) for values in (1 / (255 * spread), -center / spread)
         )
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, x.to(torch.float32, memory_format=self._format), self._scale)
+        return torch.addcmul(self._shift, x.to(torch.float32, memory_format=torch.channels_last), self._scale)
 
 
 class ImageBatches:
@@ -75,7 +73,6 @@ class ImageBatches:
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device | str = "cpu",
-        channels_last: bool = True,
         rank: int = 0,
         processes: int = 1,
         pad_mode: str = "zeros",
@@ -89,18 +86,18 @@ class ImageBatches:
             )
         self.batch_size = size
         self._pixels, self._labels = images.images.to(device), images.labels.to(device)
-        self._normalize = Normalize(images.images.shape[1], mean, std, device=device, channels_last=channels_last)
+        self._normalize = Normalize(images.images.shape[1], mean, std, device=device)
         self._seed, self._crop_px, self._flip, self._pad_mode = seed, crop_px, flip, pad_mode
         self._rank, self._share = rank, size // processes
 
     def __len__(self) -> int:
         return len(self._labels) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield this process's share of the global batches start, start + 1, ... of an epoch (both counted from 0)."""
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield this process's share of every global batch of an epoch."""
         plan = plan_epoch(len(self._labels), seed=self._seed, epoch=epoch, crop_px=self._crop_px, flip=self._flip)
         order, rows = (values.to(self._labels.device) for values in plan)
-        for step in range(start, len(self)):
+        for step in range(len(self)):
             first = step * self.batch_size + self._rank * self._share
             indices = order[first : first + self._share]
             pixels, labels, choices = (values.index_select(0, indices) for values in (self._pixels, self._labels, rows))
@@ -114,7 +111,6 @@ def eval_batches(
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
-    channels_last: bool = True,
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
@@ -129,7 +125,7 @@ def eval_batches(
     check_processes(rank, processes)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1; got {batch_size}")
-    normalize = Normalize(images.images.shape[1], mean, std, device=device, channels_last=channels_last)
+    normalize = Normalize(images.images.shape[1], mean, std, device=device)
     begin, end = (len(images) * r // processes for r in (rank, rank + 1))
     share = [values[begin:end].to(device) for values in (images.images, images.labels, torch.arange(len(images)))]
     return (Batch(normalize(x), y, i) for x, y, i in zip(*(part.split(batch_size) for part in share), strict=True))

@@ -50,7 +50,7 @@ class ImageRepository:
 
 CIFAR_TERMS = "research use; its authors state no license"
 IMAGENET = ImageRepository("ILSVRC/imagenet-1k", "default", "image", "label", ("train", "validation"))
-IMAGES = {
+IMAGE_REPOSITORIES = {
     "c10": ImageRepository("uoft-cs/cifar10", "plain_text", "img", "label", terms=CIFAR_TERMS),
     "c100": ImageRepository("uoft-cs/cifar100", "cifar100", "img", "fine_label", terms=CIFAR_TERMS),
     "mnist": ImageRepository("ylecun/mnist", "mnist", "image", "label"),
@@ -77,7 +77,7 @@ class TextRepository:
 
 
 Repository = ImageRepository | TextRepository
-TEXTS = {
+TEXT_REPOSITORIES = {
     "ptb": TextRepository(
         "ptb-text-only/ptb_text_only",
         "penn_treebank",
@@ -90,7 +90,7 @@ TEXTS = {
     ),
     "wt2": TextRepository("Salesforce/wikitext", "wikitext-2-v1", "text", terms="CC-BY-SA-3.0 and GFDL (Wikipedia)"),
 }
-REPOSITORIES: dict[str, Repository] = {**IMAGES, "imagenet": IMAGENET, **TEXTS}
+REPOSITORIES: dict[str, Repository] = {**IMAGE_REPOSITORIES, "imagenet": IMAGENET, **TEXT_REPOSITORIES}
 
 
 @dataclass(frozen=True)
@@ -147,16 +147,16 @@ def find(code: str, split: str, mirror: Path | None = None) -> Source:
         DataError: an unknown split, an absent data set or shard, or a Hub that does not answer.
         MissingExtraError: the Hub needs the package `datasets`.
     """
-    if code not in IMAGES:
-        raise names.unknown("image data set", code, [*IMAGES, "imagenet"])
-    return _find(code, split, IMAGES[code], mirror)
+    if code not in IMAGE_REPOSITORIES:
+        raise names.unknown("image data set", code, [*IMAGE_REPOSITORIES, "imagenet"])
+    return _find(code, split, IMAGE_REPOSITORIES[code], mirror)
 
 
 def find_text(code: str, split: str, mirror: Path | None = None) -> Source:
     """Find a split of a text; as `find`."""
-    if code not in TEXTS:
-        raise names.unknown("text", code, TEXTS)
-    return _find(code, split, TEXTS[code], mirror)
+    if code not in TEXT_REPOSITORIES:
+        raise names.unknown("text", code, TEXT_REPOSITORIES)
+    return _find(code, split, TEXT_REPOSITORIES[code], mirror)
 
 
 def _find(code: str, split: str, repository: Repository, mirror: Path | None) -> Source:

@@ -13,7 +13,7 @@ from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegati
 Layers = str | Annotated[list[str], Field(min_length=1)]
 
 
-class Angular(Block):
+class AngularSettings(Block):
     """W-, A- and GA-Softmax instead of cross-entropy."""
 
     operator: Literal[tuple(OPERATORS)] = "cosine"  # type: ignore[valid-type]
@@ -22,7 +22,7 @@ class Angular(Block):
     annealing: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = [1000.0, 5.0, 0.12]
 
 
-class MHE(Block):
+class MHESettings(Block):
     """Minimum hyperspherical energy."""
 
     hidden: NonNegative
@@ -36,7 +36,7 @@ class MHE(Block):
     neurons: AtLeastOne | None = None
 
 
-class Orthogonality(Block):
+class OrthogonalitySettings(Block):
     """Orthogonal filters, also of unit length."""
 
     strength: NonNegative
@@ -46,7 +46,7 @@ class Orthogonality(Block):
     exclude: list[str] = []
 
 
-class MinimumAngle(Block):
+class MinimumAngleSettings(Block):
     """The largest angle between each filter and its nearest (MMA)."""
 
     hidden: NonNegative
@@ -55,7 +55,7 @@ class MinimumAngle(Block):
     exclude: list[str] = []
 
 
-class PER(Block):
+class PERSettings(Block):
     """Projected error function."""
 
     strength: NonNegative
@@ -65,7 +65,7 @@ class PER(Block):
     view: Literal["location", "flatten"] = "location"
 
 
-class VCL(Block):
+class VCLSettings(Block):
     """Variance constancy loss."""
 
     strength: NonNegative = 0.01
@@ -73,7 +73,7 @@ class VCL(Block):
     group: AtLeastOne = 5
 
 
-class ActivationNorm(Block):
+class ActivationNormSettings(Block):
     """L1 or L2 penalty of activations."""
 
     strength: NonNegative
@@ -81,14 +81,14 @@ class ActivationNorm(Block):
     layers: Layers = "stages"
 
 
-class Mixup(Block):
+class MixupSettings(Block):
     """Mixup or CutMix of the images."""
 
     alpha: NonNegative = 1.0
     cutmix: bool = False
 
 
-class ManifoldMixup(Block):
+class ManifoldMixupSettings(Block):
     """Mixup of the images or of a hidden layer."""
 
     alpha: NonNegative = 2.0
@@ -100,15 +100,15 @@ class Method(Block):
 
     label_smoothing: Fraction = 0.0
     soft_target: Literal["cross_entropy", "bce"] = "cross_entropy"  # the loss of mixed labels
-    angular: Angular | None = None
-    mhe: MHE | None = None
-    orthogonality: Orthogonality | None = None
-    minimum_angle: MinimumAngle | None = None
-    per: PER | None = None
-    vcl: VCL | None = None
-    activation_norm: ActivationNorm | None = None
-    mixup: Mixup | None = None
-    manifold_mixup: ManifoldMixup | None = None
+    angular: AngularSettings | None = None
+    mhe: MHESettings | None = None
+    orthogonality: OrthogonalitySettings | None = None
+    minimum_angle: MinimumAngleSettings | None = None
+    per: PERSettings | None = None
+    vcl: VCLSettings | None = None
+    activation_norm: ActivationNormSettings | None = None
+    mixup: MixupSettings | None = None
+    manifold_mixup: ManifoldMixupSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "Method":

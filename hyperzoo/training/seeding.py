@@ -39,13 +39,19 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    folder = Path(__file__).parent
+    """The commit of the code, and whether any tracked file of the checkout has changed since.
+
+    Of an installed package, the commit that pip recorded; a repository around the environment is not ours.
+    """
+    file = Path(__file__)
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        return subprocess.run(command, cwd=file.parent, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        commit, status = (
-            subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "."))
-        )
-    except (OSError, subprocess.CalledProcessError):  # an installed package: what pip noted of where it came from
-        noted = json.loads(distribution("hyperzoo").read_text("direct_url.json") or "{}").get("vcs_info")
-        return {"commit": noted["commit_id"], "dirty": False} if noted else {"commit": None, "dirty": None}
-    return {"commit": commit, "dirty": bool(status)}
+        git("ls-files", "--error-unmatch", file.name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        recorded = json.loads(distribution("hyperzoo").read_text("direct_url.json") or "{}").get("vcs_info")
+        return {"commit": recorded["commit_id"], "dirty": False} if recorded else {"commit": None, "dirty": None}

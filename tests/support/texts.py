@@ -27,7 +27,7 @@ SPLITS = {"train": lines(60), "validation": [*lines(19, 1), "z a"], "test": line
 
 def mirror(folder: Path, splits: Mapping[str, list[str]] = SPLITS) -> Path:
     """Both texts, in the layout of HYPERZOO_DATA, with the lines of each split."""
-    for repository in sources.TEXTS.values():
+    for repository in sources.TEXT_REPOSITORIES.values():
         place = folder / repository.hub_id / repository.config
         place.mkdir(parents=True)
         for split, text in splits.items():
