@@ -57,7 +57,7 @@ def made(tmp_path_factory) -> Path:
 
 def test_the_five_kinds_of_additions_are_there():
     titles = re.findall(r"^### (.*)$", TEXT, re.MULTILINE)
-    assert titles == ["A model", "A layer", "A loss or a regulariser", "A recipe", "A data set, and a weight"]
+    assert titles == ["A model", "A layer", "A loss or a regularizer", "A recipe", "A data set, and a weight"]
     assert len(ADDITIONS) >= 10 and {kind for kind, _ in BLOCKS} == {"python", "yaml", "sh"}
 
 
