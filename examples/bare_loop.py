@@ -1,18 +1,21 @@
-"""A loop of your own: Manifold Mixup, MHE and PER around any model, in 30 lines.
+"""A bare training loop of 30 lines: Manifold Mixup, MHE and PER with any model of timm.
 
 HYPERZOO_DATA=tests/assets/mirror python examples/bare_loop.py
 """
 
-import timm
-import torch
-from timm.optim import create_optimizer_v2
-from torch.utils.data import DataLoader, TensorDataset
+try:
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+    from torch.utils.data import DataLoader, TensorDataset
 
-import hyperzoo
-from hyperzoo import data
-from hyperzoo.losses import SoftTarget
-from hyperzoo.mixup import ManifoldMixup
-from hyperzoo.regularizers import MHE, PER
+    import hyperzoo
+    from hyperzoo import data
+    from hyperzoo.losses import SoftTarget
+    from hyperzoo.mixup import ManifoldMixup
+    from hyperzoo.regularizers import MHE, PER
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install "hyperzoo[train]"') from error
 
 
 def main(epochs: int = 5) -> list[float]:
@@ -22,12 +25,12 @@ def main(epochs: int = 5) -> list[float]:
     pixels = hyperzoo.preprocess("resnet20_cifar")(images.images)
     loader = DataLoader(TensorDataset(pixels, images.labels), batch_size=26, shuffle=True)
 
-    model = timm.create_model("resnet20_cifar", num_classes=len(images.classes))  # or any of timm's
-    mixup = ManifoldMixup(model, len(images.classes), alpha=2.0)  # mixes the images or the output of a stage
-    mhe = MHE(model, hidden=0.1, output=1.0)  # reads the weights
-    per = PER(model, strength=1e-3)  # reads what the stages put out
+    model = timm.create_model("resnet20_cifar", num_classes=len(images.classes))  # or any model of timm
+    mixup = ManifoldMixup(model, len(images.classes), alpha=2.0)  # mixes images or the output of a stage
+    mhe = MHE(model, hidden=0.1, output=1.0)  # a function of the weights
+    per = PER(model, strength=1e-3)  # a function of the stage outputs
     soft_target = SoftTarget()
-    optimizer = create_optimizer_v2(model, "sgd", lr=0.05, weight_decay=5e-4)  # only VCL has parameters
+    optimizer = create_optimizer_v2(model, "sgd", lr=0.05, weight_decay=5e-4)  # terms have no parameters, except VCL
 
     losses = []
     for epoch in range(epochs):

@@ -1,19 +1,23 @@
-"""Fine-tune spherenet20 on another data set: three classes, which are made here out of the ten of CIFAR-10.
+"""Fine-tune spherenet20 on another data set, here CIFAR-10 with its ten classes merged into three.
 
 HYPERZOO_DATA=tests/assets/mirror python examples/finetune.py
 
-For a folder of images, `torchvision.datasets.ImageFolder(folder, transform)` takes the place of `three_classes`; its
-transform is `timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True)`.
+For a folder of images, replace `three_classes` by `torchvision.datasets.ImageFolder(folder, transform)` with the
+transform `timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=True)`.
 """
 
-import timm
-import torch
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from torch.utils.data import DataLoader, TensorDataset
+try:
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import create_scheduler_v2
+    from torch.utils.data import DataLoader, TensorDataset
 
-import hyperzoo
-from hyperzoo import data
+    import hyperzoo
+    from hyperzoo import data
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install "hyperzoo[train]"') from error
+
 
 THREE = {
     "animal": ("bird", "cat", "deer", "dog", "frog", "horse"),
@@ -23,14 +27,14 @@ THREE = {
 
 
 def three_classes(split: str) -> TensorDataset:
-    """Images, ready for spherenet20, and their labels 0, 1 and 2."""
+    """Images, preprocessed for spherenet20, with labels 0, 1 and 2."""
     images = data.load_images("c10", split)
     new = torch.tensor([[name in old for old in THREE.values()].index(True) for name in images.classes])
     return TensorDataset(hyperzoo.preprocess("spherenet20")(images.images), new[images.labels])
 
 
 def main(epochs: int = 5, pretrained: bool = True) -> float:
-    """Train all layers, the early ones more slowly; return the accuracy on the test images in percent."""
+    """Train all layers, with lower learning rates in early ones; return the test accuracy in percent."""
     torch.manual_seed(0)
     model = timm.create_model("spherenet20", pretrained=pretrained, num_classes=len(THREE))  # a new classifier
     optimizer = create_optimizer_v2(model, "sgd", lr=0.02, weight_decay=5e-4, layer_decay=0.7)

@@ -1,4 +1,4 @@
-"""One of our networks, MHE and PER in the Trainer of transformers, which asks `compute_loss` for the loss.
+"""Train a hyperzoo model with MHE and PER in the Trainer of transformers; `compute_loss` adds the terms.
 
 pip install "hyperzoo[train]" transformers
 HYPERZOO_DATA=tests/assets/mirror python examples/huggingface_trainer.py FOLDER
@@ -8,18 +8,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import timm
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
+try:
+    import timm
+    from torch import Tensor, nn
+    from torch.nn.functional import cross_entropy
+    from transformers import EvalPrediction, Trainer, TrainingArguments, set_seed
 
-import hyperzoo
-from hyperzoo import data
-from hyperzoo.regularizers import MHE, PER
+    import hyperzoo
+    from hyperzoo import data
+    from hyperzoo.regularizers import MHE, PER
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install "hyperzoo[train]" transformers') from error
 
 
 class RegularizedTrainer(Trainer):
-    """A Trainer of timm models with MHE and PER in the training loss."""
+    """A Trainer for timm models that adds MHE and PER to the training loss."""
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
@@ -40,7 +43,7 @@ def accuracy(answers: EvalPrediction) -> dict[str, float]:
 
 
 def main(folder: Path, epochs: int = 3) -> dict[str, float]:
-    """Train on most of the training images; return loss and accuracy (%) on the others."""
+    """Train on most of the training images; return loss and accuracy (%) on the held-out ones."""
     set_seed(0)
     prepare = hyperzoo.preprocess("spherenet20")
     train, held_out = (
@@ -52,7 +55,7 @@ def main(folder: Path, epochs: int = 3) -> dict[str, float]:
         num_train_epochs=epochs,
         per_device_train_batch_size=25,
         learning_rate=1e-3,
-        remove_unused_columns=False,  # the Trainer knows the columns of its own models only
+        remove_unused_columns=False,  # the Trainer would drop columns that it does not know
         label_names=["labels"],
         report_to="none",
         save_strategy="no",
@@ -62,7 +65,7 @@ def main(folder: Path, epochs: int = 3) -> dict[str, float]:
         model, args=arguments, train_dataset=train, eval_dataset=held_out, compute_metrics=accuracy
     )
     trainer.train()
-    trainer.save_model()  # FOLDER/model.safetensors, which timm.create_model reads as checkpoint_path
+    trainer.save_model()  # FOLDER/model.safetensors; timm.create_model(..., checkpoint_path=...) loads it
     return trainer.evaluate()
 
 

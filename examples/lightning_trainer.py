@@ -1,24 +1,27 @@
-"""One of our networks, MHE and PER in Lightning: the terms are attributes, and their `with` stands around the model.
+"""Train a hyperzoo model with MHE and PER in Lightning: the terms are attributes, used as contexts of the forward.
 
 pip install "hyperzoo[train]" lightning
 HYPERZOO_DATA=tests/assets/mirror python examples/lightning_trainer.py
 """
 
-import lightning
-import timm
-import torch
-from timm.optim import create_optimizer_v2
-from torch import Tensor
-from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset
+try:
+    import lightning
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+    from torch import Tensor
+    from torch.nn.functional import cross_entropy
+    from torch.utils.data import DataLoader, TensorDataset
 
-import hyperzoo
-from hyperzoo import data
-from hyperzoo.regularizers import MHE, PER
+    import hyperzoo
+    from hyperzoo import data
+    from hyperzoo.regularizers import MHE, PER
+except ModuleNotFoundError as error:
+    raise SystemExit(f'{error.name} is not installed: pip install "hyperzoo[train]" lightning') from error
 
 
 class Regularized(lightning.LightningModule):
-    """A network with MHE and PER in its training loss."""
+    """A network with MHE and PER in the training loss."""
 
     def __init__(self, arch: str, classes: int) -> None:
         super().__init__()
@@ -42,7 +45,7 @@ class Regularized(lightning.LightningModule):
 
 
 def main(epochs: int = 3) -> dict[str, float]:
-    """Train on most of the training images; return loss and accuracy (%, on the others) of the last epoch."""
+    """Train on most of the training images; return loss and held-out accuracy (%) of the last epoch."""
     lightning.seed_everything(0)
     train, held_out = data.load_images("c10", "train").hold_out(30)
     prepare = hyperzoo.preprocess("spherenet20")

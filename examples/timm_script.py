@@ -1,32 +1,35 @@
-"""Our networks, and a regulariser, in timm's own training script, of which no line changes.
+"""Hyperzoo models, and MHE, in timm's unmodified training script.
 
-`--device-modules` imports modules before the script makes its model; importing hyperzoo registers our networks:
+`--device-modules` imports modules before the script creates its model; importing hyperzoo registers the architectures:
 
     python train.py --data-dir FOLDER --device-modules hyperzoo --model spherenet20 --num-classes 3 --img-size 32
 
-(train.py is not in the package timm; take it from the same tag of github.com/huggingface/pytorch-image-models. FOLDER
-holds train/<class>/* and validation/<class>/*.) The script lets its user choose a model and no term of the loss.
-This file registers a model that brings its term along, here MHE:
+The package timm does not contain train.py; take it from the same tag of github.com/huggingface/pytorch-image-models.
+FOLDER holds train/<class>/* and validation/<class>/*. The script has no option for another term of the loss. This file
+registers a model that brings its own, here MHE:
 
     PYTHONPATH=examples python train.py --data-dir FOLDER --device-modules timm_script --model spherenet20_mhe ...
 
-The gradient is that of loss + term; the loss that the script prints is without the term. Two things follow from the
-script not knowing of it: with --grad-accum-steps n the term acts n times an update, so divide its strengths by n
-(--model-kwargs hidden=0.05 output=0.5), and --amp needs --amp-dtype bfloat16, which scales no loss.
+The gradient is that of loss + term; the loss that the script prints excludes the term. As the script does not know the
+term, divide its strengths by n under --grad-accum-steps n (--model-kwargs hidden=0.05 output=0.5), where it is added n
+times, and use --amp with --amp-dtype bfloat16, which does not scale the loss.
 """
 
 from typing import Any
 
-import torch
-from timm.models import register_model
-from torch import Tensor, nn
+try:
+    import torch
+    from timm.models import register_model
+    from torch import Tensor, nn
 
-from hyperzoo.models.spherenet import spherenet20
-from hyperzoo.regularizers import MHE
+    from hyperzoo.models.spherenet import spherenet20
+    from hyperzoo.regularizers import MHE
+except ModuleNotFoundError as error:
+    raise SystemExit(f"{error.name} is not installed: pip install hyperzoo") from error
 
 
 class AddTerm(torch.autograd.Function):
-    """The logits as they are; backward, the gradient of a term joins that of whatever loss they go into."""
+    """Return the logits unchanged; the backward adds the gradient of a term to that of any loss of the logits."""
 
     @staticmethod
     def forward(_: Any, logits: Tensor, term: Tensor) -> Tensor:
@@ -39,7 +42,7 @@ class AddTerm(torch.autograd.Function):
 
 @register_model
 def spherenet20_mhe(pretrained: bool = False, hidden: float = 0.1, output: float = 1.0, **kwargs: Any) -> nn.Module:
-    """SphereNet-20 that trains with minimum hyperspherical energy, whatever the loss."""
+    """SphereNet-20 that adds the gradient of minimum hyperspherical energy to that of any loss."""
     model = spherenet20(pretrained, **kwargs)
     mhe = MHE(model, hidden=hidden, output=output)
     model.register_forward_hook(lambda _, images, logits: AddTerm.apply(logits, mhe()) if model.training else logits)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, on the embedded data; their terms act, and their networks learn."""
+"""The examples run unchanged on the embedded data; their terms act, and a missing package is named with its remedy."""
 
 import importlib
 import json
@@ -42,6 +42,29 @@ def test_the_table_has_every_example_and_every_script_has_its_command():
         assert said in (ROOT / name).read_text(encoding="utf-8")
 
 
+MISSING = """
+import runpy, sys
+sys.modules[sys.argv[1]] = None  # an import of it now raises ModuleNotFoundError
+runpy.run_path(sys.argv[2], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    "name, package, install",
+    [
+        ("bare_loop", "timm", '"hyperzoo[train]"'),
+        ("finetune", "timm", '"hyperzoo[train]"'),
+        ("huggingface_trainer", "transformers", '"hyperzoo[train]" transformers'),
+        ("lightning_trainer", "lightning", '"hyperzoo[train]" lightning'),
+        ("timm_script", "torch", "hyperzoo"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_remedy(name, package, install):
+    command = [sys.executable, "-c", MISSING, package, str(EXAMPLES / f"{name}.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, f"{package} is not installed: pip install {install}\n")
+
+
 def test_the_bare_loop_is_short_mixes_and_learns(example, monkeypatch):
     values, mixed = {MHE: [], PER: []}, []
     for kind in values:
@@ -54,7 +77,7 @@ def test_the_bare_loop_is_short_mixes_and_learns(example, monkeypatch):
     assert losses[0] > losses[2] > 0
     assert {len(found) for found in (*values.values(), mixed)} == {15}
     assert all(value > 0 and value.requires_grad for found in values.values() for value in found)
-    assert any((0 < targets).sum() > len(targets) for _, targets in mixed)  # two classes in some rows
+    assert any((0 < targets).sum() > len(targets) for _, targets in mixed)  # some rows mix two classes
     body = (EXAMPLES / "bare_loop.py").read_text().partition("def main")[2].partition("if __name__")[0]
     assert len([line for line in body.splitlines() if line.strip()]) <= 30
 
@@ -82,7 +105,7 @@ def test_a_model_brings_its_term_into_a_script_that_knows_none(example):
     without = torch.autograd.grad(expected, plain.fc.weight, retain_graph=True)[0]
     (expected + term()).backward()
     for (name, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7, msg=name)  # another order of one sum
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7, msg=name)  # the order of one sum differs
     assert not torch.allclose(plain.fc.weight.grad, without, rtol=1e-3)
     model.eval(), plain.eval()
     assert torch.equal(model(images), plain(images)) and "AddTerm" not in model(images).grad_fn.name()
@@ -90,7 +113,7 @@ def test_a_model_brings_its_term_into_a_script_that_knows_none(example):
 
 @pytest.mark.full
 def test_what_timms_script_does_with_the_model(example, tmp_path, monkeypatch):
-    """The steps of train.py of timm 1.0.31, on made images, with its averaged weights and its checkpoints."""
+    """The steps of timm 1.0.31's train.py on random images, with averaged weights and checkpoints."""
     example("timm_script")
     torch.manual_seed(0)
     unset = dict.fromkeys(("drop_path_rate", "drop_block_rate", "global_pool", "bn_momentum", "bn_eps"))
