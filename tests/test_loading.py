@@ -106,7 +106,7 @@ def test_every_route_hashes_every_file_on_every_load(cached, route, part):
         (folder / part).write_text((folder / part).read_text().replace("class 3", "class 4"))
     else:
         flip(folder / part)
-    remedy = "HF_HUB_OFFLINE=1 prevented a sec" if route == "hf-hub" else "Reinstall hyperzoo"
+    remedy = "HF_HUB_OFFLINE=1 forbids a sec" if route == "hf-hub" else "Reinstall hyperzoo"
     with pytest.raises(errors.WeightHashError, match=rf"{PLAIN}: .*{part} has sha256.*{remedy}"):
         load(cached)
 
@@ -153,7 +153,7 @@ def test_a_weight_in_the_cache_needs_no_network_and_is_hashed(zoo):
     with pytest.raises(errors.WeightHashError) as caught:
         timm.create_model(MIXUP, pretrained=True, cache_dir=zoo.cache)
     wanted = zoo.entries[MIXUP]["files"]["model.safetensors"]
-    for part in (MIXUP, str(file), sha256(file), wanted, "HF_HUB_OFFLINE=1 prevented a second download"):
+    for part in (MIXUP, str(file), sha256(file), wanted, "HF_HUB_OFFLINE=1 forbids a second download"):
         assert part in str(caught.value)
 
 

@@ -1,4 +1,4 @@
-"""From a published name to a verified file, and from there to a network."""
+"""From a published name to a verified file and to a network; no training, no data."""
 
 from hyperzoo.zoo.load import Loaded as Loaded
 from hyperzoo.zoo.load import any_network as any_network

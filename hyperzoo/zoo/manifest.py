@@ -1,4 +1,4 @@
-"""The manifest `weights.json`: one entry per published weight, read strictly; no other place knows them."""
+"""The manifest `weights.json`, read strictly: one entry per published weight, and the only list of them."""
 
 import dataclasses
 import json
@@ -14,12 +14,12 @@ from hyperzoo.errors import UnknownNameError, WeightFileError
 FILES = ("model.safetensors", "config.json")
 VOCABULARY = "vocab.txt"
 TASKS = {"image-classification": FILES, "text-generation": (*FILES, VOCABULARY)}
-"""The files of a weight, by what it is for."""
+"""The files of a weight, by its task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class InputInfo:
-    """What the network was evaluated on: (C, H, W) images, scaled to [0, 1], minus mean, divided by std."""
+    """The input of the evaluation: (C, H, W) images, scaled to [0, 1], minus mean, divided by std."""
 
     size: tuple[int, ...]
     mean: tuple[float, ...]
@@ -30,7 +30,7 @@ class InputInfo:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """Hub id and config of the data set, and the sha256 of its decoded splits."""
+    """Hub id and config of the data set, and the fingerprints (sha256) of its decoded splits."""
 
     id: str
     config: str
@@ -67,7 +67,7 @@ class ThisFile:
     ece: float
     correct: int
     total: int
-    sample: Sample | None  # None for a data set of which nothing is embedded
+    sample: Sample | None  # None unless images of the data set are embedded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Metrics:
 
 @dataclasses.dataclass(frozen=True)
 class ThisText:
-    """What the published language model makes of the test text: nll in nats a token; correct tokens were the likeliest.
+    """Metrics of the published language model on the test text: nll in nats per token; correct tokens had rank 1.
 
     No part of the text is embedded in the repository.
     """
@@ -101,7 +101,7 @@ class TextMetrics:
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How long the published run took, and on what."""
+    """Length and machine of the published run."""
 
     epochs: int
     minutes: float
@@ -144,16 +144,16 @@ class WeightInfo:
 
     @property
     def metric(self) -> str:
-        """What is compared between runs: 'accuracy', in percent, or 'perplexity'."""
+        """The test metric: 'accuracy', in percent, or 'perplexity'."""
         return "perplexity" if isinstance(self.metrics, TextMetrics) else "accuracy"
 
     @property
     def score(self) -> Spread:
-        """That metric over all runs."""
+        """The test metric over all runs."""
         return self.metrics.perplexity if isinstance(self.metrics, TextMetrics) else self.metrics.accuracy
 
     def shown(self, value: float) -> str:
-        """A value of that metric as text, with its unit."""
+        """A value of the test metric as text, with its unit."""
         return as_text(self.metric, value)
 
 
@@ -166,8 +166,8 @@ class Manifest:
     """`weights.json` in the folder `root`, read strictly; bundled files lie in `root/checkpoints/<name>/`.
 
     Raises:
-        WeightFileError: an unknown or missing field, a wrong type, a malformed hash, no or two defaults for an
-            architecture, a weight that is neither bundled nor on the Hub. The message names the weight.
+        WeightFileError: an unknown or missing field, a wrong type, a malformed hash, an architecture without exactly
+            one default, or a weight that is neither bundled nor on the Hub. The message names the weight.
     """
 
     def __init__(self, root: Path) -> None:
@@ -188,17 +188,17 @@ class Manifest:
             self.default(arch)
 
     def names(self, arch: str | None = None) -> list[str]:
-        """Names of the published weights, of all architectures or one, sorted."""
+        """Sorted names of the published weights, of all architectures or of one."""
         return sorted(name for name, info in self.weights.items() if arch in (None, info.arch))
 
     def info(self, name: str) -> WeightInfo:
-        """The entry of a full name; InvalidNameError or UnknownNameError otherwise."""
+        """The entry of a full name, or InvalidNameError, or UnknownNameError."""
         if str(names.parse(name)) not in self.weights:
             raise names.unknown("weight", name, self.weights)
         return self.weights[name]
 
     def default(self, arch: str) -> str:
-        """The name that stands for an architecture given without a tag."""
+        """The name of an architecture's default weight."""
         found = [name for name in self.names(arch) if self.weights[name].default]
         if not self.names(arch):
             raise UnknownNameError(
@@ -209,11 +209,11 @@ class Manifest:
         return found[0]
 
     def bundled(self) -> list[str]:
-        """Names of the weights that came with the package."""
+        """Names of the weights that ship with the package."""
         return [name for name in self.names() if self.weights[name].bundled]
 
     def folder(self, name: str) -> Path:
-        """Where the files of a bundled weight lie."""
+        """The folder of a bundled weight."""
         return self.root / "checkpoints" / str(names.parse(name))
 
 

@@ -1,4 +1,4 @@
-"""A model as the folder that timm's `local-dir:` and the Hub know: model.safetensors and config.json, no pickle."""
+"""Save a model as the folder that the Hub and timm's `local-dir:` read: model.safetensors and config.json."""
 
 import copy
 import json
@@ -24,14 +24,15 @@ def save_model(
     args: Mapping[str, Any] | None = None,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a timm model so that `timm.create_model('local-dir:<folder>', pretrained=True)` gives it back.
+    """Write a timm model so that `timm.create_model('local-dir:<folder>', pretrained=True)` loads it.
 
-    Tensors are dense float32 under one metadata key: with more, safetensors 0.8 writes other bytes in each process.
+    Tensors are dense float32. The file has one metadata key: with more, its bytes differ from process to process
+    (safetensors 0.8).
 
     Args:
-        classes: the word for each output, kept as `label_names`; of a language model in vocab.txt, one a line.
-        args: what the constructor was given beyond the architecture's own values: `widths`, `norm`, ...
-        notes: kept in config.json under `hyperzoo`.
+        classes: name of each output, stored as `label_names`; the words of a language model go to vocab.txt.
+        args: constructor arguments that differ from the architecture's own: `widths`, `norm`, ...
+        notes: stored in config.json under `hyperzoo`.
     Raises:
         WeightFileError: a tensor is NaN or infinite, or two names share one storage.
     """

@@ -1,6 +1,6 @@
-"""From the name of a weight to a verified local file, and from its tensors to a model that they fit exactly.
+"""Find and verify the files of a published weight, and compare their tensors with a model.
 
-Every load hashes whole files. Nothing here, and nothing that it calls, executes what a file contains.
+Every load hashes whole files. No code of a file is ever executed.
 """
 
 import json
@@ -22,7 +22,7 @@ from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
 _logger = logging.getLogger(__name__)
 
 MANIFEST = Manifest(Path(__file__).parent.parent)
-"""What this version of the package has published."""
+"""The weights that this version of the package publishes."""
 
 
 def path(
@@ -33,15 +33,15 @@ def path(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Path:
-    """Return the path of a file of a published weight, after its sha256 was found equal to the manifest's.
+    """Return the path of a file of a published weight whose sha256 equals the manifest's.
 
-    Bundled files are taken from the package; others from the Hub's cache, else from the Hub at the pinned commit.
-    A Hub file with a wrong hash is fetched once more.
+    Bundled files are in the package; other files come from the Hub's cache or, at the pinned commit, from the Hub. A
+    cached file with a wrong hash is downloaded once more.
 
     Args:
-        repo, revision: another repository that is said to hold the same bytes; its files are held to the same hash.
+        repo, revision: another repository with the same files, which must have the same hashes.
     Raises:
-        WeightHashError: other bytes than the manifest's. WeightUnavailableError: no such file within reach.
+        WeightHashError: the bytes differ from the manifest's. WeightUnavailableError: the file cannot be had.
     """
     info = MANIFEST.info(name)
     if info.bundled and repo is None:
@@ -54,7 +54,7 @@ def path(
     if digest != info.files[filename]:
         start = f"{name}: {found} has sha256 {digest}, weights.json says {info.files[filename]}."
         if hub.offline():
-            raise WeightHashError(f"{start} HF_HUB_OFFLINE=1 prevented a second download.")
+            raise WeightHashError(f"{start} HF_HUB_OFFLINE=1 forbids a second download.")
         _logger.warning("%s Fetching it once more.", start)
         try:
             found = _fetch(info, repo, revision, filename, cache_dir, force=True)
@@ -64,8 +64,8 @@ def path(
         if digest != info.files[filename]:
             raise WeightHashError(
                 f"{name}: {found} has sha256 {digest}, weights.json says {info.files[filename]}. "
-                f"Fetched twice from {repo}@{revision}. Other bytes load by timm's "
-                "pretrained_cfg_overlay=dict(hf_hub_id=...), by local-dir:, or under another repository name."
+                f"Fetched twice from {repo}@{revision}. To load files of your own, use local-dir:, timm's "
+                "pretrained_cfg_overlay=dict(hf_hub_id=...), or another repository name."
             )
     return found
 
@@ -97,12 +97,12 @@ def _fetch(
 
 
 def check_file(file: Path) -> None:
-    """Refuse anything that is not one whole safetensors file; no tensor is read and nothing is executed.
+    """Refuse anything but a complete safetensors file; no tensor is read and nothing is executed.
 
     Raises:
         WeightUnavailableError: no such file.
-        WeightFileError: a pickle or another format (by extension or first bytes), a Git LFS pointer, a file that is cut
-            short or malformed; the message has the bytes found and expected.
+        WeightFileError: a pickle or another format (by extension or first bytes), a Git LFS pointer, or a file that is
+            cut short or malformed; the message states the bytes found and expected.
     """
     if not file.is_file():
         raise WeightUnavailableError(f"{file} does not exist")
@@ -113,7 +113,7 @@ def check_file(file: Path) -> None:
         head = stream.read(64)
     if head.startswith(b"version https://git-lfs"):
         raise WeightFileError(f"{file} ({found} bytes) is a Git LFS pointer, not a weight. Run git lfs pull.")
-    # A header of 1,152 bytes begins as a pickle does: the brace behind its length tells them apart.
+    # The length of a header of 1,152 bytes starts like a pickle; the brace after it tells the two apart.
     if head[8:9] != b"{" and head.startswith((b"\x80", b"PK", b"\x1f\x8b")):
         raise WeightFileError(f"{file} ({found} bytes) is a pickle or an archive. It was not opened.")
     try:
@@ -126,7 +126,7 @@ def check_file(file: Path) -> None:
 
 
 def _expected_bytes(file: Path) -> str:
-    """The length that the header of a safetensors file states, as far as it can be read."""
+    """The length that the header of a safetensors file states, as far as it is readable."""
     with file.open("rb") as stream:
         prefix = stream.read(8)
         if len(prefix) < 8:
@@ -144,15 +144,15 @@ def _expected_bytes(file: Path) -> str:
 
 
 def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
-    """Return `state` if it fits `model` exactly; timm calls this between reading a file and filling the model.
+    """Return `state` if it fits `model` exactly; timm calls this after reading a file and before filling the model.
 
-    timm loads non-strictly when another `num_classes` is asked for, and would let a missing backbone tensor pass. Only
-    what was asked for may differ: the classifier with another `num_classes`, the stem's input channels with another
+    With another `num_classes`, timm loads non-strictly and would accept a missing backbone tensor. Here only what the
+    caller changed may differ: the classifier with another `num_classes`, the stem's input channels with another
     `in_chans`.
 
     Raises:
-        WeightFileError: lists all missing, unexpected and mis-shaped tensors. Never a TypeError, which timm would
-            answer by calling again with one argument.
+        WeightFileError: lists all missing, unexpected and misshaped tensors. It is no TypeError, because timm reacts to
+            a TypeError by calling again with one argument.
     """
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
