@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hyperzoo import data, zoo
+from hyperzoo.analysis import views
 from hyperzoo.analysis.calibration import calibration_error, reliability
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.data.sources import IMAGE_REPOSITORIES
@@ -94,10 +95,11 @@ def run(
     pretrained: bool = False,
     limit: int | None = None,
     batch_size: int = 250,
+    tta: str = "none",
 ) -> ImageMetrics | LanguageMetrics:
-    """Evaluate a model on a split. For the arguments, see `load_model_and_samples`."""
+    """Evaluate a model on a split. For the arguments, see `load_model_and_samples` and `measure`."""
     model, samples = load_model_and_samples(name, split=split, dataset=dataset, pretrained=pretrained, limit=limit)
-    return measure(model, samples, batch_size=batch_size)
+    return measure(model, samples, batch_size=batch_size, tta=tta)
 
 
 def load_model_and_samples(
@@ -196,16 +198,18 @@ def logits(
     batch_size: int = 250,
     engine: Accelerator | None = None,
     workers: int = 0,
+    tta: str = "none",
 ) -> Tensor:
     """Compute the outputs (N, K) for this process's share of the images; float32, on the CPU.
 
+    With `tta`, averages over views of each image (see `views.averaged`).
     Runs in float32, in evaluation mode and without compilation: a published number must not depend on the precision of
     the training.
     """
     share = batches(model, images, batch_size=batch_size, engine=engine, workers=workers)
     with hooks.evaluating(model), _in_float32(next(model.parameters()).device):
         # forward() skips the compiled call, which would compile the model again for evaluation
-        parts = [model.forward(batch.images).float().cpu() for batch in share]
+        parts = [views.averaged(model.forward, batch.images, tta).cpu() for batch in share]
     return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
 
 
@@ -216,14 +220,22 @@ def measure(
     batch_size: int = 250,
     engine: Accelerator | None = None,
     workers: int = 0,
+    tta: str = "none",
 ) -> ImageMetrics | LanguageMetrics:
     """Compute the metrics of a model on images or on a text.
 
     With several processes each image counts once, and every process gets the metrics of all images.
+
+    Args:
+        tta: test-time augmentation of images: 'none', 'flip' or 'multicrop'.
+    Raises:
+        InputError: an unknown `tta`, or one for a text.
     """
     if isinstance(samples, data.TextSet):
+        if tta != "none":
+            raise InputError(f"test-time augmentation {tta!r} is for images, not for texts; leave out --tta")
         return _language_metrics(model, samples)
-    outputs = logits(model, samples, batch_size=batch_size, engine=engine, workers=workers)
+    outputs = logits(model, samples, batch_size=batch_size, engine=engine, workers=workers, tta=tta)
     if engine and engine.num_processes > 1:
         rank, processes, total = engine.process_index, engine.num_processes, len(samples)
         gathered = torch.zeros(total, outputs.shape[1], device=engine.device)

@@ -16,6 +16,13 @@ pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's
 @click.option("--data", "dataset", help="Data set code: c10, c100, ... [default: the weight's own]")
 @pretrained_option
 @click.option("--limit", type=click.IntRange(1), help="Evaluate a fixed subset of this many images.")
+@click.option(
+    "--tta",
+    type=click.Choice(["none", "flip", "multicrop"]),
+    default="none",
+    show_default=True,
+    help="Test-time augmentation: average the logits over mirrored, or mirrored and shifted, views.",
+)
 @click.option("--robustness", is_flag=True, help="Also deformations and attacks, with a figure.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the deformations and attacks.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output PNG of --robustness [default: robustness.png]")
@@ -26,6 +33,7 @@ def eval_(
     dataset: str | None,
     pretrained: bool,
     limit: int | None,
+    tta: str,
     robustness: bool,
     seed: int,
     out: Path | None,
@@ -42,6 +50,8 @@ def eval_(
     model, images = evaluate.load_model_and_samples(
         name, split=split, dataset=dataset, pretrained=pretrained, limit=limit
     )
+    if robustness and tta != "none":
+        raise click.UsageError("--robustness measures single views; leave out --tta")
     if robustness:
         from hyperzoo.analysis import robustness as measuring
 
@@ -53,9 +63,9 @@ def eval_(
         show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
         note(f"calibration error {found.ece:.2f} %; seed {seed}; {found.origin}\n{picture}")
         return
-    metrics = evaluate.measure(model, images)
+    metrics = evaluate.measure(model, images, tta=tta)
     if as_json:
-        show_json({"name": name, "split": split, "data": images.origin, **metrics.as_dict()})
+        show_json({"name": name, "split": split, "tta": tta, "data": images.origin, **metrics.as_dict()})
     else:
         show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
     if dataset is None and limit is None:
