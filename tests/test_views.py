@@ -28,19 +28,19 @@ def moved(image, rows, columns, mirrored):
 
 
 @pytest.mark.parametrize(
-    "kind, views",
+    "kind, offsets",
     [
         ("none", [(1.0, 0)]),
         ("flip", [(0.5, 0)]),
         ("multicrop", [(0.25, 0), (0.125, -1), (0.125, 1)]),
     ],
 )
-def test_equals_the_loop_over_views(kind, views):
+def test_equals_the_loop_over_views(kind, offsets):
     x = torch.randn(3, 2, 5, 6, generator=torch.Generator().manual_seed(1))
     mirrors = (False,) if kind == "none" else (False, True)
     expected = sum(
         weight * linear(torch.stack([moved(image, offset, offset, mirrored) for image in x]))
-        for weight, offset in views
+        for weight, offset in offsets
         for mirrored in mirrors
     )
     torch.testing.assert_close(views.averaged(linear, x, kind), expected, rtol=1e-5, atol=1e-5)
