@@ -1,4 +1,4 @@
-"""The report of activations gives the numbers of a slow count, for the layers asked for, in evaluation mode."""
+"""Activation statistics agree with a slow computation, for the selected layers, in evaluation mode."""
 
 import json
 
@@ -24,7 +24,7 @@ def network():
     return nn.Sequential(*layers).train()
 
 
-def test_numbers_are_those_of_a_slow_count():
+def test_statistics_agree_with_a_slow_computation():
     model, images = network(), torch.randn(6, 3, 8, 8)
     rows = {row.name: row for row in layer_activations(model, images)}
     assert list(rows) == ["1", "4"] and model.training
@@ -34,23 +34,23 @@ def test_numbers_are_those_of_a_slow_count():
     assert row.shape == (6, 4, 6, 6) and row.mean == pytest.approx(mean, abs=1e-6)
     assert row.variance == pytest.approx(sum((x - mean) ** 2 for x in entries) / len(entries), rel=1e-5)
     assert row.quantiles[2] == pytest.approx((entries[431] + entries[432]) / 2, abs=1e-6)
-    last = model[4](model[3](output)).flatten().tolist()  # one channel: one direction, up to its sign
+    last = model[4](model[3](output)).flatten().tolist()  # one channel has one direction, up to its sign
     gaussian = norm.ppf((torch.arange(20_000).double() + 0.5) / 20_000)
-    assert rows["4"].distance == pytest.approx(wasserstein_distance(last, gaussian), abs=1e-3)  # of the fine grid
+    assert rows["4"].distance == pytest.approx(wasserstein_distance(last, gaussian), abs=1e-3)  # error of the grid
     assert [len(r.shown()) for r in rows.values()] == [len(activation_statistics.COLUMNS)] * 2
 
 
-def test_known_distributions_have_known_numbers():
+def test_known_distributions_have_known_statistics():
     model = nn.Sequential(nn.Identity())
     (row,) = layer_activations(model, torch.randn(4000, 8, generator=torch.Generator().manual_seed(0)), "0")
-    assert row.mean == pytest.approx(0, abs=0.02) and row.variance == pytest.approx(1, abs=0.03)  # 4 sd and more
+    assert row.mean == pytest.approx(0, abs=0.02) and row.variance == pytest.approx(1, abs=0.03)  # at least 4 sd
     assert row.distance < 0.03 and row.quantiles == pytest.approx((-1.645, -0.674, 0, 0.674, 1.645), abs=0.06)
     (zeros,) = layer_activations(model, torch.zeros(100, 8), "0")
     assert zeros.distance == pytest.approx(0.79788, abs=1e-4) and zeros.variance == 0
 
 
-def test_a_large_layer_is_sampled_without_regard_to_places():
-    stripes = torch.zeros(4, 1, 64, 64)  # 16,384 vectors, of which every fourth column of the image is 3
+def test_a_large_layer_is_sampled_at_random_positions():
+    stripes = torch.zeros(4, 1, 64, 64)  # 16,384 vectors; every fourth column of the image is 3
     stripes[..., ::4] = 3.0
     (row,) = layer_activations(nn.Sequential(nn.Identity()), stripes, "0")
     gaussian = norm.ppf((torch.arange(20_000).double() + 0.5) / 20_000)
@@ -68,7 +68,7 @@ def test_layers_of_a_language_model_and_of_timm():
     assert len(layer_activations(nn.Sequential(nn.Linear(3, 3)), torch.zeros(2, 3), ["0"])) == 1
 
 
-def test_what_cannot_be_measured():
+def test_invalid_requests_are_refused():
     with pytest.raises(UnknownNameError, match="no layer 'nowhere'"):
         layer_activations(network(), torch.zeros(1, 3, 8, 8), "nowhere")
     silent = network()
@@ -90,7 +90,7 @@ def run(tmp_path, monkeypatch):
     return train.run(load_recipe(tmp_path / "small.yaml", watched), tmp_path / "run").folder
 
 
-def test_a_run_has_a_report_of_its_end_and_of_its_course(run, tmp_path, capsys, monkeypatch):
+def test_a_run_has_a_figure_of_its_last_state_and_of_its_training(run, tmp_path, capsys, monkeypatch):
     assert _exit_code(["activations", str(run), "--out", str(tmp_path / "a.png")]) == 0
     out, err = capsys.readouterr()
     header, *rows = [line.split("\t") for line in out.splitlines()]
@@ -119,7 +119,7 @@ def test_images_of_a_data_set_or_noise(data_mirror, tmp_path, capsys):
     assert "8 images of Gaussian noise" in capsys.readouterr().err
 
 
-def test_clouds_look_alike_to_batch_norm_and_not_to_sliced_w1():
+def test_clouds_are_equal_to_batch_norm_but_not_to_sliced_w1():
     found = clouds.clouds()
     for cloud in found.values():
         assert cloud.mean(0).abs().max() < 1e-12 and (cloud.var(0, correction=0) - 1).abs().max() < 1e-12

@@ -1,4 +1,4 @@
-"""Attacks are those of foolbox step by step, stay within epsilon, and leave the model alone."""
+"""Attacks agree with foolbox step by step, stay within epsilon, and do not change the model."""
 
 import warnings
 
@@ -11,7 +11,7 @@ from hyperzoo.analysis.attacks import fgsm, pgd
 from hyperzoo.errors import InputError
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)  # it imports a part of scipy by an old name
+    warnings.simplefilter("ignore", DeprecationWarning)  # foolbox imports a deprecated module of scipy
     import eagerpy
     import foolbox
 
@@ -38,7 +38,7 @@ def batch(rows=8):
     return pixels, torch.arange(rows) % 4
 
 
-def theirs(model, attack, epsilon):
+def foolbox_attack(model, attack, epsilon):
     pixels, labels = batch()
     wrapped = foolbox.PyTorchModel(
         model, bounds=(0, 1), device="cpu", preprocessing=dict(mean=list(MEAN), std=list(STD), axis=-3)
@@ -47,16 +47,16 @@ def theirs(model, attack, epsilon):
 
 
 @pytest.mark.parametrize("epsilon", [4 / 255, 8 / 255, 0.3])
-def test_fgsm_is_that_of_foolbox(model, network, epsilon):
-    expected = theirs(model, foolbox.attacks.FGSM(), epsilon)
+def test_fgsm_agrees_with_foolbox(model, network, epsilon):
+    expected = foolbox_attack(model, foolbox.attacks.FGSM(), epsilon)
     torch.testing.assert_close(fgsm(network, *batch(), epsilon=epsilon), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("epsilon", "step", "steps"), [(8 / 255, 2 / 255, 20), (0.3, 0.2, 3)])
-def test_pgd_is_that_of_foolbox_with_and_without_a_random_start(model, network, epsilon, step, steps):
+def test_pgd_agrees_with_foolbox_with_and_without_a_random_start(model, network, epsilon, step, steps):
     attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
     got = pgd(network, *batch(), epsilon=epsilon, step=step, steps=steps)
-    torch.testing.assert_close(got, theirs(model, attack, epsilon), rtol=0, atol=1e-12)
+    torch.testing.assert_close(got, foolbox_attack(model, attack, epsilon), rtol=0, atol=1e-12)
 
     def start(x, size):
         noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
@@ -65,7 +65,7 @@ def test_pgd_is_that_of_foolbox_with_and_without_a_random_start(model, network, 
     attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=True)
     attack.get_random_start = start
     moved = pgd(network, *batch(), epsilon=epsilon, step=step, steps=steps, generator=torch.Generator().manual_seed(5))
-    torch.testing.assert_close(moved, theirs(model, attack, epsilon), rtol=0, atol=1e-12)
+    torch.testing.assert_close(moved, foolbox_attack(model, attack, epsilon), rtol=0, atol=1e-12)
     assert not torch.equal(moved, got)
 
 
@@ -83,7 +83,7 @@ def test_pixels_stay_within_epsilon_and_the_loss_grows(network):
     assert torch.equal(pixels, before)
 
 
-def test_the_model_is_left_alone(model, network):
+def test_the_model_is_not_changed(model, network):
     for p in model.parameters():
         p.grad = torch.full_like(p, 3.0)
     model[0].weight.requires_grad_(False)
@@ -106,12 +106,12 @@ def test_the_model_is_left_alone(model, network):
         (batch()[0], dict(epsilon=0.1, step=0.1, steps=0), "0.1 and 0"),
     ],
 )
-def test_bad_input(network, pixels, sizes, message):
+def test_bad_input_is_refused(network, pixels, sizes, message):
     with pytest.raises(InputError, match=message):
         pgd(network, pixels, batch()[1], **sizes)
 
 
-def test_a_gradient_that_is_not_finite(model, network):
+def test_a_gradient_that_is_not_finite_is_refused(model, network):
     model[3].weight.data[0, 0] = torch.nan
     with pytest.raises(InputError, match="NaN or infinite"):
         fgsm(network, *batch(), epsilon=0.1)

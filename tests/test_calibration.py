@@ -15,7 +15,7 @@ from hyperzoo.data import ImageSet
 def test_bins_and_error_agree_with_a_loop():
     torch.manual_seed(0)
     confidence, correct = torch.rand(500), torch.rand(500) < 0.6
-    confidence[:4] = torch.tensor([0.0, 1.0, 0.25, 0.5])  # on the edges: intervals are (low, high], 0 is in the first
+    confidence[:4] = torch.tensor([0.0, 1.0, 0.25, 0.5])  # edges: the intervals are (low, high], and 0 is in the first
     bins = calibration.reliability(confidence, correct, bins=4)
     error = 0.0
     for i, found in enumerate(bins):
@@ -27,7 +27,7 @@ def test_bins_and_error_agree_with_a_loop():
     assert calibration.calibration_error(bins) == pytest.approx(error)
 
 
-def test_a_probability_that_is_not_a_number_makes_the_error_not_a_number():
+def test_nan_makes_the_error_nan():
     bins = calibration.reliability(torch.tensor([0.9, torch.nan]), torch.tensor([True, False]))
     assert sum(b.count for b in bins) == 2 and math.isnan(calibration.calibration_error(bins))
 
@@ -41,7 +41,7 @@ def test_the_error_agrees_with_torchmetrics():
     assert calibration.calibration_error(bins) == pytest.approx(100 * float(expected), abs=1e-4)
 
 
-def test_metrics_hold_the_error_in_percent():
+def test_the_metrics_contain_the_error_in_percent():
     torch.manual_seed(2)
     model = timm.create_model("resnet20_cifar", widths=(8, 8, 16)).eval()
     pixels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""A card is valid for the Hub, says what the manifest says, and its code runs; pictures show what they are given."""
+"""Cards are valid for the Hub, agree with the manifest, and their code runs; figures show their data."""
 
 import json
 import math
@@ -37,7 +37,7 @@ def text(name):
     return cards.card(info, weight_files.MANIFEST.weights, template, baselines={MHE: PLAIN})
 
 
-def holds_what_the_manifest_says(name):
+def card_that_agrees_with_the_manifest(name):
     info = hyperzoo.weight_info(name)
     block = text(name)
     assert block.startswith("---\n") and block.count("\n---\n") == 1
@@ -54,7 +54,7 @@ def holds_what_the_manifest_says(name):
     assert "$" not in body and info.dataset_terms in body and info.training.machine in body
     assert all(paper in body for paper in info.paper)
     assert f"n = {info.score.n}" in body and f"{info.metrics.this_file.total:,}" in body
-    assert "timm" not in card_data.get("tags", [])  # the Hub would show a snippet that lacks our import
+    assert "timm" not in card_data.get("tags", [])  # for this tag the Hub shows a snippet without `import hyperzoo`
     return card
 
 
@@ -67,14 +67,14 @@ def run_the_usage_block(name):
 
 
 def test_the_card_of_a_made_weight(zoo):
-    card = holds_what_the_manifest_says(PLAIN)
+    card = card_that_agrees_with_the_manifest(PLAIN)
     assert "Single run (n = 1)" in card.text
     run_the_usage_block(PLAIN)
 
 
 @pytest.mark.parametrize("name", hyperzoo.list_weights())
 def test_the_card_of_a_published_weight(name):
-    card = holds_what_the_manifest_says(name)
+    card = card_that_agrees_with_the_manifest(name)
     assert "At most 0.2 points" in card.text or not name.endswith("_c10")
     run_the_usage_block(name)
 
@@ -83,8 +83,8 @@ def test_papers_are_those_of_the_method_and_of_the_architecture():
     for name in hyperzoo.list_weights():
         assert manifest_entry.papers(names.parse(name)) == hyperzoo.weight_info(name).paper, name
     assert manifest_entry.papers(names.parse("spherenet20.mhe_c10")) == ("1805.09298", "1711.03189")
-    assert manifest_entry.papers(names.parse("spherenet20.sphere_c10")) == ("1711.03189",)  # named once
-    assert manifest_entry.papers(names.parse("resnet18.mixup_c10")) == ("1710.09412",)  # timm's file names none
+    assert manifest_entry.papers(names.parse("spherenet20.sphere_c10")) == ("1711.03189",)  # listed once
+    assert manifest_entry.papers(names.parse("resnet18.mixup_c10")) == ("1710.09412",)  # a model file of timm
 
 
 @pytest.mark.parametrize("arch", hyperzoo.list_models())
@@ -120,12 +120,12 @@ def test_the_table_has_a_line_for_each_weight(zoo):
     )
 
 
-def test_a_value_that_does_not_exist_is_named(zoo):
+def test_an_unknown_placeholder_is_reported(zoo):
     with pytest.raises(errors.PublishError, match="wrong_word"):
         cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word", baselines={})
 
 
-def test_check_sees_a_changed_a_missing_and_a_strange_card(zoo):
+def test_check_finds_a_changed_a_missing_and_an_orphaned_card(zoo):
     checkout = Checkout(zoo.root / "clone")
     checkout.card_template.parent.mkdir(parents=True)
     checkout.card_template.write_text(CHECKOUT.card_template.read_text(encoding="utf-8"))
@@ -161,17 +161,17 @@ def test_the_learning_curve_is_drawn(tmp_path, held, monkeypatch):
     assert len(right.lines) == len(left.lines) == (2 if held else 1)
 
 
-def test_an_empty_or_missing_log_is_one_error(tmp_path):
+def test_an_empty_or_missing_log_is_refused(tmp_path):
     for path, match in ((log(tmp_path, []), "no finished epoch"), (tmp_path / "none", "cannot read")):
         with pytest.raises(errors.RunError, match=match):
             plots.learning_curve(path, tmp_path / "curve.png", title="")
 
 
-def test_the_grid_names_class_probability_and_verdict(tmp_path, monkeypatch):
+def test_the_grid_shows_class_probability_and_verdict(tmp_path, monkeypatch):
     images = ImageSet(
         "c10", "test", torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), ("cat", "dog"), ""
     )
-    logits = torch.tensor([[math.log(3.0), 0.0], [math.log(4.0), 0.0]])  # 3/4 and 4/5 for the cat
+    logits = torch.tensor([[math.log(3.0), 0.0], [math.log(4.0), 0.0]])  # P(cat) = 3/4 and 4/5
     drawn = []
     save = plots.save
     monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure) or save(figure, picture))

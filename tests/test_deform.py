@@ -1,4 +1,4 @@
-"""Deformed images are what scipy's affine transform makes of them, and what the picture says for right angles."""
+"""Deformations agree with scipy's affine transform, and with rotated arrays at right angles."""
 
 import math
 
@@ -16,7 +16,7 @@ def made(rows=3, height=9, width=7):
 
 
 def matrix(kind, t, amount):
-    """In (row, column), as the paper's terms say it: the other order of the docstring's (x, y)."""
+    """The matrix in (row, column) order; the docstring of `deform` has (x, y)."""
     return {
         "rotation": [[math.cos(t), math.sin(t)], [-math.sin(t), math.cos(t)]],
         "shear": [[1, -math.sin(t)], [0, math.cos(t)]],
@@ -25,7 +25,7 @@ def matrix(kind, t, amount):
 
 
 @pytest.mark.parametrize("kind", DEFORMATIONS)
-def test_every_deformation_of_the_paper_is_that_of_scipy(kind):
+def test_every_deformation_of_the_paper_agrees_with_scipy(kind):
     images, draws = made(), torch.tensor([-0.9, 0.3, 1.0], dtype=torch.float64)
     center = np.array([(images.shape[2] - 1) / 2, (images.shape[3] - 1) / 2])
     for amount in DEFORMATIONS[kind]:
@@ -37,7 +37,7 @@ def test_every_deformation_of_the_paper_is_that_of_scipy(kind):
                 torch.testing.assert_close(got[i, channel], torch.from_numpy(expected), rtol=0, atol=1e-9)
 
 
-def test_quarter_turns_and_what_changes_nothing():
+def test_quarter_turns_and_identities():
     square, rows = made(height=8, width=8), torch.ones(3)
     for turns in (1, 2, 3):
         torch.testing.assert_close(deform(square, "rotation", 90.0 * turns, rows), square.rot90(turns, (2, 3)))
@@ -46,11 +46,11 @@ def test_quarter_turns_and_what_changes_nothing():
         torch.testing.assert_close(deform(square, kind, 80.0, 0 * rows), square)
 
 
-def test_layout_and_type_are_kept():
+def test_memory_layout_and_dtype_are_kept():
     images = made().float().contiguous(memory_format=torch.channels_last)
     got = deform(images, "rotation", 20.0, torch.ones(3))
     assert got.dtype == torch.float32 and got.shape == images.shape
-    assert got.min() >= 0 and got.max() <= 1  # bilinear: no pixel leaves [0, 1], where attacks and networks expect them
+    assert got.min() >= 0 and got.max() <= 1  # bilinear interpolation keeps pixels in [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,6 @@ def test_layout_and_type_are_kept():
         (made(), "rotation", math.nan, torch.ones(3), "and nan"),
     ],
 )
-def test_bad_input(images, kind, amount, draws, message):
+def test_bad_input_is_refused(images, kind, amount, draws, message):
     with pytest.raises(InputError, match=message):
         deform(images, kind, amount, draws)

@@ -1,4 +1,4 @@
-"""`hyperzoo export`: one file that gives the same outputs without hyperzoo, or one error and no file."""
+"""`hyperzoo export` writes a file with the same outputs that runs without hyperzoo, or raises and writes nothing."""
 
 import copy
 import json
@@ -27,13 +27,13 @@ from hyperzoo.zoo.model_folder import save_model
 ROOT = Path(__file__).parent.parent
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx"}
 QUICK = [("plain_cnn3", "torch"), ("sphere_cnn3", "onnx")]
-# In ONNX as they are; the rest is JSON.
+# Plain strings in ONNX; the rest is JSON.
 TEXT = ("name", "architecture", "license", "sha256", "hyperzoo", "interpolation")
-CLOSE = dict(rtol=1e-4, atol=1e-5)  # as for golden outputs on another processor
+CLOSE = dict(rtol=1e-4, atol=1e-5)  # as for golden outputs on other CPUs
 
 
 def tier(arch, form):
-    """A deep sphere network takes ONNX a minute, and has the operators of a shallow one."""
+    """Deep sphere networks take ONNX a minute and have the same operators as shallow ones."""
     if (arch, form) in QUICK:
         return ()
     deep = int(re.search(r"\d+|$", arch)[0] or 0) > 20
@@ -48,7 +48,7 @@ ARCHS = [
 
 
 def made(arch):
-    """An untrained network in which every parameter and statistic counts, and rounding hardly grows with the depth."""
+    """An untrained network whose outputs depend on every parameter and buffer, and that barely amplifies rounding."""
     torch.manual_seed(0)
     model = timm.create_model(arch).train()
     for parameter in model.parameters():
@@ -56,8 +56,8 @@ def made(arch):
             torch.nn.init.normal_(parameter, std=0.02)
     for module in model.modules():
         if hasattr(module, "momentum"):
-            module.momentum = 1.0  # the statistics become those of the next batch
-            if module.bias is not None:  # half-closed rectifiers are what amplifies; sphere layers forget at 1
+            module.momentum = 1.0  # running statistics become those of the next batch
+            if module.bias is not None:  # half-closed ReLUs amplify rounding
                 torch.nn.init.normal_(module.bias, 1.0 if arch.startswith("plain") else 0.35, std=0.1)
     with torch.no_grad():
         model(torch.rand(8, 3, 32, 32))
@@ -65,7 +65,7 @@ def made(arch):
 
 
 def opened(file, monkeypatch):
-    """What runs a file where neither hyperzoo nor timm can be imported."""
+    """A function that runs a file where neither hyperzoo nor timm can be imported."""
     if file.suffix == ".onnx":
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         (name,) = [value.name for value in session.get_inputs()]
@@ -77,7 +77,7 @@ def opened(file, monkeypatch):
 
 
 def metadata(file):
-    """What a file says about itself."""
+    """The metadata of a file."""
     if file.suffix == ".onnx":
         found = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
         return {key: value if key in TEXT else json.loads(value) for key, value in found.items()}
@@ -87,7 +87,7 @@ def metadata(file):
 
 
 def parts(file):
-    """The members of a program, or the one of an ONNX file."""
+    """The members of a program; an ONNX file is a single one."""
     if file.suffix == ".onnx":
         return {file.name: file.read_bytes()}
     with zipfile.ZipFile(file) as archive:
@@ -95,7 +95,7 @@ def parts(file):
 
 
 @pytest.mark.parametrize("arch, form", ARCHS)
-def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch):
+def test_every_image_architecture_runs_without_hyperzoo(arch, form, tmp_path, monkeypatch):
     model, out = made(arch), tmp_path / f"net{SUFFIX[form]}"
     words = tuple(f"class {i}" for i in range(model.num_classes))
     save_model(model, tmp_path / "model", classes=words)
@@ -125,7 +125,7 @@ def test_every_image_architecture_runs_outside(arch, form, tmp_path, monkeypatch
 @pytest.mark.full
 @pytest.mark.parametrize("form", SUFFIX)
 @pytest.mark.parametrize("arch", hyperzoo.list_models("text-generation"))
-def test_every_language_model_runs_outside(arch, form, tmp_path, monkeypatch):
+def test_every_language_model_runs_without_hyperzoo(arch, form, tmp_path, monkeypatch):
     torch.manual_seed(0)
     model, out = timm.create_model(arch, num_classes=20).eval(), tmp_path / f"net{SUFFIX[form]}"
     words = tuple(f"word{i}" for i in range(20))
@@ -152,12 +152,12 @@ def test_every_published_weight_agrees_with_its_golden_outputs(name, form, tmp_p
     )
     golden = export.load_file(Checkout(ROOT).golden(name))
     taken, run = golden["input"], opened(done.file, monkeypatch)
-    if not taken.is_floating_point():  # what follows a word does not change it
+    if not taken.is_floating_point():  # later words do not change earlier outputs
         taken = torch.nn.functional.pad(taken, (0, done.metadata["input_size"][0] - taken.shape[1]))
     torch.testing.assert_close(run(taken)[:, : golden["output"].shape[1]], golden["output"], **CLOSE)
 
 
-# The rest needs no exporter: the network itself stands for the file.
+# The rest needs no exporter: the network itself replaces the file.
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def zoo(tmp_path, monkeypatch):
 
 @pytest.fixture
 def stub(monkeypatch):
-    """The format 'torch' without torch's part: the file holds nothing, and opening it gives the network again."""
+    """The format 'torch' without the exporter: the file is a placeholder, and opening it returns the network."""
     kept = {}
 
     def write(model, x, said):
@@ -181,11 +181,11 @@ def stub(monkeypatch):
 
 
 def network(monkeypatch, model, x):
-    """What `export` finds under every name."""
+    """Make `export` find this network under every name."""
     monkeypatch.setattr(export, "_network", lambda name: (model, {}, {"input": x, "output": model(x)}))
 
 
-def test_the_outputs_are_compared_with_the_golden_ones(zoo, stub, tmp_path):
+def test_outputs_are_compared_with_the_golden_outputs(zoo, stub, tmp_path):
     model, out = hyperzoo.load(PLAIN).model, tmp_path / "net.pt2"
     golden = verify.golden_outputs(model, verify.golden_input(model) / 2)
     file = Checkout(tmp_path / "clone").golden(PLAIN)
@@ -200,7 +200,7 @@ def test_the_outputs_are_compared_with_the_golden_ones(zoo, stub, tmp_path):
     assert out.read_bytes() == b"before" and list(tmp_path.glob("*.pt2*")) == [out]
 
 
-def test_without_golden_outputs_the_network_has_its_own(zoo, stub, tmp_path):
+def test_without_golden_outputs_the_network_is_the_reference(zoo, stub, tmp_path):
     assert export.export(ARCH, tmp_path / "net.pt2").difference < 1e-5
     assert stub["x"].shape == (8, 3, 32, 32) and not stub["model"].training
     said = export.export(MHE, tmp_path / "net.pt2").metadata
@@ -213,7 +213,7 @@ class OfItsBatch(torch.nn.Module):
         return x.flatten(1)[:, :2] / len(x)
 
 
-def test_another_batch_size_is_compared_too(stub, tmp_path, monkeypatch):
+def test_other_batch_sizes_are_compared_too(stub, tmp_path, monkeypatch):
     network(monkeypatch, OfItsBatch(), torch.ones(4, 3, 8, 8))
     with pytest.raises(errors.ExportError, match=r"largest difference 7\.5e-01"):  # 1 for a batch of one, not 1 / 4
         export.export("any", tmp_path / "net.pt2")
@@ -237,7 +237,7 @@ class Branch(torch.nn.Module):
         (Branch(), "torch", "data-dependent"),
     ],
 )
-def test_what_a_format_cannot_express_is_said(model, form, says, tmp_path, monkeypatch):
+def test_an_unsupported_operator_is_reported(model, form, says, tmp_path, monkeypatch):
     network(monkeypatch, model, torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
     out = tmp_path / f"net{SUFFIX[form]}"
     with pytest.raises(errors.ExportError, match=rf"^cannot export any as {form}: .*{says}") as caught:
@@ -245,7 +245,7 @@ def test_what_a_format_cannot_express_is_said(model, form, says, tmp_path, monke
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_the_file_as_it_was(zoo, stub, tmp_path):
+def test_a_full_disk_changes_nothing(zoo, stub, tmp_path):
     out = tmp_path / "net.pt2"
     out.write_bytes(b"before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -267,7 +267,7 @@ def test_a_damaged_weight_is_not_exported(zoo, stub, tmp_path):
     assert not list(tmp_path.glob("*.pt2")) and not stub
 
 
-def test_a_run_folder_goes_by_its_path_and_a_weight_by_its_name(zoo, stub, tmp_path, monkeypatch):
+def test_a_run_folder_is_given_by_path_and_a_weight_by_name(zoo, stub, tmp_path, monkeypatch):
     run = zoo.copy(zoo.file(MHE).parent, tmp_path / "runs" / "0")
     said = export.export(str(run), tmp_path / "net.pt2").metadata
     assert "name" not in said and said["sha256"] == zoo.entries[MHE]["files"]["model.safetensors"]
@@ -294,7 +294,7 @@ def test_a_run_folder_goes_by_its_path_and_a_weight_by_its_name(zoo, stub, tmp_p
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_mistakes_are_explained_in_one_sentence(zoo, stub, tmp_path, monkeypatch, capsys, words, code, text):
+def test_errors_are_one_line(zoo, stub, tmp_path, monkeypatch, capsys, words, code, text):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     assert main._exit_code(["export", *words]) == code
@@ -302,13 +302,13 @@ def test_mistakes_are_explained_in_one_sentence(zoo, stub, tmp_path, monkeypatch
     assert out == "" and text in err and sorted(tmp_path.iterdir()) == before
 
 
-def test_missing_packages_are_named(tmp_path, monkeypatch):
+def test_missing_packages_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else name)
     with pytest.raises(errors.MissingExtraError, match=r'onnx and onnxscript and onnxruntime: .*"hyperzoo\[export\]"'):
         export.export(PLAIN, tmp_path / "net.onnx")
 
 
-def test_the_command_says_what_it_wrote(zoo, stub, tmp_path, capsys):
+def test_the_command_reports_what_it_wrote(zoo, stub, tmp_path, capsys):
     assert main._exit_code(["export", PLAIN, str(tmp_path / "net.pt2")]) == 0
     name, size, difference = capsys.readouterr().out.strip().split("\t")
     assert (name, size) == (str(tmp_path / "net.pt2"), "9000 bytes")

@@ -1,4 +1,4 @@
-"""The figures show the formulas."""
+"""The figure of the operators shows their formulas; every figure has a command."""
 
 import math
 
@@ -33,11 +33,11 @@ def test_operators(monkeypatch, tmp_path):
             assert slope[i][1] == pytest.approx((g(t + 1e-6) - g(t - 1e-6)) / 2e-6, abs=1e-4)
 
 
-def test_the_help_names_every_figure():
+def test_the_help_lists_every_figure():
     assert all(f"`{name}`" in plot.help for name in FIGURES)
 
 
-def test_the_command_draws_it(tmp_path, capsys):
+def test_the_command_draws_a_figure(tmp_path, capsys):
     assert _exit_code(["plot", "operators", "--out", str(tmp_path / "g.png")]) == 0
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.strip() == str(tmp_path / "g.png")

@@ -1,4 +1,4 @@
-"""The pictures of mixup: networks trained alike but for the mixing, seeded, and spectra that are the formula's."""
+"""Figures of mixup: networks that differ in the mixing only, seeds, and class spectra that agree with numpy."""
 
 import math
 
@@ -19,7 +19,7 @@ def small():
 SETTINGS = dict(epochs=2, batch_size=25, lr=1e-2, alpha=1.0)
 
 
-def test_one_start_and_one_order_for_three_methods(monkeypatch):
+def test_all_methods_start_from_the_same_weights_and_see_the_same_batches(monkeypatch):
     x, y = spiral.spirals(60)
     seen = []
     real = Mixup._targets
@@ -28,16 +28,16 @@ def test_one_start_and_one_order_for_three_methods(monkeypatch):
     networks = perceptrons.trained(small, x, y, **{**SETTINGS, "lr": 0.0})
     assert torch.equal(torch.get_rng_state(), state)
     assert list(networks) == ["none", "input", "hidden"] and not any(one.training for one in networks.values())
-    assert len(seen) == 3 * 2 * 2  # methods, epochs, whole batches
+    assert len(seen) == 3 * 2 * 2  # methods, epochs, full batches
     for i in range(4):
         assert torch.equal(seen[i], seen[i + 4]) and torch.equal(seen[i], seen[i + 8])
-    values = [one.state_dict() for one in networks.values()]  # not trained at a rate of 0
+    values = [one.state_dict() for one in networks.values()]  # a learning rate of 0 does not train
     assert all(torch.equal(values[0][key], other[key]) for other in values[1:] for key in other)
     another = perceptrons.trained(small, x, y, seed=1, **{**SETTINGS, "lr": 0.0})["none"]
     assert not torch.equal(another.fc.weight, networks["none"].fc.weight)
 
 
-def test_trained_networks_differ_by_the_method_and_are_the_same_again():
+def test_trained_networks_differ_by_method_and_are_reproducible():
     x, y = spiral.spirals(60)
     one, two = (perceptrons.trained(small, x, y, **SETTINGS) for _ in range(2))
     other = perceptrons.trained(small, x, y, seed=1, **SETTINGS)
@@ -58,12 +58,12 @@ def test_hidden_states_are_mixed_at_the_bottleneck():
     torch.testing.assert_close(network.fc(network.after(network.act(perceptrons.bottleneck(network, x)))), network(x))
 
 
-def test_the_spirals_wind_around_each_other():
+def test_the_spirals_are_interleaved():
     x, y = spiral.spirals(2000, seed=1)
     radius, angle = x.norm(dim=1), torch.atan2(x[:, 1], x[:, 0])
     assert x.abs().max() < 1.1 and y.bincount().tolist() == [1000, 1000]
     turned = (3 * math.pi * radius + math.pi * y - angle + math.pi) % (2 * math.pi) - math.pi
-    assert turned.abs().median() < 0.2  # on its arm; noise of 0.02 along the radius turns by 0.19
+    assert turned.abs().median() < 0.2  # on its spiral: radial noise of 0.02 turns the angle by 0.19
     assert torch.equal(spiral.spirals(50)[0], spiral.spirals(50)[0])
 
 
@@ -78,7 +78,7 @@ def points(axes):
     return sum(len(part.get_offsets()) for part in axes.collections if isinstance(part, PathCollection))
 
 
-def test_the_picture_of_the_spirals(monkeypatch, tmp_path):
+def test_the_figure_of_the_spirals(monkeypatch, tmp_path):
     for name, value in (("EPOCHS", 3), ("SIDE", 20), ("POINTS", 60), ("BATCH", 20)):
         monkeypatch.setattr(spiral, name, value)
     monkeypatch.setattr(spiral, "spirals", lambda real=spiral.spirals: real(60))
@@ -96,7 +96,7 @@ def test_the_picture_of_the_spirals(monkeypatch, tmp_path):
     torch.testing.assert_close(plane[1, 7], expected.detach())
 
 
-def test_spectra_of_classes_beside_numpy():
+def test_class_spectra_agree_with_numpy():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(90) % 3
     states = torch.randn(90, 4, generator=generator) * torch.tensor([5.0, 1.0, 0.5, 0.1]) + labels[:, None] * 7
@@ -109,8 +109,8 @@ def test_spectra_of_classes_beside_numpy():
         np.testing.assert_allclose(got[k], values, rtol=1e-9)
     on_lines = torch.arange(30.0)[:, None] * torch.tensor([[1.0, 2.0]])
     flat = spectrum.class_spectra(on_lines, torch.arange(30) % 2)
-    assert flat[:, 0].min() > 0.9 and flat[:, 1].max() < 1e-6  # a class on a line has one value
-    torch.testing.assert_close(spectrum.class_spectra(3 * states - 4, labels), got)  # no matter in which units
+    assert flat[:, 0].min() > 0.9 and flat[:, 1].max() < 1e-6  # a class on a line has one nonzero value
+    torch.testing.assert_close(spectrum.class_spectra(3 * states - 4, labels), got)  # invariant to shift and scale
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def made_digits(monkeypatch):
     monkeypatch.setattr(hidden_states, "EPOCHS", 1)
 
 
-def test_the_picture_of_the_spectra(monkeypatch, tmp_path, made_digits):
+def test_the_figure_of_the_spectra(monkeypatch, tmp_path, made_digits):
     (axes,) = drawn(monkeypatch, spectrum, tmp_path)
     assert len(axes.lines) == 3 and all(len(line.get_xdata()) == 3 for line in axes.lines)
     for line in axes.lines:
@@ -131,7 +131,7 @@ def test_the_picture_of_the_spectra(monkeypatch, tmp_path, made_digits):
         assert f"first {first:.3f}, rest {rest:.3f}" in line.get_label()
 
 
-def test_the_picture_of_hidden_states(monkeypatch, tmp_path, made_digits):
+def test_the_figure_of_hidden_states(monkeypatch, tmp_path, made_digits):
     axes = drawn(monkeypatch, hidden_states, tmp_path)
     assert len(axes) == 3 and all(points(one) == 50 for one in axes)
     assert all("error" in one.get_title() for one in axes)

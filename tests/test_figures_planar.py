@@ -1,4 +1,4 @@
-"""The figures of directions show what their networks and neurons have come to."""
+"""Figures of two-dimensional features and directions show what their networks and neurons learned."""
 
 import math
 
@@ -12,7 +12,7 @@ from hyperzoo.data import ImageSet
 
 
 def bars(count=240, classes=3, channels=1, seed=0) -> ImageSet:
-    """Gray images with a bright bar whose place says the class."""
+    """Gray images with a bright bar whose position gives the class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
     images = torch.randint(0, 100, (count, channels, 28, 28), generator=generator, dtype=torch.uint8)
@@ -22,7 +22,7 @@ def bars(count=240, classes=3, channels=1, seed=0) -> ImageSet:
     return ImageSet("mnist", "train", images, labels, tuple(map(str, range(classes))), "made")
 
 
-def test_the_network_learns_from_a_seed_and_leaves_the_generator_alone():
+def test_training_is_seeded_and_restores_the_global_generator():
     train, held = bars(), bars(60, seed=1)
     state = torch.get_rng_state()
     first, again, other = (planar.learn(train, held, planar.softmax, epochs=6, seed=seed) for seed in (0, 0, 1))
@@ -35,7 +35,7 @@ def test_the_network_learns_from_a_seed_and_leaves_the_generator_alone():
     assert right.float().mean() > 0.9
 
 
-def test_the_plain_loss_is_that_of_inner_products():
+def test_the_plain_loss_uses_inner_products():
     x, rows, labels = torch.randn(4, 2), torch.randn(3, 2), torch.tensor([0, 2, 1, 1])
     expected = [
         math.log(sum(math.exp(float(x[i] @ row)) for row in rows)) - float(x[i] @ rows[label])
@@ -54,7 +54,7 @@ def learned() -> planar.Learned:
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Figures are kept, not written, and nothing is trained; what would be is in the second list."""
+    """Collect figures instead of writing them, and the arguments of trainings instead of training."""
     figures, asked = [], []
 
     def learn(train, held, loss, *, epochs):
@@ -70,7 +70,7 @@ def drawn(monkeypatch):
     return figures, asked
 
 
-def test_a_rare_class_is_thinned_and_its_share_of_right_answers_is_the_title(drawn, tmp_path):
+def test_a_rare_class_is_thinned_and_the_title_reports_its_accuracy(drawn, tmp_path):
     figures, asked = drawn
     rare_class.draw(tmp_path / "x.png")
     (without, train), (other, same) = ((loss, images) for images, _, loss in asked)
@@ -78,7 +78,7 @@ def test_a_rare_class_is_thinned_and_its_share_of_right_answers_is_the_title(dra
     assert train.images.shape[1:] == (1, 28, 28) and train.labels.bincount().tolist() == [4] + 9 * [200]
     assert asked[0][1].labels.bincount().tolist() == 10 * [50]
     titles = [axes.get_title() for axes in figures[0].axes]
-    # both zeros; of the three others one, a 2 in the direction of class 0, is not
+    # both zeros are right; one of the three others, a 2 in the direction of class 0, is wrong
     shares = "nearest to their class direction are\n100 % of the zeros, 67 % of the others"
     assert titles == [f"{name} MHE: {shares}" for name in ("without", "with")]
 
@@ -104,16 +104,16 @@ def test_every_loss_has_a_panel_of_points_and_arrows(drawn, tmp_path):
 
 
 @pytest.mark.parametrize(("half", "end"), [(False, 180), (True, 90)])
-def test_two_neurons_end_opposite_and_in_half_space_at_right_angles(half, end):
+def test_two_neurons_end_opposite_or_orthogonal_in_half_space(half, end):
     path = half_space.descend(half)
     apart = path[:, 1] - path[:, 0]
     assert apart[0] == pytest.approx(30) and apart[-1] == pytest.approx(end, abs=1)
-    assert (path.sum(1) - 180).abs().max() < 1e-9  # they move by the same angle, to either side
+    assert (path.sum(1) - 180).abs().max() < 1e-9  # they move by equal angles in opposite directions
     values = [half_space._energy(angle, half) for angle in apart[::50].tolist()]
     assert values == sorted(values, reverse=True)
 
 
-def test_the_energies_beside_them_have_their_lowest_points_there(drawn, tmp_path):
+def test_the_energies_have_their_minima_there(drawn, tmp_path):
     half_space.draw(tmp_path / "x.png")
     curves = {line.get_label(): line.get_xydata() for line in drawn[0][0].axes[2].lines}
     for name, lowest, value in (("full space", 179, None), ("half space", 90, 5 / 12)):

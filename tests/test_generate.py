@@ -1,4 +1,4 @@
-"""Text is drawn with the chances that a slow reader of the definition gives, and unknown words are said."""
+"""Sampling follows the distribution of a slow implementation; a warning lists unknown words."""
 
 import math
 
@@ -18,7 +18,7 @@ from hyperzoo.zoo.model_folder import save_model
 
 
 def slow(logits, temperature, top_k, top_p):
-    """Words from the likeliest down, each kept while fewer than top_k and less than top_p are before it."""
+    """Go from the likeliest word down; keep each word while fewer than top_k words and less than top_p precede it."""
     weights = [math.exp((value - max(logits)) / temperature) for value in logits]
     order = sorted(range(len(logits)), key=lambda i: -logits[i])[:top_k]
     total, kept, before = sum(weights[i] for i in order), {}, 0.0
@@ -31,14 +31,14 @@ def slow(logits, temperature, top_k, top_p):
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
 @pytest.mark.parametrize(("top_k", "top_p"), [(None, None), (3, None), (None, 0.6), (4, 0.5), (1, None), (99, 1e-9)])
-def test_chances_are_those_of_a_slow_reader(temperature, top_k, top_p):
+def test_probabilities_agree_with_a_slow_implementation(temperature, top_k, top_p):
     logits = torch.randn(20, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     found = probabilities(logits, temperature=temperature, top_k=top_k, top_p=top_p)
     torch.testing.assert_close(found, torch.tensor(slow(logits.tolist(), temperature, top_k, top_p)).double())
     assert float(found.sum()) == pytest.approx(1)
 
 
-def test_temperature_zero_is_certain_and_the_first_of_equals_stays():
+def test_temperature_zero_is_deterministic_and_ties_keep_the_first_word():
     logits = torch.tensor([0.0, 2.0, 2.0, 1.0])
     assert probabilities(logits, temperature=0).tolist() == [0, 1, 0, 0]
     assert probabilities(logits, top_k=1).tolist() == [0, 1, 0, 0]
@@ -51,7 +51,7 @@ def test_temperature_zero_is_certain_and_the_first_of_equals_stays():
      dict(top_p=1.5), dict(tokens=0)],
     ids=str,
 )  # fmt: skip
-def test_numbers_out_of_range_are_refused_before_anything_is_loaded(bad):
+def test_values_out_of_range_are_refused_before_loading(bad):
     with pytest.raises(InputError, match="must be|above 0"):
         generate.run("lstm200.no_such_weight", **bad)
 
@@ -65,7 +65,7 @@ def folder(tmp_path_factory):
         return train.run(load_recipe(root / "small.yaml", ["train.epochs=4"]), root / "run").folder
 
 
-def test_a_run_folder_writes(folder):
+def test_a_run_folder_generates_text(folder):
     name = f"local-dir:{folder}"
     words = set(zoo.class_names(folder))
     one, same, other = (generate.run(name, "a b\nquark a", tokens=30, seed=seed) for seed in (1, 1, 2))
@@ -74,11 +74,11 @@ def test_a_run_folder_writes(folder):
     assert generate.run(name, tokens=1).prompt == ()
 
 
-def test_greedy_words_are_the_likeliest_of_the_whole_text_so_far(tmp_path):
+def test_greedy_words_are_the_likeliest_given_the_whole_prefix(tmp_path):
     torch.manual_seed(0)
     model, vocabulary = timm.create_model("lstm200", num_classes=9, width=8).eval(), (*"abcdefg", "<eos>", "<unk>")
     for p in model.parameters():
-        torch.nn.init.normal_(p)  # far from linear, so that what was read long ago counts
+        torch.nn.init.normal_(p)  # strongly nonlinear, so that early words matter
     save_model(model, tmp_path, classes=vocabulary, args={"width": 8})
     found = generate.run(f"local-dir:{tmp_path}", "a b", tokens=20, temperature=0)
     said = ["a", "b"]
@@ -88,7 +88,7 @@ def test_greedy_words_are_the_likeliest_of_the_whole_text_so_far(tmp_path):
         said.append(word)
 
 
-def test_draws_have_the_frequencies_of_the_model(folder):
+def test_sampled_words_have_the_probabilities_of_the_model(folder):
     model, vocabulary = zoo.any_network(f"local-dir:{folder}"), zoo.class_names(folder)
     chances = model(torch.tensor([[vocabulary.index("a")]]))[0, -1].softmax(0)
     best = int(chances.argmax())
@@ -102,7 +102,7 @@ def test_ends_of_lines_are_line_breaks():
     assert Generated((), ("<eos>", "x"), ()).text == "x"
 
 
-def test_the_command_says_what_it_does_not_know(folder, capsys):
+def test_the_command_lists_unknown_words(folder, capsys):
     words = [
         "generate",
         f"local-dir:{folder}",
@@ -120,7 +120,7 @@ def test_the_command_says_what_it_does_not_know(folder, capsys):
     assert out.startswith("a <unk>") and "not in the vocabulary, read as <unk>: quark" in err
 
 
-def test_what_is_no_language_model_is_refused(folder, tmp_path):
+def test_other_models_are_refused(folder, tmp_path):
     with pytest.raises(InputError, match="spherenet20 is not a language model. Language models: "):
         generate.run("spherenet20", "a")
     with pytest.raises(UnknownNameError):

@@ -1,4 +1,4 @@
-"""Files that are sent: one commit or none, whatever fails, by LFS and by Xet; the real client against the double."""
+"""A push makes one commit or none, whatever fails, over LFS and Xet; the real client talks to a double of the Hub."""
 
 import os
 import subprocess
@@ -12,13 +12,13 @@ from support.hub_double import TOKEN, Double, talk_to
 from hyperzoo import errors
 from hyperzoo.zoo import hub
 
-# The client's own: it hands an open file to the upload of a large one.
+# The warning is raised inside the Hub client, which passes an open file when it uploads a large one.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture
 def double(tmp_path, monkeypatch):
-    """A running double that the client of this process talks to."""
+    """A running double of the Hub; the client of this process connects to it."""
     running = Double()
     talk_to(running, tmp_path / "home", monkeypatch)
     yield running
@@ -29,7 +29,7 @@ CARD = b"---\nlicense: mit\n---\nA card.\n"
 SENT = {"README.md": CARD, "config.json": b"{}", "model.safetensors": bytes(range(256)) * 8, "a.png": b"picture"}
 
 
-def test_a_push_is_one_commit_and_the_next_is_none(double):
+def test_a_push_is_one_commit_and_a_repeated_push_is_none(double):
     commit = hub.push("hyperzoo/x", SENT, "message")
     assert double.commits("hyperzoo/x") == [commit] and len(commit) == 40
     assert sum("/commit/" in call for call in double.calls()) == 1
@@ -62,7 +62,7 @@ def test_a_push_is_one_commit_and_the_next_is_none(double):
         ("cut", "preupload"),
     ],
 )
-def test_a_push_that_fails_makes_no_commit(double, kind, on):
+def test_a_failed_push_makes_no_commit(double, kind, on):
     double.fault(kind, on)
     with pytest.raises(errors.PublishError) as caught:
         hub.push("hyperzoo/x", SENT, "message")
@@ -73,7 +73,7 @@ def test_a_push_that_fails_makes_no_commit(double, kind, on):
     assert [hub.push("hyperzoo/x", SENT, "message")] == double.commits("hyperzoo/x")
 
 
-def test_a_commit_whose_answer_was_lost_is_found_again(double):
+def test_a_commit_whose_response_was_lost_is_found(double):
     double.fault("lost", "commit/main")
     with pytest.raises(errors.PublishError):
         hub.push("hyperzoo/x", SENT, "message")
@@ -81,7 +81,7 @@ def test_a_commit_whose_answer_was_lost_is_found_again(double):
     assert [hub.push("hyperzoo/x", SENT, "message")] == double.commits("hyperzoo/x")
 
 
-def test_a_push_that_somebody_overtook_is_refused(double, monkeypatch):
+def test_a_push_after_a_concurrent_commit_is_refused(double, monkeypatch):
     hub.push("hyperzoo/x", SENT, "message")
     create = hub.HfApi.model_info
 
@@ -95,7 +95,7 @@ def test_a_push_that_somebody_overtook_is_refused(double, monkeypatch):
         hub.push("hyperzoo/x", {**SENT, "config.json": b"ours"}, "message")
 
 
-def test_a_card_that_the_hub_refuses_stops_before_any_upload(double):
+def test_a_card_that_the_hub_rejects_stops_the_push_before_any_upload(double):
     with pytest.raises(
         errors.PublishError, match=r"400 \(BadRequestError\): Invalid metadata in README\.md\. - no meta"
     ):
@@ -111,7 +111,7 @@ def test_a_bad_token_is_never_shown(double, monkeypatch, token):
     assert "set HF_TOKEN" in str(caught.value) if not token else token not in str(caught.value)
 
 
-def test_a_reason_that_holds_the_token_is_shown_without_it(double):
+def test_a_reason_that_contains_the_token_is_shown_without_it(double):
     reason = hub._reason(OSError(f"Illegal header value b'Bearer {TOKEN}'"))
     assert reason == "OSError: Illegal header value b'Bearer hf_***'"
 
@@ -126,7 +126,7 @@ def test_pushing_offline_or_without_a_hub(double, monkeypatch):
         hub.push("hyperzoo/x", SENT, "message")
 
 
-# Xet, and the environment instead of patches: hub.py alone in a process of its own, without torch
+# Xet, configured by the environment instead of patches: hub.py in its own process, without torch
 
 ALONE = """
 import os, sys, types
@@ -146,7 +146,7 @@ print(commit)
 
 
 @pytest.mark.parametrize("xet", [False, True])
-def test_the_environment_is_enough_and_xet_carries_the_same_bytes(tmp_path, xet):
+def test_the_environment_suffices_and_xet_transfers_the_same_bytes(tmp_path, xet):
     running = Double(tmp_path / "xet" if xet else None)
     try:
         env = {"HF_ENDPOINT": running.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}

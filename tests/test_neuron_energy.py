@@ -1,4 +1,4 @@
-"""`hyperzoo.analysis.neuron_energy` measures layers as they are, beside values that are known in closed form."""
+"""Layer energies agree with closed forms: simplices, orthogonal rows, random directions."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from torch import nn
 
 from hyperzoo import zoo
 from hyperzoo.analysis import neuron_energy
-from hyperzoo.analysis.neuron_energy import BINS, draw, layer_energies, comparison_table
+from hyperzoo.analysis.neuron_energy import BINS, comparison_table, draw, layer_energies
 from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.publishing import cards
 
@@ -31,7 +31,7 @@ def simplex(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("power, angular", list(itertools.product((0, 1, 2), (False, True))))
 def test_the_simplex_and_orthogonal_rows_reach_the_least_energy(power, angular):
     for count in (2, 3, 5):
-        # opposite rows: a cosine four roundings off -1, 4 * 2^-53, is an angle 3e-8 off pi, and 1 / angle^2 2e-8
+        # opposite rows: a cosine four roundings (4 * 2^-53) from -1 is 3e-8 off in angle, 2e-8 in 1 / angle^2
         rel = 2e-8 if angular and count == 2 else 1e-9
         (row,) = layer_energies(layer(simplex(count)), power=power, angular=angular)
         assert row.energy == pytest.approx(row.least, rel=rel)
@@ -45,7 +45,7 @@ def test_the_simplex_and_orthogonal_rows_reach_the_least_energy(power, angular):
 
 
 def test_random_directions_have_their_known_energy():
-    # full space, Euclidean, with the cosine's distribution: s = 2: (d - 2) / (2 (d - 3)); s = 1 in three dimensions: 1
+    # full space, chordal distance, from the density of the cosine: (d - 2) / (2 (d - 3)) for s = 2; 1 for s = 1, d = 3
     for size in (4, 5, 27, 576):
         assert neuron_energy._random(9, size, 2, False, False) == pytest.approx((size - 2) / (2 * (size - 3)), rel=1e-3)
     assert neuron_energy._random(9, 3, 1, False, False) == pytest.approx(1, rel=1e-6)
@@ -93,7 +93,7 @@ def test_single_and_zero_rows():
     assert (row.closest, row.closest_deg) == ((0, 1), 0.0) and math.isfinite(row.energy)
 
 
-def test_a_model_is_measured_whole_and_left_alone(tmp_path: Path):
+def test_all_layers_are_measured_and_the_model_is_not_changed(tmp_path: Path):
     model = timm.create_model("resnet20_cifar").eval().requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     rows = layer_energies(model)
@@ -109,10 +109,10 @@ def test_a_model_is_measured_whole_and_left_alone(tmp_path: Path):
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
 
 
-def test_models_stand_beside_each_other():
+def test_the_comparison_table_of_several_models():
     models = {"a": layer(torch.eye(3)), "b": layer([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])}
     head, line = comparison_table({name: layer_energies(model, power=1) for name, model in models.items()})
-    # a triangle: 1 / sqrt 3; b: one pair opposite, two at right angles: (1/2 + 2 / sqrt 2) / 3; by chance: 1
+    # a triangle: 1 / sqrt 3; b, one opposite and two orthogonal pairs: (1/2 + 2 / sqrt 2) / 3; random: 1
     assert head == ("layer", "neurons", "random", "least", "a", "b")
     assert line == ("weight (output)", "3 x 3", "1", "0.5774", "0.7071", "0.6381")
     for models in ({}, {"a": layer(torch.eye(3)), "b": layer(torch.eye(2))}):
@@ -120,7 +120,7 @@ def test_models_stand_beside_each_other():
             comparison_table({name: layer_energies(model) for name, model in models.items()})
 
 
-def test_a_document_shows_the_half_space_energies_of_weights():
+def test_a_guide_shows_the_half_space_energies_of_weights():
     names = ["resnet20_cifar.plain_c10", "spherenet20.sphere_c10"]
     block = f"<!-- energy: {' '.join(names)} -->"
     text = cards._with_energies(f"before\n{block}\nold\n<!-- end of energy -->\nafter\n")
@@ -131,10 +131,10 @@ def test_a_document_shows_the_half_space_energies_of_weights():
     filters = [zoo.load(name).model.conv1.weight.detach().flatten(1) for name in names]
     expected = [slow_energy(rows, half_space=True, eps=0) for rows in filters]
     assert cells[1][:2] == ["conv1", "16 x 27"]
-    assert [float(cell) for cell in cells[1][4:]] == pytest.approx(expected, rel=1e-3)  # as many digits are shown
+    assert [float(cell) for cell in cells[1][4:]] == pytest.approx(expected, rel=1e-3)  # four digits are printed
 
 
-def test_what_cannot_be_measured_is_refused(tmp_path: Path):
+def test_unmeasurable_models_are_refused(tmp_path: Path):
     with pytest.raises(InputError, match="no layer to measure"):
         layer_energies(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)))
     with pytest.raises(UnknownNameError, match="'9'"):

@@ -1,4 +1,4 @@
-"""Publishing turns finished runs into files that agree with each other, or refuses and changes nothing."""
+"""Publishing writes files that agree with each other and with the run, or refuses and changes nothing."""
 
 import json
 import os
@@ -20,13 +20,13 @@ from hyperzoo.publishing import cards, publish, verify
 from hyperzoo.zoo.manifest import Manifest
 
 REPO = f"hyperzoo/{NAME}"
-# The Hub's client's own: it hands an open file to the upload of a large one.
+# The warning is raised inside the Hub client, which passes an open file when it uploads a large one.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """A checkout, the mirror that its one run was made with, and the run folder."""
+    """A checkout, the mirror of its run, and the run folder."""
     root = tmp_path_factory.mktemp("trained")
     checkout = finished.new_checkout(root / "checkout")
     data = finished.mirror(root / "data", slice(10, 18), slice(20, 36))
@@ -37,7 +37,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def work(trained, tmp_path, monkeypatch):
-    """A copy of all that for one test: the checkout and the run folder."""
+    """Copies of the checkout and the run folder for one test."""
     checkout, data, run = trained
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
     shutil.copytree(checkout.root, tmp_path / "checkout")
@@ -51,7 +51,7 @@ def change(folder, file, **values):
 
 @pytest.fixture(scope="session")
 def published(trained, tmp_path_factory):
-    """The checkout after one publication; tests of this fixture read only."""
+    """The checkout after one publication; tests must not change it."""
     checkout, data, run = trained
     copy = type(checkout)(shutil.copytree(checkout.root, tmp_path_factory.mktemp("published") / "checkout"))
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def published(trained, tmp_path_factory):
     return copy, run, info
 
 
-def test_a_data_set_of_which_nothing_is_embedded(trained, tmp_path, monkeypatch):
+def test_a_data_set_without_an_embedded_sample(trained, tmp_path, monkeypatch):
     checkout, data, run = trained
     copy = type(checkout)(shutil.copytree(checkout.root, tmp_path / "checkout"))
     shutil.rmtree(copy.mirror)
@@ -70,7 +70,7 @@ def test_a_data_set_of_which_nothing_is_embedded(trained, tmp_path, monkeypatch)
     assert verify._sample(info, None) == (None, "no sample of uoft-cs/cifar10 is embedded")
 
 
-def test_what_is_published_agrees_with_the_run(published):
+def test_the_published_files_agree_with_the_run(published):
     checkout, run, info = published
     manifest = Manifest(checkout.package)
     assert manifest.info(NAME) == info and manifest.default("resnet20_cifar") == NAME
@@ -97,16 +97,16 @@ def test_no_path_of_a_machine_is_published(published):
             assert str(finished.ROOT).encode() not in content, path
 
 
-def test_the_golden_input_is_its_formula(published):
+def test_the_golden_input_follows_its_formula(published):
     golden = load_file(published[0].golden(NAME))
     assert golden.keys() == {"input", "features", "pre_logits", "output"} and golden["input"].shape == (4, 3, 32, 32)
     flat = golden["input"].flatten().tolist()
     for i in (0, 1, 1000, 12287):
-        assert flat[i] == pytest.approx(4 * (7919 * i % 2003) / 2003 - 2, abs=1e-6)  # one rounding to float32
-    assert golden["features"].mean((2, 3)) == pytest.approx(golden["pre_logits"], abs=1e-5)  # order of the sum
+        assert flat[i] == pytest.approx(4 * (7919 * i % 2003) / 2003 - 2, abs=1e-6)  # rounding to float32
+    assert golden["features"].mean((2, 3)) == pytest.approx(golden["pre_logits"], abs=1e-5)  # order of summation
 
 
-def test_the_texts_and_the_picture_are_made(published):
+def test_texts_and_figures_are_written(published):
     checkout, run, info = published
     assert cards.check(Manifest(checkout.package), checkout) == []
     assert NAME in checkout.readme.read_text() and checkout.readme.read_text().startswith("before\n")
@@ -209,7 +209,7 @@ def test_a_refusal_changes_nothing(work, fault):
     assert contents(checkout.root) == before
 
 
-def test_runs_that_do_not_belong_together_are_refused(work):
+def test_runs_that_do_not_match_are_refused(work):
     checkout, run = work
     with pytest.raises(errors.PublishError, match="same seed: 0, 0"):
         publish.publish(NAME, [run, run], checkout=checkout)
@@ -219,7 +219,7 @@ def test_runs_that_do_not_belong_together_are_refused(work):
         publish.publish(NAME, [], checkout=checkout)
 
 
-def test_a_disk_that_refuses_leaves_everything_as_it_was(work):
+def test_a_failed_write_changes_nothing(work):
     checkout, run = work
     before = contents(checkout.root)
     (checkout.root / "tests" / "golden").write_text("a file where a folder should be")
@@ -239,7 +239,7 @@ def double(tmp_path, monkeypatch):
     running.stop()
 
 
-def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work, double):
+def test_a_push_is_one_commit_that_is_read_back_and_pinned(published, work, double):
     checkout, run = work
     info = publish.publish(NAME, [run], checkout=checkout, push=True)
     assert double.commits(REPO) == [info.commit]
@@ -250,7 +250,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     manifest = json.loads(local.pop("hyperzoo/weights.json"))
     expected = json.loads(before.pop("hyperzoo/weights.json"))
     expected["weights"][NAME]["commit"] = info.commit
-    assert manifest == expected and local == before  # the commit is all that a push changes here
+    assert manifest == expected and local == before  # locally, a push changes the pinned commit only
     sent = {
         "model.safetensors": f"hyperzoo/checkpoints/{NAME}/model.safetensors",
         "config.json": f"hyperzoo/checkpoints/{NAME}/config.json",
@@ -266,7 +266,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
     for path, file in sent.items():
         assert on_hub[path] == sha256(checkout.root / file), path
     for link in (f"({NAME}.png)", f"({NAME}.energy.png)", f"({NAME}.metrics.jsonl)"):
-        assert link in (checkout.root / sent["README.md"]).read_text()  # the card's links lead somewhere on the Hub
+        assert link in (checkout.root / sent["README.md"]).read_text()  # the links of the card resolve on the Hub
     assert not [path for path, content in contents(checkout.root).items() if TOKEN.encode() in content]
 
     after = contents(checkout.root)
@@ -276,7 +276,7 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
         publish.publish(NAME, [run], checkout=checkout).commit == info.commit
     )  # these bytes stay pinned without a push
     change(run, "config.json", label_names=[f"class {i}" for i in range(10)])
-    assert publish.publish(NAME, [run], checkout=checkout).commit is None  # others are not on the Hub
+    assert publish.publish(NAME, [run], checkout=checkout).commit is None  # other bytes are not on the Hub
 
 
 @pytest.mark.parametrize(
@@ -289,9 +289,9 @@ def test_a_push_is_one_commit_of_all_files_read_again_and_pinned(published, work
         ("404", "HEAD ", "cannot be downloaded: .*404"),
     ],
 )
-def test_a_push_that_fails_changes_nothing_here(work, double, monkeypatch, kind, on, message):
+def test_a_failed_push_changes_nothing_locally(work, double, monkeypatch, kind, on, message):
     checkout, run = work
-    monkeypatch.setattr(publish, "_check_reproducible", lambda folder, model: None)  # slow, and not the subject
+    monkeypatch.setattr(publish, "_check_reproducible", lambda folder, model: None)  # slow, and tested elsewhere
     double.fault(kind, on)
     before = contents(checkout.root)
     with pytest.raises(errors.PublishError, match=message) as caught:
@@ -299,7 +299,7 @@ def test_a_push_that_fails_changes_nothing_here(work, double, monkeypatch, kind,
     assert REPO in str(caught.value) and contents(checkout.root) == before
     double.fault("ok")
     info = publish.publish(NAME, [run], checkout=checkout, push=True)
-    assert double.commits(REPO) == [info.commit]  # what the failed push may have left there was taken up
+    assert double.commits(REPO) == [info.commit]  # the second push reuses what the failed one uploaded
 
 
 def test_a_weight_above_the_limit_comes_from_the_hub_by_every_route(work, double, monkeypatch, tmp_path):
@@ -347,7 +347,7 @@ print(len(models), "routes of", hyperzoo.__file__)
 """
 
 
-def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
+def test_all_weights_share_one_namespace(work, double, monkeypatch):
     checkout, run = work
     monkeypatch.setattr(publish, "_check_reproducible", lambda folder, model: None)
     before = contents(checkout.root)
@@ -357,7 +357,7 @@ def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
     assert contents(checkout.root) == before
     first = publish.publish(NAME, [run], checkout=checkout, push=True, namespace="some-one")
     assert Manifest(checkout.package).namespace == "some-one" and double.commits(f"some-one/{NAME}") == [first.commit]
-    assert publish.publish(NAME, [run], checkout=checkout, namespace="somebody").commit is None  # it is not there
+    assert publish.publish(NAME, [run], checkout=checkout, namespace="somebody").commit is None  # not in that namespace
     raw = json.loads((checkout.package / "weights.json").read_text())
     raw["weights"]["resnet32_cifar.plain_c10"] = {**raw["weights"][NAME], "commit": "1" * 40}
     (checkout.package / "weights.json").write_text(json.dumps(raw))
@@ -365,7 +365,7 @@ def test_the_namespace_is_one_for_all_weights(work, double, monkeypatch):
         publish.publish(NAME, [run], checkout=checkout, namespace="another")
 
 
-def test_the_command_pushes_on_request_only(published, monkeypatch, capsys):
+def test_the_command_pushes_only_on_request(published, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(publish, "publish", lambda name, runs, **wishes: asked.append(wishes) or published[2])
     for words, said in ([], f"hyperzoo verify {NAME}\n"), (["--push", "--namespace", "me"], f"verify {NAME} --hub\n"):

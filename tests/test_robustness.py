@@ -1,4 +1,4 @@
-"""`hyperzoo eval --robustness` measures what it says, once an image, and leaves the model as it was."""
+"""Robustness metrics agree with a slow computation, count each image once, and do not change the model."""
 
 import copy
 import re
@@ -30,7 +30,7 @@ def small():
     return timm.create_model("resnet20_cifar", widths=(8, 8, 16)).eval()
 
 
-def test_every_condition_beside_a_slow_form():
+def test_every_condition_agrees_with_a_slow_computation():
     model, images = small(), made()
     found = robustness.measure(model, images, seed=4)
     assert [one.name for one in found.conditions] == [
@@ -75,7 +75,7 @@ def test_every_condition_beside_a_slow_form():
     assert got["PGD-20 8/255"].nll > got["FGSM 8/255"].nll > got["FGSM 4/255"].nll > got["clean"].nll
 
 
-def test_the_batch_size_changes_nothing_and_the_seed_does():
+def test_results_depend_on_the_seed_but_not_on_the_batch_size():
     model, images = small(), made()
     whole, parts, other = (
         robustness.measure(model, images, batch_size=size, seed=seed) for size, seed in ((12, 0), (5, 0), (12, 1))
@@ -87,9 +87,9 @@ def test_the_batch_size_changes_nothing_and_the_seed_does():
     assert {name.split()[0] for name in changed} == {"rotation", "shear", "PGD-20"}
 
 
-def test_the_model_comes_back_as_it_was():
+def test_the_model_is_restored():
     model, images = small().train(), made(4)
-    model.bn1.eval()  # a part of it is frozen
+    model.bn1.eval()  # partly frozen
     model.conv1.weight.requires_grad_(False)
     for p in model.parameters():
         p.grad = torch.full_like(p, 2.0)
@@ -121,13 +121,15 @@ def test_the_command_on_a_weight(data_mirror, tmp_path, capsys):
     assert header == list(robustness.COLUMNS)
     accuracy = {row[0]: float(row[1]) for row in rows}
     assert len(accuracy) == 21 and accuracy["clean"] >= 70
-    assert accuracy["PGD-20 8/255"] == 0 <= accuracy["FGSM 8/255"] < accuracy["clean"]  # no defense at all
+    assert accuracy["PGD-20 8/255"] == 0 <= accuracy["FGSM 8/255"] < accuracy["clean"]  # an undefended network
     calibration, seed, remark = re.match(r"calibration error (\S+ %); seed (\d+); (.*)$", err, re.DOTALL).groups()
     assert remark.endswith(f", 10 of 500 images\n{picture}\n") and seed == "0"
     assert picture.read_bytes().startswith(b"\x89PNG")
     model, images = evaluate.load_model_and_samples(NAME, limit=10)
-    assert torch.equal(images.images, evaluate.load_model_and_samples(NAME, limit=10)[1].images) and len(images) == 10
-    assert not torch.equal(images.images, evaluate.load_model_and_samples(NAME)[1].images[:10])  # drawn: some sets are sorted by class
+    _, again = evaluate.load_model_and_samples(NAME, limit=10)
+    _, whole = evaluate.load_model_and_samples(NAME)
+    assert torch.equal(images.images, again.images) and len(images) == 10
+    assert not torch.equal(images.images, whole.images[:10])  # random, because some data sets are sorted by class
     assert calibration == f"{evaluate.measure(model, images).ece:.2f} %"
 
 

@@ -1,4 +1,4 @@
-"""The page holds every weight, shows hostile values as text, allows no script but its own, and is written whole."""
+"""The page lists every weight, escapes hostile values, allows only its own scripts, and is written whole."""
 
 import base64
 import dataclasses
@@ -34,7 +34,7 @@ VOID = {"meta", "link", "img", "input", "wbr", "hr", "br"}
 
 
 class Parsed(HTMLParser):
-    """Tags with their attributes, in order; the text of each element, its children's included."""
+    """Tags with their attributes in order, and the text of each element including its children."""
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
@@ -63,7 +63,7 @@ class Parsed(HTMLParser):
 
     @property
     def shape(self):
-        """Tags and the names of their attributes: what a value must not change."""
+        """Tags and the names of their attributes, which no value may change."""
         return [(tag, tuple(attributes)) for tag, attributes in self.tags]
 
 
@@ -75,7 +75,7 @@ def made_demo(**facts):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """A package of the runtime with other content, whose integrity is the expected one; the network is not exported."""
+    """A runtime package with other content and matching integrity; the network is not exported."""
     file = tmp_path / "onnxruntime-web-1.30.0.tgz"
     with tarfile.open(file, "w:gz") as archive:
         for member in demo.RUNTIME_FILES.values():
@@ -94,7 +94,7 @@ def package(tmp_path, monkeypatch):
     return file
 
 
-def test_every_weight_is_there_with_what_the_manifest_says():
+def test_every_weight_is_listed_with_its_manifest_entry():
     parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None))
     rows = parsed.of("th", scope="row")
     assert [row.split()[0] for row in rows] == hyperzoo.list_weights() and len(rows) >= 2
@@ -125,7 +125,7 @@ def test_the_snippets_load_the_weight(route, monkeypatch):
 
 
 def hostile(info):
-    """The entry of a weight with every text replaced that its reader does not check."""
+    """A manifest entry with every unchecked text replaced by a hostile one."""
     texts = dict.fromkeys(("license", "dataset_terms"), HOSTILE)
     return dataclasses.replace(
         info,
@@ -145,7 +145,7 @@ def test_hostile_values_are_text(monkeypatch):
     shown = dataclasses.replace(made_demo(label_names=[HOSTILE, "dog"]), info=manifest.info(NAME))
     text = page.html(manifest, None, shown)
     parsed = Parsed(text)
-    more = (("option", ()), ("wbr", ()))  # the choices of the filters, and the places where a line may end
+    more = (("option", ()), ("wbr", ()))  # choices of the filters, and line-break opportunities
     assert [x for x in parsed.shape if x not in more] == [x for x in harmless.shape if x not in more]
     assert "alert(2)>" not in re.sub(r"&[a-z#0-9]+;", "", text).replace("alert(2)&gt;", "")
     assert HOSTILE in parsed.of("tr", id=NAME)[0] and HOSTILE in parsed.of("small")[0]
@@ -174,7 +174,7 @@ def test_a_hostile_card_is_text(tmp_path):
 
 
 @pytest.mark.parametrize("shown", [None, made_demo()], ids=["bare", "demo"])
-def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
+def test_the_policy_allows_only_the_embedded_scripts_and_styles(shown):
     parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, shown))
     (policy,) = [a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"]
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
@@ -195,7 +195,7 @@ def test_the_policy_allows_the_own_scripts_and_styles_only(shown):
     assert all(url.startswith("data:") for url in places if url)
 
 
-def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path, data_mirror):
+def test_the_demo_is_complete_and_the_page_is_reproducible(package, tmp_path, data_mirror):
     first = page.write(tmp_path / "a", runtime=package).read_bytes()
     assert page.write(tmp_path / "b", runtime=package).read_bytes() == first
     assert str(CHECKOUT.root).encode() not in first and [p.name for p in (tmp_path / "a").iterdir()] == ["index.html"]
@@ -205,7 +205,7 @@ def test_the_demo_is_whole_and_the_page_is_the_same_each_time(package, tmp_path,
         for (_, attributes), text in zip(parsed.tags, parsed.texts, strict=True)
         if attributes.get("type") == "application/octet-stream"
     }
-    assert {part[4:8] for part in packed.values()} == {bytes(4)}  # the time in the head of gzip
+    assert {part[4:8] for part in packed.values()} == {bytes(4)}  # the time stamp in the gzip header
     found = {name: gzip.decompress(part) for name, part in packed.items()}
     assert found == {**{k: v.encode() for k, v in demo.RUNTIME_FILES.items()}, "model": b"a network"}
     images = data.load_images("c10", "test")
@@ -228,7 +228,7 @@ def test_another_package_is_refused_and_nothing_is_written(package, tmp_path):
 
 
 def npm(folder, monkeypatch, script):
-    """The only npm that is found is a script; without one there is none."""
+    """Make this script the only npm on the path; without a script there is none."""
     folder.mkdir()
     if script:
         (folder / "npm").write_text(f"#!/bin/sh\n{script}\n")
@@ -236,8 +236,10 @@ def npm(folder, monkeypatch, script):
     monkeypatch.setenv("PATH", f"{folder}:/bin" if script else str(folder))
 
 
-@pytest.mark.parametrize("script, word", [("", "npm, which downloads ONNX Runtime Web for the demo, is not installed"), ("echo no route >&2; exit 1", "no route")])
-def test_without_the_runtime_the_page_says_so(tmp_path, monkeypatch, caplog, script, word):
+@pytest.mark.parametrize(
+    "script, word", [("", "the demo, is not installed"), ("echo no route >&2; exit 1", "no route")]
+)
+def test_without_the_runtime_the_page_has_no_demo(tmp_path, monkeypatch, caplog, script, word):
     npm(tmp_path / "bin", monkeypatch, script)
     text = page.write(tmp_path / "out").read_text()
     parsed = Parsed(text)
@@ -247,7 +249,7 @@ def test_without_the_runtime_the_page_says_so(tmp_path, monkeypatch, caplog, scr
     assert len(parsed.of("th", scope="row")) == len(hyperzoo.list_weights())
 
 
-def test_npm_brings_the_pinned_version(package, tmp_path, monkeypatch):
+def test_npm_downloads_the_pinned_version(package, tmp_path, monkeypatch):
     npm(tmp_path / "bin", monkeypatch, f'echo "$@" > {tmp_path}/asked; cp {package} .')
     found = demo.build(None, None)
     assert set(found.parts) == {"runtime", "wasm", "model"} and found.samples == ()
@@ -261,7 +263,7 @@ def test_without_a_checkout_there_are_no_cards(tmp_path, monkeypatch):
     assert hyperzoo.weight_info(NAME).files["model.safetensors"] in text
 
 
-def test_pictures_beside_a_card_are_shown(tmp_path):
+def test_figures_next_to_a_card_are_shown(tmp_path):
     checkout = Checkout(tmp_path)
     checkout.card(NAME).parent.mkdir()
     for suffix in (".png", ".energy.png", ".calibration.png", "_other.png"):
@@ -275,11 +277,11 @@ def test_pictures_beside_a_card_are_shown(tmp_path):
     }
 
 
-def test_a_full_disk_leaves_the_page_as_it_was(tmp_path):
+def test_a_full_disk_changes_nothing(tmp_path):
     before = page.write(tmp_path, demo=False).read_bytes()
     (tmp_path / "index.html").write_bytes(before[:-1])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # Python ignores the signal: an OSError
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))  # Python raises OSError instead
     try:
         with pytest.raises(errors.SiteError, match=r"cannot write .*index\.html"):
             page.write(tmp_path, demo=False)

@@ -1,4 +1,4 @@
-"""The page works in a browser: sorting, filters, rows, copying, theme, and a demo that says what Python says."""
+"""The page works in a browser: sorting, filters, rows, copying, themes, and a demo that agrees with Python."""
 
 import dataclasses
 import re
@@ -32,7 +32,7 @@ EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 @pytest.fixture(scope="module")
 def demo_page(tmp_path_factory):
-    """The page as the command makes it, with the runtime that npm fetches or has in its cache."""
+    """The page as the command writes it, with the runtime from npm or its cache."""
     written = page.write(tmp_path_factory.mktemp("demo"))
     assert 'id="facts"' in written.read_text(), (
         "the demo needs npm, and once the network: npm pack onnxruntime-web@1.30.0"
@@ -42,7 +42,7 @@ def demo_page(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made_page(tmp_path_factory):
-    """A page with one weight of ours and made ones, all of them hostile, and no demo."""
+    """A page with a published weight and made-up hostile ones, without the demo."""
     folder = tmp_path_factory.mktemp("made")
     manifest, checkout = Manifest(find_checkout().package), Checkout(folder)
     entry = manifest.info(NAME)
@@ -67,7 +67,7 @@ def made_page(tmp_path_factory):
 
 @pytest.fixture
 def opened(tmp_path):
-    """Open pages, and find no fault in any of them."""
+    """Open pages; the test fails if one of them logs an error."""
     pages = []
 
     def open_page(url, **arguments):
@@ -76,7 +76,7 @@ def opened(tmp_path):
 
     yield open_page
     for shown in pages:
-        shown.run("0")  # the events until now
+        shown.run("0")  # collect the events so far
         shown.close()
     assert [fault for shown in pages for fault in shown.faults] == []
 
@@ -87,11 +87,11 @@ def test_columns_are_sorted_by_mouse_and_keyboard(made_page, opened):
     assert shown.run(NAMES) == names
     state = "[...document.querySelectorAll('thead th')].map((head) => head.getAttribute('aria-sort'))"
     assert shown.run(state) == ["ascending", *[None] * 7]
-    shown.click("thead th:nth-child(5) button")  # result: 9.5 is little as a number, much as text; a perplexity is less
+    shown.click("thead th:nth-child(5) button")  # metric: as text, 9.5 would be large
     found = shown.run(NAMES)
     assert found[0] == "preact_resnet18.mixup_c10" and found[-2:] == ["resnet20_cifar.mhe_c100", "lstm200.per_ptb"]
     assert shown.run(state) == [*[None] * 4, "descending", *[None] * 3]
-    shown.press("Enter")  # the button has the focus
+    shown.press("Enter")  # the button is focused
     assert shown.run(NAMES) == found[::-1] and shown.run(state)[4] == "ascending"
     shown.run("document.querySelector('thead button').focus()")
     shown.press("Space")
@@ -107,7 +107,7 @@ def choose(shown, column, choice):
     )
 
 
-def test_filters_leave_what_has_all_of_them(made_page, opened):
+def test_filters_keep_weights_that_match_all_of_them(made_page, opened):
     shown = opened(made_page)
     total = len(MADE) + 1
     choose(shown, "Data set", "uoft-cs/cifar100")
@@ -136,7 +136,7 @@ def test_a_row_opens_and_closes(made_page, opened):
     assert other.run(rows) == [NAME]
 
 
-def test_everything_is_reached_by_tab(made_page, opened):
+def test_all_controls_are_reachable_by_tab(made_page, opened):
     shown = opened(f"{made_page}#{min(MADE)}")
     visible = "[...document.querySelectorAll('a, button, select')].filter((e) => e.checkVisibility())"
     shown.run(f"window.wanted = {visible}; document.querySelector('a').focus(); window.met = []")
@@ -166,7 +166,7 @@ def test_a_snippet_is_copied(made_page, opened):
 def test_light_and_dark(made_page, opened, dark):
     shown = opened(made_page, dark=dark)
     colors = "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.body).color]"
-    bright = f"{colors}.map((color) => color.match(/\\d+/g).every((value) => value > 128))"  # the paper, and the ink
+    bright = f"{colors}.map((color) => color.match(/\\d+/g).every((value) => value > 128))"  # background and text
     name = "document.getElementById('theme').textContent"
     assert (shown.run(bright), shown.run(name)) == (([False, True], "Light") if dark else ([True, False], "Dark"))
     shown.click("#theme")
@@ -177,7 +177,7 @@ def test_light_and_dark(made_page, opened, dark):
 
 
 @pytest.mark.parametrize("width", [320, 390, 820, 1160, 1190, 1280])
-def test_nothing_is_wider_than_the_window(demo_page, made_page, opened, width):
+def test_nothing_overflows_the_window(demo_page, made_page, opened, width):
     for url in (f"{demo_page}#{NAME}", f"{made_page}#{NAME}"):
         shown = opened(url, width=width)
         assert shown.run("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
@@ -195,14 +195,14 @@ def test_without_javascript_every_row_is_open(made_page, opened):
 
 
 def shares(shown):
-    """What the bars say: class -> percent."""
+    """The percentages of the bars, by class."""
     pairs = shown.run(
         "[...document.querySelectorAll('#classes li')].map((line) => [...line.children].map((e) => e.textContent))"
     )
     return {word: float(percent.removesuffix(" %")) for word, _, percent in pairs}
 
 
-def test_the_demo_says_what_python_says(demo_page, opened, data_mirror):
+def test_the_demo_agrees_with_python(demo_page, opened, data_mirror):
     shown = opened(demo_page)
     loaded = hyperzoo.load("spherenet20")
     images = data.load_images("c10", "test")
@@ -216,7 +216,7 @@ def test_the_demo_says_what_python_says(demo_page, opened, data_mirror):
         shown.wait(f"{SAID} === '{best}, {100 * row.max():.1f} %.{true}'")
         assert shares(shown) == pytest.approx(
             {word: 100 * float(p) for word, p in zip(loaded.classes, row, strict=True)},
-            abs=0.06,  # one digit is shown
+            abs=0.06,  # one decimal is shown
         )
     assert shown.run("document.querySelectorAll('.sample[aria-pressed=true]').length") == 1
 
@@ -227,7 +227,7 @@ def give(shown, file):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (101, 75), (75, 101), (64, 66), (20, 27), (640, 480)], ids=str)
-def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, size):
+def test_an_uploaded_image_is_preprocessed_as_in_python(demo_page, opened, tmp_path, size):
     noise = torch.rand(3, 12, 12, generator=torch.Generator().manual_seed(0))
     smooth = torch.nn.functional.interpolate(noise[None], size=size[::-1], mode="bicubic")[0].clamp(0, 1)
     picture = Image.fromarray((smooth * 255).byte().permute(1, 2, 0).numpy())
@@ -251,7 +251,7 @@ def test_an_own_picture_is_prepared_as_python_does(demo_page, opened, tmp_path, 
     assert shown.run(SAID).startswith(f"{best}, ")
 
 
-def test_what_is_no_picture_is_said(demo_page, opened, tmp_path):
+def test_a_file_that_is_not_an_image_is_reported(demo_page, opened, tmp_path):
     (tmp_path / "own.png").write_text("no picture")
     shown = opened(demo_page)
     give(shown, tmp_path / "own.png")
@@ -261,7 +261,7 @@ def test_what_is_no_picture_is_said(demo_page, opened, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["DecompressionStream", "WebAssembly"])
-def test_a_browser_that_cannot_run_it_says_so(demo_page, opened, missing):
+def test_an_unsupported_browser_is_reported(demo_page, opened, missing):
     shown = opened("about:blank")
     shown.send("Page.addScriptToEvaluateOnNewDocument", source=f"delete globalThis.{missing}")
     shown.open(demo_page)
@@ -272,7 +272,7 @@ def test_a_browser_that_cannot_run_it_says_so(demo_page, opened, missing):
 
 
 def test_a_changed_script_does_not_run(tmp_path):
-    """The policy holds: a script that is put into the file is refused, and the refusal is a fault of the console."""
+    """The policy blocks a script that was inserted into the file, and the console logs an error."""
     text = page.html(weight_files.MANIFEST, None, None).replace(
         "</main>", "<script>document.title = 'changed'</script></main>"
     )

@@ -1,4 +1,4 @@
-"""A language model is published like any weight: perplexity, hashed words, golden outputs, a card whose code runs."""
+"""Publishing a language model: perplexity, hashed vocabulary, golden outputs, and a card whose code runs."""
 
 import dataclasses
 import json
@@ -53,7 +53,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def published(made, monkeypatch, tmp_path):
-    """That checkout's weight instead of the package's own; a copy, so that a test may damage it."""
+    """The weight of a copy of that checkout replaces those of the package; a test may damage it."""
     checkout, data, run, info = made
     copy = Checkout(shutil.copytree(checkout.root, tmp_path / "checkout"))
     monkeypatch.setenv("HYPERZOO_DATA", str(data))
@@ -66,7 +66,7 @@ def published(made, monkeypatch, tmp_path):
     register(lstm_lm.lstm200)
 
 
-def test_the_entry_is_that_of_the_run(made):
+def test_the_manifest_entry_agrees_with_the_run(made):
     checkout, _, run, info = made
     metrics = run.values["metrics"]
     assert Manifest(checkout.package).info(NAME) == info and info.task == "text-generation"
@@ -82,7 +82,7 @@ def test_the_entry_is_that_of_the_run(made):
     assert golden["input"].tolist() == [[7919 * i % 9 for i in range(8)]]
 
 
-def test_a_user_loads_network_and_words(published):
+def test_network_and_words_can_be_loaded(published):
     copy, run, info = published
     loaded = hyperzoo.load("lstm200")
     assert loaded.info == info and not loaded.model.training
@@ -100,7 +100,7 @@ def test_a_user_loads_network_and_words(published):
         hyperzoo.load(NAME)
 
 
-def test_verification_recomputes_all_but_a_sample(published):
+def test_verification_recomputes_everything_but_a_sample(published):
     found = {check.what: (check.ok, check.detail) for check in verify.verify(NAME)}
     assert {what: ok for what, (ok, _) in found.items()} == {
         "hash": True,
@@ -117,7 +117,7 @@ def test_verification_recomputes_all_but_a_sample(published):
     assert verify._test_set(info, zoo.load(NAME).model)[0] is False
 
 
-def test_the_card_says_it_and_its_code_runs(published, capsys):
+def test_the_card_agrees_and_its_code_runs(published, capsys):
     copy, run, info = published
     text = copy.card(NAME).read_text()
     card = ModelCard(text)
@@ -125,7 +125,7 @@ def test_the_card_says_it_and_its_code_runs(published, capsys):
     assert (data["pipeline_tag"], data["language"], data["license"]) == ("text-generation", "en", "mit")
     (result,) = [r for r in card.data.eval_results if r.metric_type == "perplexity"]
     assert result.metric_value == pytest.approx(run.values["metrics"]["perplexity"], abs=0.005)
-    assert result.dataset_type == info.dataset.id and "$" not in card.text and "n = 1: one seed" in card.text
+    assert result.dataset_type == info.dataset.id and "$" not in card.text and "Single run (n = 1)" in card.text
     assert cards.check(weight_files.MANIFEST, copy) == []
     assert f"perplexity {info.score.mean:.2f}" in copy.readme.read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1].replace("the company said", "a b c")
