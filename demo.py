@@ -1,4 +1,4 @@
-"""The whole life of a network on embedded data, in four steps: load, train, draw, export. Run by `make demo`."""
+"""Load, train, draw and export on the embedded data, in four steps; `make demo` runs it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent
 MIRROR = ROOT / "tests" / "assets" / "mirror"
 RUN = Path("runs") / "demo"
 os.chdir(ROOT)
-os.environ["HYPERZOO_DATA"] = str(MIRROR)  # the test images, and a few training images, of CIFAR-10
+os.environ["HYPERZOO_DATA"] = str(MIRROR)  # test images and a few training images of CIFAR-10
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import timm  # noqa: E402  after the environment is set
@@ -24,32 +24,32 @@ from hyperzoo.training import checkpoint  # noqa: E402
 
 
 def load_published() -> None:
-    """Accuracy on the embedded test images, beside what the card says."""
+    """Compare accuracy on the embedded test images with the manifest."""
     print("1. Published weights on the 500 embedded test images")
     for name in ("spherenet20", "resnet20_cifar"):
         loaded = hyperzoo.load(name)
         stated = loaded.info.metrics.this_file
         found = evaluate.test_metrics(loaded.model, "c10")
         print(
-            f"   {loaded.info.name:26} {found.accuracy:5.1f} %: {found.correct} of {found.total} right, "
-            f"{stated.sample.correct} expected; its card: {stated.accuracy:.2f} % of all {stated.total:,}"
+            f"   {loaded.info.name:26} {found.accuracy:5.1f} %: {found.correct} of {found.total} correct, "
+            f"{stated.sample.correct} expected; full test set: {stated.accuracy:.2f} % of {stated.total:,}"
         )
 
 
 def train() -> None:
-    """The ordinary command, in a fresh folder."""
-    print("\n2. hyperzoo train recipes/demo.yaml (130 images: this shows the engine, not what the network can do)")
+    """Run `hyperzoo train` in an empty folder."""
+    print("\n2. hyperzoo train recipes/demo.yaml (130 images: the accuracy means nothing)")
     shutil.rmtree(RUN, ignore_errors=True)
     command = [sys.executable, "-m", "hyperzoo", "train", "recipes/demo.yaml", "--out", str(RUN)]
     subprocess.run(command, check=True)
 
 
 def draw(model: torch.nn.Module) -> None:
-    """The learning curve of the run, and what the trained network says about test images."""
-    print("\n3. Pictures")
+    """Draw the learning curve of the run, and predictions on test images."""
+    print("\n3. Figures")
     curve = plots.learning_curve(RUN / "metrics.jsonl", RUN / "learning_curve.png", title="recipes/demo.yaml")
     images = data.load_images("c10", "test")
-    title = "The network just trained on 130 images"
+    title = "Trained on 130 images"
     pictures = [curve, plots.grid(images, evaluate.logits(model, images), RUN / "predictions.png", title=title)]
     best = hyperzoo.load("spherenet20")
     logits = evaluate.logits(best.model, images)
@@ -58,7 +58,7 @@ def draw(model: torch.nn.Module) -> None:
 
 
 def compare(exported: torch.nn.Module) -> None:
-    """The exported folder through timm, compared with the training state that it was exported from."""
+    """Compare the run folder, loaded by timm, with the checkpoint that it was exported from."""
     print("\n4. The run folder is an export: timm.create_model('local-dir:runs/demo', pretrained=True)")
     saved = checkpoint.newest(RUN / "checkpoints")
     assert saved is not None, "a finished run has a checkpoint"
@@ -68,12 +68,10 @@ def compare(exported: torch.nn.Module) -> None:
     before, after = (evaluate.logits(model, images) for model in (trained, exported))
     correct = json.loads((RUN / "result.json").read_text())["metrics"]["correct"]
     again = int((after.argmax(1) == images.labels).sum())
-    print(
-        f"   logits of the trained and the loaded network: largest difference {float((before - after).abs().max()):.1e}"
-    )
-    print(f"   right answers counted by the training and now: {correct} and {again} of {len(images)}")
+    print(f"   logits of checkpoint and loaded network: largest difference {float((before - after).abs().max()):.1e}")
+    print(f"   correct answers in result.json and now: {correct} and {again} of {len(images)}")
     if not torch.allclose(before, after, rtol=1e-4, atol=1e-5) or abs(correct - again) > 1:
-        sys.exit("the exported network is not the trained one")
+        sys.exit("the exported network differs from the trained one")
 
 
 def main() -> None:
@@ -82,8 +80,8 @@ def main() -> None:
     exported = timm.create_model(f"local-dir:{RUN}", pretrained=True).eval()
     draw(exported)
     compare(exported)
-    print("\nMade: a network trained from scratch, its learning curve, and pictures of predictions.")
-    print(f"They lie in {RUN}/ (model.safetensors, config.json, result.json, metrics.jsonl, *.png).")
+    print("\nDone: a network trained from scratch, its learning curve, and figures of its predictions.")
+    print(f"They are in {RUN}/ (model.safetensors, config.json, result.json, metrics.jsonl, *.png).")
     print("Try next: .venv/bin/hyperzoo list; .venv/bin/hyperzoo verify --all; .venv/bin/hyperzoo train --help")
 
 

@@ -1,9 +1,10 @@
-"""What keeping freed buffers saves: training steps on the CPU in processes that take turns, with and without.
+"""Cost of training steps on the CPU with and without `allocator.keep`, which keeps freed buffers.
 
     python benchmarks/allocator.py    # about 4 minutes on two cores
 
-Batch 128 of 32 x 32, channels-last, bfloat16 where the CPU computes in it. The ratio is the median of the ratios of
-neighbors: time, page faults of a step, and the largest resident set, each with and without `allocator.keep`.
+Batch 128 of 32 x 32, channels-last, bfloat16 if the CPU supports it natively. Processes with and without alternate.
+Prints time and page faults per step and the peak resident set of both; the ratio of the times is the median over
+adjacent pairs.
 """
 
 import resource
@@ -20,7 +21,7 @@ ROUNDS, STEPS = 3, 12
 
 
 def measure(arch: str, compiled: bool, kept: bool) -> None:
-    """Print milliseconds and page faults of a step, and the megabytes of this process."""
+    """Print milliseconds and page faults per step, and the peak megabytes of this process."""
     if kept:
         assert allocator.keep(), "this system's C library is not glibc"
     step = make_step(arch, compiled, training=True, dtype=native_dtype())

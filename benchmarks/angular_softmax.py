@@ -1,13 +1,13 @@
-"""What AngularSoftmax costs: a step of the last layer against linear + cross-entropy, as ratios in one run.
+"""Cost of AngularSoftmax: a step of the last layer relative to linear + cross-entropy, measured in one run.
 
     python benchmarks/angular_softmax.py                   # a few minutes on two cores, most of it compiling
     python benchmarks/angular_softmax.py --quick           # eager only, few repeats, small memory
-    python benchmarks/angular_softmax.py --busy            # one thread, CPU time: for a machine that is not idle
+    python benchmarks/angular_softmax.py --busy            # one thread, CPU time: for a busy machine
     python benchmarks/angular_softmax.py --device cuda     # on the GPU
 
-Speed: 1,000 classes, 512 features, 128 samples: forward, backward and SGD with momentum, compiled. Both take turns, and
-a ratio is the median of the ratios of neighbors. Memory: how much higher than that of linear + cross-entropy the peak
-of one eager step is at 100,000 classes, 512 features, 64 samples; each in a process of its own.
+Speed: 1,000 classes, 512 features, 128 samples; forward, backward and SGD with momentum, compiled. Steps alternate; a
+ratio is the median over adjacent pairs. Memory: the peak of one eager step above that of linear + cross-entropy, at
+100,000 classes, 512 features, 64 samples, each in its own process.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def seconds(step: Callable[[], None], clock: Callable[[], float], device: str) -
 
 
 def print_peak_bytes(operator: str | None, margin: float, sizes: tuple[int, int, int], device: str) -> None:
-    """Growth of memory during the second step: the allocator's mark on a GPU, the kernel's (Linux) on a CPU."""
+    """Memory growth during the second step: peak of the allocator on a GPU, of the kernel (Linux) on a CPU."""
     step = make_step(operator, margin, sizes, device, torch.float32, compiled=False)
     step()
     gc.collect()
@@ -81,7 +81,7 @@ def print_peak_bytes(operator: str | None, margin: float, sizes: tuple[int, int,
         print(torch.cuda.max_memory_allocated() - before)
         return
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # resets the mark
+        f.write("5")  # reset the peak
     before = resident()["VmRSS"]
     step()
     print(resident()["VmHWM"] - before)
@@ -94,7 +94,7 @@ def resident() -> dict[str, int]:
 
 def peak_bytes(name: str, sizes: tuple[int, int, int], device: str) -> int:
     command = [sys.executable, __file__, "--memory-of", name, "--sizes", *map(str, sizes), "--device", device]
-    # a fixed threshold: every matrix gets pages of its own, which go back when it is freed
+    # a fixed threshold: each matrix is mapped separately and returned to the system when freed
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.check_output(command, env=env, text=True).split()[-1])
 
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="eager only, few repeats, 10,000 classes for the memory")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is by autocast")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 by autocast")
     parser.add_argument("--memory-of", metavar="OPERATOR:MARGIN", help=argparse.SUPPRESS)
     parser.add_argument("--sizes", nargs=3, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -127,7 +127,7 @@ def main() -> None:
     plain = make_step(None, 1, sizes, args.device, dtype, compiled)
     for operator, margin in LOSSES:
         own = make_step(operator, margin, sizes, args.device, dtype, compiled)
-        for _ in range(3):  # compiles, and warms up
+        for _ in range(3):  # compile and warm up
             plain()
             own()
         pairs = [(seconds(plain, clock, args.device), seconds(own, clock, args.device)) for _ in range(repeats)]

@@ -1,8 +1,8 @@
-"""Images per second of the engine beside a bare loop: same model, precision and resident tensors.
+"""Images per second of the engine relative to a bare loop with the same model, precision and resident tensors.
 
     python benchmarks/engine.py [updates]      # default 60
 
-The two take turns, so that load from elsewhere hits both alike; the ratio is that of the medians. Limit: at least 0.90.
+Both alternate, so that other load affects them equally; the ratio is that of the medians. Limit: at least 0.90.
 """
 
 import statistics

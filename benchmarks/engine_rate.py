@@ -1,4 +1,4 @@
-"""How fast the engine trains on made samples: what several benchmarks measure."""
+"""Training rate of the engine on synthetic samples, shared by several benchmarks."""
 
 import statistics
 import tempfile
@@ -23,7 +23,7 @@ def median_rate(
     between: Callable[[nn.Module], dict[str, float]],
     compile_model: bool = False,
 ) -> float:
-    """Images or tokens per second, the median of all epochs but the first; `between` is called after every epoch."""
+    """Images or tokens per second, the median over all epochs but the first; `between` runs after each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             recipe=plan,

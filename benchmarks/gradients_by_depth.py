@@ -1,10 +1,10 @@
-"""Whether a deep plain network can learn: gradients and likeness of images by depth, before the first update.
+"""Trainability of deep networks without shortcuts: gradient norm and image similarity by depth at initialization.
 
-    python benchmarks/gradients_by_depth.py    # a minute; HYPERZOO_DATA, or the Hub
+    python benchmarks/gradients_by_depth.py    # about a minute; data from HYPERZOO_DATA or the Hub
 
-64 training images of CIFAR-10 at 12 px through networks of 69 convolutions in training mode. For the first and the last
-convolution of the stages: the norm of the loss's gradient to the output of its unit, and the mean cosine between the
-outputs of two images.
+64 training images of CIFAR-10 at 12 px in networks of 69 convolutions in training mode. For the first and last
+convolution of each stage: the norm of the gradient of the loss with respect to the output of its unit, and the mean
+cosine between the outputs of two images.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ NETWORKS: list[tuple[str, dict[str, Any]]] = [
 
 def main() -> None:
     samples = data.load_split("c10", "train").take(torch.arange(IMAGES)).resized(12)
-    print("network\tgradient, first\tgradient, last\ttheir ratio\tlikeness, first\tlikeness, last")
+    print("network\tgradient, first\tgradient, last\ttheir ratio\tcosine, first\tcosine, last")
     for arch, args in NETWORKS:
         torch.manual_seed(0)
         model = timm.create_model(arch, **args).train()
@@ -40,11 +40,11 @@ def main() -> None:
         loss = F.cross_entropy(model(batch.images), batch.labels)
         gradients = [gradient.norm().item() for gradient in torch.autograd.grad(loss, outputs)]
         rows = [F.normalize(output.detach().flatten(1)) for output in outputs]
-        alike = [((r @ r.T).sum().item() - IMAGES) / (IMAGES * (IMAGES - 1)) for r in rows]
-        told = ", ".join(f"{key} {value}" for key, value in args.items())
+        cosines = [((r @ r.T).sum().item() - IMAGES) / (IMAGES * (IMAGES - 1)) for r in rows]
+        settings = ", ".join(f"{key} {value}" for key, value in args.items())
         first, last = gradients
-        likeness = "\t".join(f"{value:.2f}" for value in alike)
-        print(f"{arch}, {told}\t{first:.3g}\t{last:.3g}\t{first / last:.2g}\t{likeness}", flush=True)
+        shown = "\t".join(f"{value:.2f}" for value in cosines)
+        print(f"{arch}, {settings}\t{first:.3g}\t{last:.3g}\t{first / last:.2g}\t{shown}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Tokens per second of the engine beside a bare loop over torch's own LSTM: same sizes, text and optimizer, float32.
+"""Tokens per second of the engine relative to a bare loop over nn.LSTM: same sizes, text and optimizer, float32.
 
     python benchmarks/language.py [updates]      # default 30
 
-The two take turns, so that load from elsewhere hits both alike; the ratio is that of the medians. Limit: at least 0.95.
+Both alternate, so that other load affects them equally; the ratio is that of the medians. Limit: at least 0.95.
 """
 
 import statistics
@@ -23,7 +23,7 @@ ROUNDS, COLUMNS, LENGTH, WORDS, UNITS, DROP, LIMIT = 5, 20, 35, 10_000, 200, 0.2
 
 
 class Bare(nn.Module):
-    """lstm200 as a user would write it: one two-layer nn.LSTM, the embedding used twice."""
+    """lstm200 in plain torch: one two-layer nn.LSTM, embedding and softmax tied."""
 
     def __init__(self) -> None:
         super().__init__()

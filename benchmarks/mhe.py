@@ -1,12 +1,12 @@
-"""What MHE costs: training steps with it and without, and the energy of large layers, as ratios in one run.
+"""Cost of MHE: training steps with and without it, and the energy of large layers, measured in one run.
 
     python benchmarks/mhe.py            # about 10 minutes on two cores
-    python benchmarks/mhe.py --quick    # two repeats and smaller layers: only shows that it runs
-    python benchmarks/mhe.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/mhe.py --quick    # two repeats and smaller layers: a smoke test
+    python benchmarks/mhe.py --busy     # one thread, CPU time: for a busy machine
 
-Plain step and step with MHE take turns on the same model, and a ratio is the median of the ratios of neighbors, so
-that other load hits both alike. `alone`: 1 + the time of the term by itself, forward and backward, over that of a plain
-step; steadier than the difference of two long times. Memory: the growth of the resident set over one call (Linux).
+The plain step and the step with MHE alternate on one model, so that other load affects both equally; a ratio is the
+median over adjacent pairs. `alone`: 1 + the time of forward and backward of the term alone, relative to a plain step;
+it varies less than the difference of two long times. Memory: the growth of the resident set over one call (Linux).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.regularizers import MHE, hyperspherical_energy, label_energy
 
-# what, model, image size, batch, further arguments of MHE, at most (issue 5)
+# label, model, image size, batch, further arguments of MHE, limit
 STEPS = [
     ("all layers", "resnet32_cifar", 32, 128, {}, 1.02),
     ("all layers", "resnet18", 224, 16, {}, 1.02),
@@ -33,7 +33,7 @@ LABEL_MEMORY_LIMIT = 1e9
 
 
 def make_steps(arch: str, size: int, batch: int, **settings: int) -> tuple[Callable[[], None], ...]:
-    """A plain training step, one with MHE, and MHE by itself, forward and backward."""
+    """A plain training step, a step with MHE, and MHE alone, forward and backward."""
     torch.manual_seed(0)
     model = timm.create_model(arch).to(memory_format=torch.channels_last).train()
     x = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def verdict(ratio: float, limit: float) -> str:
 
 
 def energy_of(rows: int, columns: int) -> tuple[Callable[[], object], ...]:
-    """The energy of a layer, forward and backward; its Gram matrix; and that forward and backward."""
+    """The energy of a layer, forward and backward; its Gram matrix; the Gram matrix forward and backward."""
     w = torch.randn(rows, columns, requires_grad=True)
     ones = torch.ones(rows, rows)
     return (
@@ -95,10 +95,10 @@ def resident(key: str) -> int:
 
 
 def growth(call: Callable[[], object]) -> int:
-    """Bytes by which the resident set grows at most during a call, by the kernel's own high-water mark."""
+    """Peak growth of the resident set during a call in bytes, as counted by the kernel."""
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # resets the mark
+        f.write("5")  # reset the peak
     before = resident("VmRSS")
     call()
     return resident("VmHWM") - before
@@ -133,7 +133,7 @@ def main() -> None:
 
     classes = 20_000 if args.quick else 100_000
     w, labels = torch.randn(classes, 512, requires_grad=True), torch.randint(classes, (128,))
-    w.grad = torch.zeros_like(w)  # training has it anyway
+    w.grad = torch.zeros_like(w)  # exists in training anyway
     grown = growth(lambda: label_energy(w, labels).backward())
     note = "MISSED" if grown > LABEL_MEMORY_LIMIT else "ok"
     print(f"\nlabel_energy, {classes:,} x 512, 128 labels: {grown / 1e6:.0f} MB more (at most 1000)  {note}")

@@ -1,12 +1,12 @@
-"""What Manifold Mixup costs: a training step with it against the plain step with soft targets, as ratios in one run.
+"""Cost of Manifold Mixup: a training step with it relative to a plain step with soft targets, measured in one run.
 
-    python benchmarks/mixup.py            # on a GPU if there is one; about 15 minutes on two cores
+    python benchmarks/mixup.py            # about 15 minutes on two cores; uses a GPU if there is one
     python benchmarks/mixup.py --quick    # resnet20_cifar, eager only, few repeats
-    python benchmarks/mixup.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/mixup.py --busy     # one thread, CPU time: for a busy machine
 
-Batch 128 of 32 x 32, channels-last, layers 'input', layer1 and layer2. Twin and mixed step take turns on models of
-equal weights, and a ratio is the median of the ratios of neighbors, so that other load hits both alike. The targets are
-made in both. Graphs are counted in an epoch of their own, after which no more may come.
+Batch 128 of 32 x 32, channels-last, layers 'input', layer1 and layer2. The plain and the mixed step alternate on models
+with equal weights, so that other load affects both equally; a ratio is the median over adjacent pairs. Both build soft
+targets. Compiled graphs are counted in a separate epoch, after which no recompilation is allowed.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from hyperzoo.mixup import ManifoldMixup
 
 BATCH, CLASSES, LIMIT = 128, 10, 1.02
 LAYERS = ("input", "layer1", "layer2")
-DRAWS = 24  # of an epoch that draws every layer
+DRAWS = 24  # steps per epoch, enough to draw every layer
 REPEATS = {"resnet20_cifar": 3 * DRAWS, "preact_resnet18": DRAWS}
 
 
 def make_steps(arch: str, compiled: bool, device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
-    """The plain step and the mixed one, on resident tensors: forward, backward and SGD."""
+    """The plain and the mixed step on resident tensors: forward, backward and SGD."""
     torch.manual_seed(0)
     models = [timm.create_model(arch, num_classes=CLASSES).to(device, memory_format=torch.channels_last).train()]
     models.append(copy.deepcopy(models[0]))
@@ -49,7 +49,7 @@ def make_steps(arch: str, compiled: bool, device: torch.device) -> tuple[Callabl
 
     def plain() -> None:
         low, high = y.aminmax()
-        assert 0 <= low.item() and high.item() < CLASSES  # a loop that reads the labels too
+        assert 0 <= low.item() and high.item() < CLASSES  # the plain step reads the labels too
         update(0, models[0](x), F.one_hot(y, CLASSES).float())
 
     def mixed() -> None:
@@ -87,18 +87,18 @@ def main() -> None:
         for compiled in (False,) if args.quick else (False, True):
             torch.compiler.reset()
             plain, mixed = make_steps(arch, compiled, device)
-            for _ in range(3 if args.quick else DRAWS):  # compiles, and warms up
+            for _ in range(3 if args.quick else DRAWS):  # compile and warm up
                 mixed()
             plain()
             before = counters["stats"]["unique_graphs"]
             pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(repeats)]
             late = counters["stats"]["unique_graphs"] - before
             ratio = statistics.median(b / a for a, b in pairs)
-            own, twin = (1e3 * statistics.median(pair[i] for pair in pairs) for i in (1, 0))
+            mixed_ms, plain_ms = (1e3 * statistics.median(pair[i] for pair in pairs) for i in (1, 0))
             verdict = "ok" if ratio <= LIMIT and not late else "MISSED"
             print(
-                f"{arch:20}{'compiled' if compiled else 'eager':10}{twin:7.1f} ms{own:7.1f} ms{ratio:8.3f}{LIMIT:9.2f}"
-                f"{late:13}  {verdict}",
+                f"{arch:20}{'compiled' if compiled else 'eager':10}{plain_ms:7.1f} ms{mixed_ms:7.1f} ms"
+                f"{ratio:8.3f}{LIMIT:9.2f}{late:13}  {verdict}",
                 flush=True,
             )
 

@@ -1,16 +1,16 @@
-"""What PER costs in training: a step with the term against the plain step, as ratios in one run.
+"""Cost of PER: a training step with the term relative to the plain step, measured in one run.
 
     python benchmarks/per.py            # about 20 minutes on two cores
     python benchmarks/per.py --quick    # few repeats
-    python benchmarks/per.py --compiled # the network of images compiled, with the term's part inside
-    python benchmarks/per.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/per.py --compiled # compile the image network together with the term
+    python benchmarks/per.py --busy     # one thread, CPU time: for a busy machine
     python benchmarks/per.py --bf16     # autocast to bfloat16
 
-Fixup ResNet-56, batch 128 of 32 x 32, a word LSTM of two layers of 200 units, 20 sequences of 35 words, and CNN-11 with
-ELU, batch 128 of 16 x 16, as in the sweep `per_cnn11_short`; float32 and eager unless asked, PER on the output of every
-activation, or on every hidden state. Plain step and step with the term take turns, and a ratio is the median of the
-ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over one step, in a
-process of its own (Linux).
+Fixup ResNet-56, batch 128 of 32 x 32; a word LSTM of two layers of 200 units, 20 sequences of 35 words; and CNN-11 with
+ELU, batch 128 of 16 x 16, as in the study `per_cnn11_short`. Float32 and eager by default, PER on the output of every
+activation or on every hidden state. The plain step and the step with the term alternate, so that other load affects
+both equally; a ratio is the median over adjacent pairs. Memory: the growth of the resident set over one step, in its
+own process (Linux).
 """
 
 import argparse
@@ -31,7 +31,7 @@ import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.regularizers import PER
 
 BATCH, WORDS = 128, 10_000
-# what, network, slices, at most (None: no limit was set)
+# label, network, slices, limit (None: no limit)
 SPEED: list[tuple[str, str, int | None, float | None]] = [
     ("all directions, location", "fixup_resnet56_cifar", None, 1.05),
     ("256 directions, location", "fixup_resnet56_cifar", 256, 1.35),
@@ -51,7 +51,7 @@ def make_step(
     compiled: bool = False,
     half: bool = False,
 ) -> Callable[[], None]:
-    """One step on resident tensors, with loss, backward and SGD."""
+    """One training step on resident tensors: forward, loss, backward and SGD."""
     torch.manual_seed(0)
     model = timm.create_model(network).train()
     if network == "lstm200":
@@ -87,7 +87,7 @@ def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
 def compare(
     plain: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
 ) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of the ratios of neighbors."""
+    """Median seconds of both, and the median ratio over adjacent pairs."""
     for _ in range(2):
         plain()
         step()
@@ -100,13 +100,13 @@ def compare(
 
 
 def print_peak_bytes(term: bool) -> None:
-    """Growth of the resident set during the third step, by the kernel's own high-water mark (Linux)."""
+    """Peak growth of the resident set during the third step, as counted by the kernel (Linux)."""
     step = make_step("fixup_resnet56_cifar", term, None)
     step()
     step()
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # resets the mark
+        f.write("5")  # reset the peak
     before = resident()["VmRSS"]
     step()
     print(resident()["VmHWM"] - before)
@@ -119,7 +119,7 @@ def resident() -> dict[str, int]:
 
 def peak_bytes(term: bool) -> int:
     command = [sys.executable, __file__, "--memory-of", "per" if term else "plain"]
-    # a fixed threshold: every activation gets pages of its own, which go back when it is freed
+    # a fixed threshold: each activation is mapped separately and returned to the system when freed
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.check_output(command, env=env, text=True).split()[-1])
 
@@ -133,10 +133,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Ratios of a step with PER to the plain one.")
     parser.add_argument("--quick", action="store_true", help="few repeats")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
-    parser.add_argument("--channels-last", action="store_true", help="the images' memory format")
-    parser.add_argument("--compiled", action="store_true", help="compile the network of images")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the images")
+    parser.add_argument("--compiled", action="store_true", help="compile the image network")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
-    parser.add_argument("--only", help="rows of one network only, without memory")
+    parser.add_argument("--only", help="the speed of one network, without memory")
     parser.add_argument("--memory-of", choices=("per", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1 if args.busy else 2)

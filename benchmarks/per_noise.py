@@ -1,9 +1,9 @@
-"""How noisy the gradient of PER is with sampled directions, beside the noise that mini-batches make anyway.
+"""Gradient noise of PER with sampled directions, compared with the noise of mini-batches.
 
-    HYPERZOO_DATA=... python benchmarks/per_noise.py [MODEL]    # cnn11_elu as it begins, or local-dir:RUN
+    HYPERZOO_DATA=... python benchmarks/per_noise.py [MODEL]    # an untrained cnn11_elu, or local-dir:RUN
 
-CIFAR-10, batches of 128, PER on the output of every ELU. Noise is the root of the mean squared distance of gradients
-from their mean, over all parameters together, as a part of the length of that mean.
+CIFAR-10, batches of 128, PER on the output of every ELU. Noise is the root mean squared distance of the gradients, over
+all parameters together, from their mean, relative to the norm of the mean.
 """
 
 import sys
@@ -20,7 +20,7 @@ BATCH, DRAWS, STRENGTH = 128, 16, 0.1
 
 
 def flat(model: nn.Module) -> Tensor:
-    """The gradient of all parameters as one vector, taken away from them."""
+    """The gradient of all parameters as one vector; clears the gradients."""
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     model.zero_grad()
     return gradient
@@ -35,7 +35,7 @@ def of_term(model: nn.Module, x: Tensor, slices: int | None, seed: int = 0) -> T
 
 
 def noise(gradients: list[Tensor], mean: Tensor) -> float:
-    """Root of the mean squared distance from the mean."""
+    """Root mean squared distance from the mean."""
     return float(torch.stack([(g - mean).square().sum() for g in gradients]).mean().sqrt())
 
 

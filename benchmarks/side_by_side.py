@@ -1,14 +1,14 @@
-"""Images per second of several training runs on one device: 1, 2, 3, ... processes, eager, compiled, with CUDA graphs.
+"""Images per second of parallel training runs on one device: 1, 2, 3, ... processes; eager, compiled, CUDA graphs.
 
     python benchmarks/side_by_side.py                            # spherenet20; 1, 2, 3, 4 processes
     python benchmarks/side_by_side.py resnet20_cifar --counts 1 4 --updates 400
 
-Each process trains the ordinary engine on made images that are resident on the device; after an epoch to warm up and to
-compile, all start together, and the rates of the epochs that follow are added. CUDA graphs are those that
-TORCHINDUCTOR_CUDAGRAPHS=1 switches on for a compiled model; it does so for `hyperzoo queue` too.
+Each process runs the engine on synthetic images resident on the device. After one epoch of warm-up and compilation, all
+start together; the rates of the following epochs are added. CUDA graphs are enabled by TORCHINDUCTOR_CUDAGRAPHS=1 for a
+compiled model; the variable also works for `hyperzoo queue`.
 
 Models stacked with torch.func.vmap are not compared: the operators of SphereNet and the terms are autograd functions
-without a rule for vmap, and hooks see one model.
+without a vmap rule, and hooks see a single model.
 """
 
 import argparse
@@ -30,16 +30,16 @@ KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "
 
 
 def train(arch: str, compiled: str, updates: int, together: Barrier, rates: Queue) -> None:
-    """One process."""
+    """Body of one process."""
     try:
         rates.put(rate(arch, compiled, updates, together))
     except BaseException:
-        together.abort()  # so that nobody waits for this one
+        together.abort()  # the others must not wait for this process
         raise
 
 
 def rate(arch: str, compiled: str, updates: int, together: Barrier) -> float:
-    """The median rate of the epochs but the first."""
+    """The median rate over all epochs but the first."""
     plan = Recipe.model_validate(
         dict(
             name="benchmark",
@@ -80,16 +80,16 @@ def total(arch: str, kind: str, count: int, updates: int) -> float | None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Images per second of training runs side by side on one device.")
     parser.add_argument("arch", nargs="?", default="spherenet20")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4], help="processes")
-    parser.add_argument("--updates", type=int, default=200, help="of an epoch")
-    said = parser.parse_args()
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of processes")
+    parser.add_argument("--updates", type=int, default=200, help="updates per epoch")
+    args = parser.parse_args()
     kinds = KINDS if torch.cuda.is_available() else ("eager", "compiled")
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{said.arch}, batch {BATCH}, {where}; images/s of all processes together, and times the first")
+    print(f"{args.arch}, batch {BATCH}, {where}; images/s of all processes, and relative to the first")
     for kind in kinds:
         first = None
-        for count in said.counts:
-            found = total(said.arch, kind, count, said.updates)
+        for count in args.counts:
+            found = total(args.arch, kind, count, args.updates)
             first = first or found
             shown = f"{found:8.0f}  {found / first:.2f}" if found and first else "failed"
             print(f"{kind:12}  {count}  {shown}", flush=True)

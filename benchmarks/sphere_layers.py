@@ -1,14 +1,14 @@
-"""What the sphere layers cost: spherenet20 against its inner-product twin, and sphereize, as ratios in one run.
+"""Cost of the sphere layers: spherenet20 relative to its inner-product baseline, and sphereize, measured in one run.
 
     python benchmarks/sphere_layers.py            # about 10 minutes on two cores, most of it compiling
     python benchmarks/sphere_layers.py --quick    # eager only, few repeats
-    python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a machine that does other things too
+    python benchmarks/sphere_layers.py --busy     # one thread, CPU time: for a busy machine
     python benchmarks/sphere_layers.py --only spherenet20_learnable
 
-Batch 128 of 32 x 32 (resnet18: 32 of 64 x 64), channels-last, two threads. Twin and model take turns, and a ratio is
-the median of the ratios of neighbors, so that other load hits both alike. Memory: the growth of the resident set over
-one step, in a process of its own. Without --dtype, bfloat16 where the CPU computes in it (AVX-512), else float32:
-emulated bfloat16 is ten times slower, and its ratios say nothing about the sphere layers.
+Batch 128 of 32 x 32 (resnet18: 32 of 64 x 64), channels-last, two threads. Baseline and model alternate, so that other
+load affects both equally; a ratio is the median over adjacent pairs. Memory: the growth of the resident set over one
+step, in its own process. The default of --dtype is bfloat16 if the CPU supports it natively (AVX-512), and otherwise
+float32: emulated bfloat16 is ten times slower, and its ratios mean nothing for the sphere layers.
 """
 
 import argparse
@@ -28,19 +28,19 @@ import torch.nn.functional as F
 import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.layers import sphereize
 
-TWIN = "resnet20_cifar"
+BASELINE = "resnet20_cifar"
 SPHEREIZED = "resnet18, sphereized"
 
 
 class Row(NamedTuple):
-    """One line of the table; the limits are those of issues 3 and 4."""
+    """One line of the table, with its limit."""
 
     what: str
     model: str
     compiled: bool
     training: bool
     limit: float
-    twin: str = TWIN
+    baseline: str = BASELINE
     shape: tuple[int, int, int, int] = (128, 3, 32, 32)
 
 
@@ -58,14 +58,14 @@ MEMORY_LIMIT = 1.30
 
 
 def native_dtype() -> torch.dtype:
-    """bfloat16 where this CPU computes in it, else float32."""
+    """bfloat16 if this CPU supports it natively, otherwise float32."""
     return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
 
 
 def make_step(
     arch: str, compiled: bool, training: bool, dtype: torch.dtype, shape: tuple[int, int, int, int] = (128, 3, 32, 32)
 ) -> Callable[[], None]:
-    """One step on resident tensors: with loss, backward and SGD, or the forward pass alone."""
+    """One step on resident tensors: forward, loss, backward and SGD, or the forward pass alone."""
     torch.manual_seed(0)
     model = timm.create_model("resnet18" if arch == SPHEREIZED else arch, num_classes=10)
     if arch == SPHEREIZED:
@@ -101,13 +101,13 @@ def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
 
 
 def compare(
-    twin: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
+    baseline: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
 ) -> tuple[float, float, float]:
-    """Median seconds of both, and the median of the ratios of neighbors."""
-    for _ in range(3):  # compiles, and warms up
-        twin()
+    """Median seconds of both, and the median ratio over adjacent pairs."""
+    for _ in range(3):  # compile and warm up
+        baseline()
         step()
-    pairs = [(seconds(twin, clock), seconds(step, clock)) for _ in range(repeats)]
+    pairs = [(seconds(baseline, clock), seconds(step, clock)) for _ in range(repeats)]
     return (
         statistics.median(a for a, _ in pairs),
         statistics.median(b for _, b in pairs),
@@ -123,13 +123,13 @@ def profile(step: Callable[[], None]) -> str:
 
 
 def print_peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> None:
-    """Growth of the resident set during the third step, by the kernel's own high-water mark (Linux)."""
+    """Peak growth of the resident set during the third step, as counted by the kernel (Linux)."""
     step = make_step(arch, compiled, True, dtype)
     step()
     step()
     gc.collect()
     with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # resets the mark
+        f.write("5")  # reset the peak
     before = resident()["VmRSS"]
     step()
     print(resident()["VmHWM"] - before)
@@ -142,23 +142,27 @@ def resident() -> dict[str, int]:
 
 def peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> int:
     command = [sys.executable, __file__, "--memory-of", arch, "--dtype", str(dtype).removeprefix("torch.")]
-    # a fixed threshold: every activation gets pages of its own, which go back when it is freed
+    # a fixed threshold: each activation is mapped separately and returned to the system when freed
     env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.check_output(command + ["--compiled"] * compiled, env=env, text=True).split()[-1])
 
 
-def row(what: str, arch: str, twin: str, own: str, ratio: float, limit: float) -> bool:
+def row(what: str, arch: str, baseline: str, own: str, ratio: float, limit: float) -> bool:
     missed = ratio > limit
-    print(f"{what:32}{arch:22}{twin:>10}{own:>10}{ratio:8.2f}{limit:9.2f}  {'MISSED' if missed else 'ok'}", flush=True)
+    print(
+        f"{what:32}{arch:22}{baseline:>10}{own:>10}{ratio:8.2f}{limit:9.2f}  {'MISSED' if missed else 'ok'}", flush=True
+    )
     return missed
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ratios of spherenet20 to its twin.")
+    parser = argparse.ArgumentParser(description="Ratios of spherenet20 to its inner-product baseline.")
     parser.add_argument("--quick", action="store_true", help="eager only, few repeats")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     parser.add_argument("--only", choices=sorted({one.model for one in SPEED}), help="the speed of one model")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: what this CPU computes in")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32"), help="default: bfloat16 if native, otherwise float32"
+    )
     parser.add_argument("--memory-of", metavar="ARCH", help=argparse.SUPPRESS)
     parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -173,23 +177,23 @@ def main() -> None:
         f"{dtype}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
         f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
     )
-    print(f"{'what':32}{'model':22}{'twin':>10}{'sphere':>10}{'ratio':>8}{'at most':>9}")
-    twins: dict[tuple[str, bool, bool], Callable[[], None]] = {}
+    print(f"{'what':32}{'model':22}{'baseline':>10}{'sphere':>10}{'ratio':>8}{'at most':>9}")
+    baselines: dict[tuple[str, bool, bool], Callable[[], None]] = {}
     profiles = []
     for one in SPEED:
         if (one.compiled and args.quick) or args.only not in (None, one.model):
             continue
-        key = one.twin, one.compiled, one.training
-        if key not in twins:
+        key = one.baseline, one.compiled, one.training
+        if key not in baselines:
             torch.compiler.reset()
-            twins[key] = make_step(*key, dtype, one.shape)
+            baselines[key] = make_step(*key, dtype, one.shape)
         step = make_step(one.model, one.compiled, one.training, dtype, one.shape)
-        a, b, ratio = compare(twins[key], step, repeats, clock)
+        a, b, ratio = compare(baselines[key], step, repeats, clock)
         if row(one.what, one.model, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, one.limit):
             profiles.append(f"{one.what}, {one.model}:\n{profile(step)}")
     for what, compiled in [] if args.only else MEMORY[: 1 if args.quick else None]:
-        own, twin = (peak_bytes(arch, compiled, dtype) for arch in ("spherenet20", TWIN))
-        row(what, "spherenet20", f"{twin / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / twin, MEMORY_LIMIT)
+        own, baseline = (peak_bytes(arch, compiled, dtype) for arch in ("spherenet20", BASELINE))
+        row(what, "spherenet20", f"{baseline / 1e6:.0f} MB", f"{own / 1e6:.0f} MB", own / baseline, MEMORY_LIMIT)
     print(*profiles, sep="\n")
 
 

@@ -273,7 +273,7 @@ def test_verify_compares_golden_outputs(zoo, tmp_path, monkeypatch):
 
 
 def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
-    """Against one's own slow count, over twelve images."""
+    """Compared with a slow count over twelve images."""
     import dataclasses
 
     from support import finished

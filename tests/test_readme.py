@@ -1,4 +1,4 @@
-"""Every code block of the README runs as it stands, and what it says about commands and files is true."""
+"""Every code block of the README runs unchanged, and its statements on commands and files are true."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SHORTER = [
     "optim.warmup_epochs=0",
     "data.resize_px={}",
     "train.compile=off",
-]  # one epoch of 130 images
+]  # one epoch on 130 images
 
 
 @pytest.fixture(autouse=True)

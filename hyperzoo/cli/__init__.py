@@ -1,1 +1,1 @@
-"""The command line: each command parses, calls one function of the package, and prints."""
+"""The command line: each command parses its arguments, calls one function of the package, and prints the result."""

@@ -1,4 +1,4 @@
-"""The process of the command `hyperzoo`: runs it and turns errors into exit codes."""
+"""Run the command `hyperzoo` and turn errors into exit codes."""
 
 import os
 import sys
@@ -8,11 +8,11 @@ import click
 from hyperzoo.cli.group import cli
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
 
-TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # the optional packages of [train]
+TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # packages of the extra [train]
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and leave the process; exit codes: see `cli`."""
+    """Run the command line and exit the process; exit codes: see `cli`."""
     sys.exit(_exit_code(arguments))
 
 
@@ -26,13 +26,13 @@ def _exit_code(arguments: list[str] | None) -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
             raise
-        return _fail(MissingExtraError(f'this needs the package {error.name}: pip install "hyperzoo[train]"'))
+        return _fail(MissingExtraError(f'{error.name} is not installed: pip install "hyperzoo[train]"'))
     except HyperzooError as error:
         return _fail(error)
 
