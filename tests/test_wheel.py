@@ -34,7 +34,7 @@ COMMANDS = {
     "queue": (["queue.yaml", "--minutes", "1"], TRAIN),
     "card": (["--check"], TRAIN),
     "publish": (["spherenet20.sphere_c10", "run"], TRAIN),
-    "export": (["spherenet20", "out.onnx", "--format", "onnx"], EXPORT),
+    "export": (["spherenet20", "out.onnx"], EXPORT),
     "plot": (["operators"], TRAIN),
     "energy": (["spherenet20"], TRAIN),
     "activations": (["spherenet20"], TRAIN),
