@@ -52,7 +52,7 @@ def publish(name: str, runs: tuple[Path, ...], push: bool, namespace: str | None
 @click.command(cls=ModelCommand)
 @click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--runtime", type=click.Path(path_type=Path), help="npm's onnxruntime-web as .tgz [default: npm pack]")
-@click.option("--no-demo", is_flag=True, help="Leave out the demo: about 100 kB instead of 7 MB.")
+@click.option("--no-demo", is_flag=True, help="Leave out the demo, which takes about 7 MB.")
 @json_option
 def site(folder: Path, runtime: Path | None, no_demo: bool, as_json: bool) -> None:
     """Write all weights as one page, OUT/index.html, for any static host or to be opened as a file.

@@ -65,7 +65,7 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, check
 
     Args:
         runtime: npm package onnxruntime-web as .tgz, see `demo.build` [default: download with npm].
-        demo: False omits the demo: about 100 kB instead of 7 MB.
+        demo: False omits the demo, which takes about 7 MB.
         checkout: source of the cards and figures [default: the checkout that this package is imported from].
     Raises:
         SiteError: the folder cannot be written, or `runtime` is not the expected package.
