@@ -1,4 +1,4 @@
-"""L1 and L2 penalties of activations have the value of their formula and reach each layer."""
+"""L1 and L2 penalties of activations equal their formula and act on each layer."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_equals_the_loop(shape, p):
     zeros = torch.zeros(shape).requires_grad_()
     lp_penalty(zeros, p=p).backward()
     assert zeros.grad.count_nonzero() == 0
-    half = torch.full(shape, 300.0, dtype=torch.float16)  # its square is not a float16
+    half = torch.full(shape, 300.0, dtype=torch.float16)  # its square overflows float16
     assert lp_penalty(half, p=p).dtype == torch.float32 and lp_penalty(half, p=p).isfinite()
 
 

@@ -1,4 +1,4 @@
-"""Angular losses: values and slopes are those of slow loops and of the oracles, for any model and precision."""
+"""Angular losses: values and gradients equal slow loops and the oracles, for any model and precision."""
 
 import math
 from functools import partial
@@ -18,11 +18,11 @@ OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3
 EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
 MARGINS = [1, 2, 3, 4, 2.6]
 EACH_MARGIN = pytest.mark.parametrize("margin", MARGINS)
-CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the right class when the margin is above 1
+CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the target class when the margin is above 1
 
 
 def g(theta: float, operator: str, k: float, margin: float = 1) -> float:
-    """The operators at margin * theta as the paper writes them, psi for the cosine."""
+    """The operators at margin * theta in the paper's form, psi for the cosine."""
     if operator == "cosine":
         q = math.floor(margin * theta / math.pi)
         return (-1) ** q * math.cos(margin * theta) - 2 * q
@@ -76,7 +76,7 @@ def test_equals_the_loops(operator, k, margin):
             x.float(), w.float(), y, operator=operator, margin=margin, k=k, eps=eps, annealing=annealing
         )
         assert got.dtype == torch.float32
-        close(got, expected, 1e-4)  # the angle is good to 1e-6, its multiple times slope times length to 100 of that
+        close(got, expected, 1e-4)  # angle accurate to 1e-6, times margin, slope and length up to 100 times that
     loss = AngularSoftmax(operator, margin, k=k, annealing=None)
     expected = slow_cross_entropy(slow_logits(x, w, y, operator, margin, [k] * 4, 1e-4, 0.0), y)
     close(loss(x, w, y), expected, 1e-10)
@@ -139,7 +139,7 @@ def test_published_operators_at_multiples_of_an_angle(name):
         got = angular_logits(x, row, y, operator=operator, margin=margin, k=k, eps=0.0)[:, 0]
         inner = slice(1, -1) if operator != "cosine" or margin > 1 else slice(None)
         close(got[inner], tables[key][inner], case["tolerance"])
-        nearest = math.acos(CLAMP)  # what the clamp leaves of 0 and 180 degrees
+        nearest = math.acos(CLAMP)  # 0 and 180 degrees after the clamp
         ends = [g(t, operator, k, margin) for t in (nearest, math.pi - nearest)]
         close(got[[0, -1]], ends if inner.start else tables[key][:: len(got) - 1], 1e-9)
 
@@ -151,7 +151,7 @@ def test_psi_is_one_minus_the_integral_of_the_absolute_sine_for_every_margin(mar
     y = torch.zeros(len(x), dtype=torch.int64)
     psi = angular_logits(x, row, y, margin=margin, eps=0.0)[:, 0]
     integral = torch.cumulative_trapezoid((margin * theta).sin().abs() * margin, theta)
-    close(psi[1:] - psi[0], -integral, 1e-6)  # trapezoids of width 1.6e-4 m, kinks among them
+    close(psi[1:] - psi[0], -integral, 1e-6)  # trapezoids of width 1.6e-4 m, including kinks
     assert (psi.diff() <= 1e-12).all(), "psi must fall"
     torch.testing.assert_close(psi[0].item(), math.cos(0.002 * margin), atol=1e-12, rtol=0)
 
@@ -203,7 +203,7 @@ def test_the_slope_of_psi_is_m_times_the_absolute_sine(margin):
 @EACH_MARGIN
 def test_gradients(operator, k, margin):
     x, w, y = normal(4, 3), normal(3, 3, seed=1), torch.tensor([0, 1, 2, 1])
-    x[0], w[2] = 0, 0  # a zero feature and a zero row among ordinary ones
+    x[0], w[2] = 0, 0  # includes a zero feature and a zero row
 
     def loss(x, w, annealing):
         z = angular_logits(x, w, y, operator=operator, margin=margin, k=k, eps=0.05, annealing=annealing)
@@ -212,7 +212,7 @@ def test_gradients(operator, k, margin):
 
     inputs = (x.requires_grad_(), w.requires_grad_())
     for annealing in (0.0, 5.0):
-        # difference quotients are worse than the default 1e-5 where k = 0.1 bends sharply
+        # difference quotients exceed the default 1e-5 where k = 0.1 bends sharply
         assert torch.autograd.gradcheck(partial(loss, annealing=annealing), inputs, atol=1e-4)
 
 
@@ -274,7 +274,7 @@ def test_the_schedule_counts_training_steps_and_resumes():
         close(loss(x, w, y), at(t), 1e-6)
     loss.eval()
     for _ in range(2):
-        close(loss(x, w, y), at(2), 1e-6)  # evaluation counts nothing
+        close(loss(x, w, y), at(2), 1e-6)  # evaluation does not count
     loss.train()
     other = AngularSoftmax("linear", 4, annealing=(9, 5, 0.5))
     other.load_state_dict(loss.state_dict())
@@ -291,4 +291,4 @@ def test_no_margin_and_no_annealing_have_no_state():
     assert not AngularSoftmax().state_dict() and not AngularSoftmax("linear", 4, annealing=None).state_dict()
     x, w, y = normal(4, 3), normal(5, 3, seed=1), labels(4, 5)
     start = AngularSoftmax("linear", 4, annealing=(1e9, 0, 0))(x, w, y)
-    close(start, AngularSoftmax("linear")(x, w, y), 1e-6)  # lambda = 1e9 leaves nothing of the margin
+    close(start, AngularSoftmax("linear")(x, w, y), 1e-6)  # lambda = 1e9 cancels the margin

@@ -22,7 +22,7 @@ OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3
 EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
 MARGINS = [1, 2, 3, 4, 2.6]
 EACH_MARGIN = pytest.mark.parametrize("margin", MARGINS)
-CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the right class when the margin is above 1
+CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the target class when the margin is above 1
 
 
 # W-, A- and GA-Softmax: half precision, compile, memory
@@ -31,7 +31,7 @@ CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the right class when 
 @EACH_OPERATOR
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_small_angles(operator, k, dtype):
-    """Features 0.5 to 6 degrees from their row: a cosine in bfloat16 is 1 up to 3.6 degrees and has no slope there."""
+    """Features 0.5 to 6 degrees from their row: in bfloat16 the cosine is 1, without slope, up to 3.6 degrees."""
     w = F.normalize(normal(8, 64), dim=1)
     tangent = F.normalize(normal(8, 64, seed=1), dim=1)
     tangent = F.normalize(tangent - (tangent * w).sum(1, keepdim=True) * w, dim=1)
@@ -43,22 +43,22 @@ def test_autocast_keeps_small_angles(operator, k, dtype):
         got = angular_logits(leaf, w.float(), y, operator=operator, margin=4, k=k)
         assert got.dtype == torch.float32
         own = got.gather(1, y[:, None])
-    assert ((own - exact).abs() <= 2e-3).all()  # an angle of 9e-3 from a cosine in float32 is good to 1e-5
+    assert ((own - exact).abs() <= 2e-3).all()  # an angle of 9e-3 from a float32 cosine is accurate to 1e-5
     own.sum().backward()
     assert (leaf.grad.norm(dim=1) > 0.01).all()
     exact_loss = AngularSoftmax(operator, 4, k=k, annealing=None)(x, w, y)
     with torch.autocast("cpu", dtype):
         loss = AngularSoftmax(operator, 4, k=k, annealing=None)(
             x.to(dtype), w.float(), y
-        )  # half features, as from a net
-    # the other logits have the error of a product in half precision, times length and slope
+        )  # half-precision features, as from a network
+    # the other logits: error of a half-precision product, times length and slope
     torch.testing.assert_close(loss.double(), exact_loss, atol=40 * torch.finfo(dtype).eps * 5, rtol=0)
 
 
 @EACH_OPERATOR
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_keeps_gradients(operator, k, dtype):
-    """As far from float64 as sums of 64 products of rounded numbers are; float32 leaves get float32 gradients."""
+    """Error against float64 as of sums of 64 rounded products; float32 leaves get float32 gradients."""
     x, w, y = normal(16, 64), normal(8, 64, seed=1), torch.arange(16) % 8
     grads = []
     for leaves in ([x.clone(), w.clone()], [x.float(), w.float()]):
@@ -99,12 +99,12 @@ def test_compiles_whole_and_once(operator):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(
             grads, (x.grad, w.grad), atol=1e-4, rtol=1e-4
-        )  # arcsin is a polynomial when compiled
+        )  # compiled code uses a polynomial arcsin
     assert loss.iteration == 3
 
 
 class PeakMemory(TorchDispatchMode):
-    """Highest number of bytes of live tensors that were made inside."""
+    """Peak number of bytes of live tensors created inside."""
 
     def __init__(self):
         super().__init__()
@@ -136,7 +136,7 @@ def peak_bytes(loss, *inputs):
 
 @pytest.mark.parametrize("operator", ["cosine", "linear", "sigmoid", "learnable"])
 def test_100000_classes_take_less_than_a_gigabyte_more_than_cross_entropy(operator):
-    """Counted on tensors without storage: 512 features, 64 samples, forward and backward."""
+    """Counted on fake tensors: 512 features, 64 samples, forward and backward."""
     x = torch.empty(64, 512, device="meta", requires_grad=True)
     w = torch.empty(100_000, 512, device="meta", requires_grad=True)
     y = torch.empty(64, dtype=torch.int64, device="meta")
@@ -154,18 +154,18 @@ def test_100000_classes_take_less_than_a_gigabyte_more_than_cross_entropy(operat
     "arguments, message",
     [
         (dict(operator="sine"), "cosine, linear, sigmoid, learnable; got 'sine'"),
-        (dict(margin=0.99), "margin must be a number, 1 or more; got 0.99"),
+        (dict(margin=0.99), "margin must be a finite number of at least 1; got 0.99"),
         (dict(margin=-4), "got -4"),
         (dict(margin=math.nan), "got nan"),
         (dict(margin=math.inf), "got inf"),
-        (dict(margin="4"), "margin must be a number, 1 or more; got '4'"),
+        (dict(margin="4"), "margin must be a finite number of at least 1; got '4'"),
         (dict(k=0), "above 0; got 0"),
-        (dict(k=-0.3), "k, the steepness of the sigmoid, must be a number above 0; got -0.3"),
-        (dict(eps=-1e-4), "eps must be a number of at least 0; got -0.0001"),
+        (dict(k=-0.3), "k, the steepness of the sigmoid, must be a finite number above 0; got -0.3"),
+        (dict(eps=-1e-4), "eps must be a finite number of at least 0; got -0.0001"),
         (dict(annealing=(1000, 5)), r"\(start, floor, rate\) or None; got \(1000, 5\)"),
-        (dict(annealing=(1000, -5, 0.12)), "floor of annealing must be a number, 0 or more; got -5"),
-        (dict(accumulate=0), "accumulate must be a number, 1 or more; got 0"),
-        (dict(label_smoothing=1.5), "label_smoothing must be a number, 0 to 1; got 1.5"),
+        (dict(annealing=(1000, -5, 0.12)), "floor of annealing must be a finite number of at least 0; got -5"),
+        (dict(accumulate=0), "accumulate must be a whole number of at least 1; got 0"),
+        (dict(label_smoothing=1.5), "label_smoothing must be a finite number from 0 to 1; got 1.5"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -178,14 +178,14 @@ def test_bad_arguments_are_refused(arguments, message):
     [
         ((4, 3), (5, 2), [0, 1, 2, 3], r"same D; got \(4, 3\) and \(5, 2\)"),
         ((4, 3, 1), (5, 3), [0, 1, 2, 3], r"got \(4, 3, 1\) and \(5, 3\)"),
-        ((4, 3), (5, 3), [0, 1, 2, 5], r"labels must be 0 to 4, the number of class rows; got \[5\]"),
-        ((4, 3), (5, 3), [-100, 1, 2, -1], r"labels must be 0 to 4, .*; got \[-100, -1\]"),
-        ((4, 3), (5, 3), [0, 1, 2], r"target must be \(4,\) int64 class numbers, at least one; got \(3,\)"),
+        ((4, 3), (5, 3), [0, 1, 2, 5], r"labels must be from 0 to 4, one per class row; got \[5\]"),
+        ((4, 3), (5, 3), [-100, 1, 2, -1], r"labels must be from 0 to 4, .*; got \[-100, -1\]"),
+        ((4, 3), (5, 3), [0, 1, 2], r"target must be \(4,\) int64 class indices, at least one; got \(3,\)"),
         (
             (4, 3),
             (5, 3),
             [0.0, 1.0, 2.0, 3.0],
-            "float32. A margin needs one right class: mixed labels go to SoftTarget",
+            "float32. For mixed labels use SoftTarget",
         ),
         ((0, 3), (5, 3), [], r"at least one; got \(0,\)"),
     ],
@@ -202,9 +202,9 @@ def test_steepness_belongs_to_the_learnable_operator():
     x, w, y = torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0, 1])
     with pytest.raises(InputError, match="needs the raw_k of the classifier"):
         AngularSoftmax("learnable")(x, w, y)
-    with pytest.raises(InputError, match=r"raw_k must be \(4,\).*; got \(3,\) for 'learnable'"):
+    with pytest.raises(InputError, match=r"raw_k must be \(4,\), one per class row; got \(3,\)"):
         AngularSoftmax("learnable")(x, w, y, torch.ones(3))
-    with pytest.raises(InputError, match=r"got \(4,\) for 'sigmoid'"):
+    with pytest.raises(InputError, match=r"'sigmoid' has no raw_k; got \(4,\)"):
         AngularSoftmax("sigmoid")(x, w, y, torch.ones(4))
 
 
@@ -232,7 +232,7 @@ def test_a_replaced_classifier_is_the_loss_without_its_margin(name):
 
 
 class Net(nn.Module):
-    """The least that has timm's interface."""
+    """The smallest model with timm's interface."""
 
     def __init__(self):
         super().__init__()
@@ -273,7 +273,7 @@ def test_training_with_a_margin_makes_a_plain_classifier(operator):
 
 def test_classifiers_that_cannot_be_replaced():
     criterion = AngularSoftmax()
-    with pytest.raises(InputError, match="Sequential has no get_classifier and forward_head"):
+    with pytest.raises(InputError, match="Sequential lacks get_classifier or forward_head"):
         replace_classifier(nn.Sequential(nn.Linear(3, 2)), criterion)
     without = timm.create_model("test_resnet", num_classes=0)
     with pytest.raises(InputError, match="classifier of ResNet must be a linear layer with parameters; got Identity"):

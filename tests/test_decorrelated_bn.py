@@ -1,4 +1,4 @@
-"""Decorrelated batch norm whitens groups of channels, with finite gradients also where eigenvalues are equal."""
+"""Decorrelated batch norm whitens groups of channels, with finite gradients even for equal eigenvalues."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def normal(*size, seed=0):
 
 
 def slow(x, group_size, eps):
-    """Group by group, by the definition, on rows (m, C)."""
+    """The definition, group by group, on rows (m, C)."""
     out = []
     for group in x.split(group_size, dim=1):
         centered = group - group.mean(0)
@@ -65,7 +65,7 @@ def test_evaluation_takes_the_running_averages():
     layer = DecorrelatedBatchNorm(4, group_size=2, momentum=0.25, dtype=torch.float64)
     x = normal(50, 4) * 3 + 1
     first = layer.eval()(x)
-    torch.testing.assert_close(first, x)  # nothing seen yet: mean 0, root 1
+    torch.testing.assert_close(first, x)  # initial statistics: mean 0, root 1
     layer.train()(x)
     mean = 0.25 * x.mean(0)
     torch.testing.assert_close(layer.running_mean.flatten(), mean)
@@ -79,14 +79,14 @@ def test_evaluation_takes_the_running_averages():
 
 def test_a_second_derivative_is_refused():
     x = torch.randn(8, 4, requires_grad=True)
-    with pytest.raises(InputError, match="once, not twice"):
+    with pytest.raises(InputError, match="no second derivatives"):
         torch.autograd.grad(DecorrelatedBatchNorm(4, group_size=2)(x).square().sum(), x, create_graph=True)
 
 
 def test_bad_input_is_refused():
     with pytest.raises(InputError, match="divide the 6 channels; got 4"):
         DecorrelatedBatchNorm(6, group_size=4)
-    with pytest.raises(InputError, match="eps must be above 0; got 0"):
+    with pytest.raises(InputError, match="eps must be a finite number above 0; got 0"):
         DecorrelatedBatchNorm(4, group_size=4, eps=0)
     layer = DecorrelatedBatchNorm(4, group_size=2)
     with pytest.raises(InputError, match=r"\(batch, 4, ...\); got \(2, 3\)"):

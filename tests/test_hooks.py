@@ -1,4 +1,4 @@
-"""Taps choose the modules that a word means, and leave no hook behind, whatever happens inside the `with`."""
+"""hooks.select finds the modules that a selector matches; hooks.attached leaves no hook, whatever happens inside."""
 
 import copy
 
@@ -21,7 +21,7 @@ def resnet(device="meta"):
 
 
 def traces(model):
-    """All that attaching could leave behind: hooks, and attributes of modules."""
+    """Everything that attaching could leave: hooks, and attributes of modules."""
     return [(len(module._forward_hooks), sorted(vars(module))) for module in model.modules()]
 
 
@@ -47,7 +47,7 @@ def test_names_patterns_and_types():
     assert list(hooks.select(model, ["layer2", "layer1.0.conv1"])) == ["layer2", "layer1.0.conv1"]
     assert list(hooks.select(model, "layer?")) == ["layer1", "layer2", "layer3"]
     assert list(hooks.select(model, "layer[12].*.conv2")) == [f"layer{i}.{j}.conv2" for i in (1, 2) for j in (0, 1, 2)]
-    assert list(hooks.select(model, "*")) == [name for name, _ in model.named_children()]  # a star ends at a dot
+    assert list(hooks.select(model, "*")) == [name for name, _ in model.named_children()]  # a star does not cross a dot
     relu = [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     assert list(hooks.select(model, "type:ReLU")) == relu and len(relu) == 19
     assert list(hooks.select(model, ["fc", "layer3", "stages"])) == ["fc", "layer3", "layer1", "layer2"]
@@ -94,7 +94,7 @@ def test_a_model_without_stages_and_a_list_that_is_never_called():
         hooks.select(model, "parts")
     assert list(hooks.select(model, ["parts.*"])) == ["parts.0", "parts.1"]
     model.feature_info = [dict(module="gone")]
-    with pytest.raises(UnknownNameError, match="names 'gone'"):
+    with pytest.raises(UnknownNameError, match="lists 'gone'"):
         hooks.select(model, "stages")
 
 

@@ -1,4 +1,4 @@
-"""hyperspherical_energy and label_energy compute their formula, for all rows and their gradients."""
+"""hyperspherical_energy and label_energy: values and gradients of their formulas."""
 
 import itertools
 import math
@@ -36,7 +36,7 @@ def test_energy_equals_the_loops(power, half_space, angular, block, monkeypatch)
         close(hyperspherical_energy(w, **settings, eps=eps), expected, 1e-10)  # rounding only
         got = hyperspherical_energy(w.float(), **settings, eps=eps)
         assert got.dtype == torch.float32
-        close(got, slow_energy(w.float(), **settings, eps=eps), 1e-3)  # the nearest pairs magnify roundings of c
+        close(got, slow_energy(w.float(), **settings, eps=eps), 1e-3)  # the nearest pairs amplify roundings of c
 
 
 @EACH_BLOCK
@@ -144,7 +144,7 @@ def test_published_gradients(dtype):
 
 def test_published_minibatch():
     case = ORACLES["mhe_minibatch_output"]
-    w = torch.tensor(case["inputs"]["W"], dtype=torch.float64)  # 0.2 in float32 would be off by 3e-9
+    w = torch.tensor(case["inputs"]["W"], dtype=torch.float64)  # 0.2 in float32 is off by 3e-9
     labels = torch.tensor(case["inputs"]["labels"])
     for key, value in case["expected"].items():
         close(label_energy(w, labels, power=int(key[-1]), eps=0), value, case["tolerance"])
@@ -208,8 +208,8 @@ def test_the_gradient_is_orthogonal_to_every_row_and_the_norm_does_not_matter(po
 def test_a_second_derivative_is_refused_not_wrong():
     w = normal(3, 2).requires_grad_()
     for energy in (lambda: hyperspherical_energy(w), lambda: label_energy(w, torch.tensor([0, 2]))):
-        for value in (energy(), energy().square()):  # with a constant gradient from above, and with one that is not
-            with pytest.raises(InputError, match="once, not twice"):
+        for value in (energy(), energy().square()):  # with a constant incoming gradient, and with one that is not
+            with pytest.raises(InputError, match="no second derivatives"):
                 torch.autograd.grad(value, w, create_graph=True)
     compiled = torch.compile(lambda: hyperspherical_energy(w), fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="double backward"):
@@ -240,12 +240,12 @@ def test_two_neurons_on_the_circle_end_opposite_and_in_half_space_orthogonal():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (torch.tensor([[1.0, 0.0], [0.0, math.nan]]), "rows 1 hold NaN"),
-        (torch.tensor([[math.inf, 0.0], [0.0, 1.0]]), "rows 0 hold NaN or infinity"),
+        (torch.tensor([[1.0, 0.0], [0.0, math.nan]]), "rows 1 contain NaN"),
+        (torch.tensor([[math.inf, 0.0], [0.0, 1.0]]), "rows 0 contain NaN or infinity"),
         (torch.ones(3), r"got \(3,\)"),
         (torch.ones(2, 3, 3), r"got \(2, 3, 3\)"),
         (torch.ones(0, 3), r"got \(0, 3\)"),
-        (torch.ones(2, 3, dtype=torch.int64), "got torch.int64"),
+        (torch.ones(2, 3, dtype=torch.int64), r"got \(2, 3\) torch.int64"),
         (torch.full((2, 3), 1e30), "overflow"),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""The sphere layers compute the formula of the paper, values and gradients; the modes are in test_layers_modes.py."""
+"""Sphere layers: values and gradients of the paper's formula; test_layers_modes.py has compile, script and so on."""
 
 import copy
 import itertools
@@ -27,7 +27,7 @@ CONVOLUTIONS = [
 
 
 def g(theta: float, operator: str, k: float) -> float:
-    """The three operators as the paper writes them, functions of the angle."""
+    """The three operators in the paper's form, as functions of the angle."""
     if operator == "cosine":
         return math.cos(theta)
     if operator == "linear":
@@ -44,7 +44,7 @@ def slow_output(patch: list[float], row: list[float], operator: str, k: float, e
 
 
 def slow_conv(x, w, stride, padding, dilation, groups, operator, k, eps):
-    """One output at a time from the definition; zero padding belongs to the patch."""
+    """One output at a time from the definition; zero padding is part of the patch."""
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     (batch, channels, height, width), (filters, depth, kh, kw) = x.shape, w.shape
     rows = (height - dilation[0] * (kh - 1) - 1) // stride[0] + 1
@@ -84,7 +84,7 @@ def test_equals_the_loops(operator, k, seed):
     got, _ = conv(x, w, operator, k, eps, stride, padding, dilation, groups)
     close(got, slow_conv(x, w, stride, padding, dilation, groups, operator, k, eps), 1e-10)  # rounding only
     got, _ = conv(x.float(), w.float(), operator, k, eps, stride, padding, dilation, groups)
-    # float32: the cosine is good to 3e-7, the steepest slope is 5
+    # float32: cosine accurate to 3e-7, slope at most 5
     close(
         got,
         slow_conv(x.float().double(), w.float().double(), stride, padding, dilation, groups, operator, k, eps),
@@ -135,9 +135,9 @@ def test_published_angles(key, dtype):
     row = torch.tensor([[[[1.0]], [[0.0]]]], dtype=dtype)
     got = conv(x[:, :, None, None], row, operator, k, eps=0)[0].flatten()
     expected = torch.tensor(table["expected"][key], dtype=torch.float64)
-    if operator != "cosine":  # the clamp moves the two ends by up to 9.1e-4
+    if operator != "cosine":  # the clamp changes both ends by up to 9.1e-4
         expected[[0, -1]] *= g(math.acos(CLAMP), operator, k)
-    close(got, expected, 1e-9 if dtype is torch.float64 else 1e-5)  # float32 has no 1 - 1e-6, but 1 - 1.013e-6
+    close(got, expected, 1e-9 if dtype is torch.float64 else 1e-5)  # the nearest float32 to 1 - 1e-6 is 1 - 1.013e-6
 
     case = ORACLES["sc_opposite_and_orthogonal"]
     x, w = (torch.tensor(case["inputs"][name], dtype=dtype) for name in "xw")
@@ -198,7 +198,7 @@ def test_gradients_and_second_gradients(operator, k):
         return torch.func.functional_call(layer, {"weight": w}, (x,))
 
     inputs = (x.requires_grad_(), w.requires_grad_())
-    # difference quotients are worse than the default 1e-5 where k = 0.1 bends sharply
+    # difference quotients exceed the default 1e-5 where k = 0.1 bends sharply
     assert torch.autograd.gradcheck(f, inputs, atol=1e-4)
     assert torch.autograd.gradgradcheck(f, inputs, atol=1e-3, rtol=1e-3, fast_mode=True)
 
@@ -275,7 +275,7 @@ def test_padding_words_are_refused():
 
 
 def learnable(layer, raw_k):
-    """The layer with these raw values, one per filter, some below 0."""
+    """The layer with these `raw_k`, one per filter, some negative."""
     layer.raw_k.data = torch.as_tensor(raw_k, dtype=layer.raw_k.dtype)
     return layer
 
@@ -305,7 +305,7 @@ def test_learnable_sigmoid_equals_the_loops(seed):
     )  # fmt: skip
     learnable(layer, raw)
     x = normal(2, 2 * groups, 6, 7, seed=seed)
-    expected = [  # each filter by itself, with the k that its raw value stands for
+    expected = [  # each filter alone, with the k of its raw value
         slow_conv(x, layer.weight, stride, padding, dilation, groups, "sigmoid", abs(r) + 0.05, 1e-4)[:, o]
         + layer.bias[o].item()
         for o, r in enumerate(raw)
@@ -356,7 +356,7 @@ def test_a_bias_is_added_to_the_angle(operator, k):
     x = normal(2, 3, 5, 5)
     layer = SphereConv2d(3, 4, 3, bias=True, operator=operator, k=k, dtype=torch.float64)
     close(layer(x), conv(x, layer.weight, operator, k)[0] + layer.bias[:, None, None], 1e-12)
-    layer(x).relu_().sum().backward()  # in place on a sum: nothing that the cosine keeps
+    layer(x).relu_().sum().backward()  # in place on a sum, which the cosine does not save
     assert layer.bias.grad.shape == (4,)
     linear = SphereLinear(3, 4, bias=True, operator=operator, k=k, scale_by_norm=True, dtype=torch.float64)
     without = SphereLinear(3, 4, operator=operator, k=k, scale_by_norm=True, dtype=torch.float64)
@@ -366,7 +366,7 @@ def test_a_bias_is_added_to_the_angle(operator, k):
 
 @pytest.mark.parametrize("size, kernel, stride, dilation", [(8, 3, 2, 1), (7, 3, 2, 1), (9, 2, 1, 2), (5, 4, 3, 1)])
 def test_tf_same_padding(size, kernel, stride, dilation):
-    """ceil(size / stride) rows; the zeros are shared, the odd one comes last."""
+    """ceil(size / stride) rows; zeros on both sides, an odd one last."""
     x, w = normal(1, 2, size, size + 1), normal(2, 2, kernel, kernel, seed=1)
     got, _ = conv(x, w, "linear", stride=stride, padding="tf_same", dilation=dilation)
     ends = []

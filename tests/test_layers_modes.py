@@ -1,4 +1,4 @@
-"""The sphere layers mean the same in every mode: autocast, half precision, compile, script, fx, export, torch.func."""
+"""Sphere layers agree in every mode: autocast, half precision, compile, script, fx, export, torch.func."""
 
 import copy
 import math
@@ -11,7 +11,6 @@ from timm.optim import create_optimizer_v2
 from hyperzoo.layers import SphereConv2d, SphereLinear
 from hyperzoo.layers.operators import OPERATORS, FusedLearnable, angular
 
-OPERATORS = ("cosine", "linear", "sigmoid", "learnable")
 EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
 SCRIPT_IS_DEPRECATED = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script`:FutureWarning",
@@ -20,7 +19,7 @@ SCRIPT_IS_DEPRECATED = pytest.mark.filterwarnings(
 
 
 class Net(nn.Module):
-    """Every kind of sphere layer, strided and grouped ones among them."""
+    """Every kind of sphere layer, strided and grouped ones included."""
 
     def __init__(self, operator: str) -> None:
         super().__init__()
@@ -49,7 +48,7 @@ def outputs_and_gradients(model, x):
         p.grad = None
     out = model(x)
     (out.double() * torch.arange(1, out.numel() + 1).reshape(out.shape)).sum().backward()
-    return [out, x.grad, *(p.grad for _, p in sorted(model.named_parameters()))]  # fx has an order of its own
+    return [out, x.grad, *(p.grad for _, p in sorted(model.named_parameters()))]  # fx reorders operations
 
 
 def assert_same(model, other, x, tolerance):
@@ -63,7 +62,7 @@ def test_float32_has_the_gradients_of_float64(operator):
     model, x = net(operator), images()
     exact = outputs_and_gradients(copy.deepcopy(model).double(), x.double())
     for got, expected in zip(outputs_and_gradients(model, x), exact, strict=True):
-        # ten roundings of 6e-8 each, against the largest entry
+        # ten roundings of 6e-8, relative to the largest entry
         torch.testing.assert_close(got.double(), expected, atol=2e-6 * expected.abs().max().item(), rtol=0)
 
 
@@ -74,7 +73,7 @@ def test_channels_last_stays_channels_last(operator):
     y = x.contiguous(memory_format=torch.channels_last)
     for layer, given in ((last.conv1, y), (last.conv2, last.conv1(y))):
         assert layer(given).is_contiguous(memory_format=torch.channels_last)
-    # the same sums in another order
+    # same sums in another order
     for got, expected in zip(outputs_and_gradients(last, y), outputs_and_gradients(model, x), strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
     assert outputs_and_gradients(last.conv1, y)[1].is_contiguous(memory_format=torch.channels_last)
@@ -97,7 +96,7 @@ def test_empty_batch_and_single_image(operator):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @EACH_OPERATOR
 def test_norms_are_float32_in_half_precision(operator, dtype):
-    """Patches of norm 1e-3 (eps rules) and of norm 900 (the square exceeds float16) come out as in float64."""
+    """Patches of norm 1e-3 (eps dominates) and of norm 900 (the square exceeds float16) agree with float64."""
     layer = SphereConv2d(64, 8, 3, operator=operator)
     torch.manual_seed(0)
     direction = torch.randn(1, 64, 3, 3)
@@ -105,7 +104,7 @@ def test_norms_are_float32_in_half_precision(operator, dtype):
     layer.weight.data = direction / 3 + torch.randn(8, 64, 3, 3) / 3
     half = copy.deepcopy(layer).to(dtype)
     exact = copy.deepcopy(half).double()(x.to(dtype).double())
-    # input and filter are given; filter, product, result are rounded once each (times the slope of g, at most 2.5)
+    # filter, product and result are rounded once each (times the slope of g, at most 2.5)
     tolerance = 5 * torch.finfo(dtype).eps
     out = half(x.to(dtype))
     assert out.dtype == dtype
@@ -130,7 +129,7 @@ def test_autocast_gradients(operator):
         rounded = outputs_and_gradients(model, x)
     for got, expected in zip(rounded[1:], exact[1:], strict=True):
         assert got.dtype == torch.float32  # of the leaf
-        # a dozen roundings of 2^-9, some amplified near small norms: the direction must agree
+        # a dozen roundings of 2^-9, amplified near small norms, so only the direction is compared
         assert torch.cosine_similarity(got.flatten(), expected.flatten(), 0) > 0.999
 
 
@@ -139,7 +138,7 @@ def test_compile_without_graph_breaks(operator):
     torch.compiler.reset()
     model = net(operator)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    assert_same(model, compiled, images(), 3e-6)  # some dozens of roundings of 6e-8 and the polynomial arcsine, 2e-7
+    assert_same(model, compiled, images(), 3e-6)  # dozens of roundings of 6e-8, and 2e-7 of the polynomial arcsine
     with torch.no_grad():
         torch.testing.assert_close(compiled(images()), model(images()), atol=2e-6, rtol=0)
 
@@ -153,7 +152,7 @@ def test_compiled_code_equals_eager(operator, autocast):
     x = x.contiguous(memory_format=torch.channels_last)
     compiled = torch.compile(model, fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        # fused code keeps float32 where eager stores bfloat16 in between
+        # fused code keeps float32 where eager mode stores bfloat16
         assert_same(model, compiled, x, 0.03 if autocast else 2e-6)
         with torch.no_grad():
             torch.testing.assert_close(compiled(x), model(x), atol=0.03 if autocast else 2e-6, rtol=0)
@@ -218,7 +217,7 @@ def test_in_place_operation_on_the_result_is_an_error_not_a_wrong_gradient():
 def test_second_gradient_under_autocast():
     layer, x = SphereConv2d(3, 4, 3), images().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        out = layer(x.bfloat16())  # as from a layer before
+        out = layer(x.bfloat16())  # as from a previous layer
     (rounded,) = torch.autograd.grad(out.float().square().sum(), x, create_graph=True)
     rounded.square().sum().backward()
     second = x.grad
@@ -229,7 +228,7 @@ def test_second_gradient_under_autocast():
 
 @pytest.mark.parametrize("operator, k", [("linear", 0.3), ("sigmoid", 0.01), ("sigmoid", 0.1), ("sigmoid", 5.0)])
 def test_fast_operators_of_compiled_code(operator, k):
-    """Value and slope against float64, from -1 to 1 with both ends and both sides of each seam."""
+    """Value and slope against float64 on [-1, 1], including both ends and both sides of each seam."""
     seams = torch.tensor([0.0, 1e-30, 1e-8, 0.5, 0.5 + 6e-8, 1 - 2e-6, 1 - 5e-7, 1.0])
     c = torch.cat([torch.linspace(-1, 1, 20001), seams, -seams])
     exact = c.double().requires_grad_()
@@ -240,12 +239,12 @@ def test_fast_operators_of_compiled_code(operator, k):
     got.sum().backward()
     top = 1 / math.tanh(math.pi / (4 * k))
     steepest = 2 / math.pi if operator == "linear" else top / (2 * k)  # in the angle
-    inside = c.detach().abs() < 1 - 1.5e-6  # beyond it float32 and float64 clamp at different places
+    inside = c.detach().abs() < 1 - 1.5e-6  # float32 and float64 clamp at slightly different cosines
     # two ulps of numbers up to pi / 2, seen through g, and of numbers up to 2 times coth(pi / 4k)
     torch.testing.assert_close(got[inside].double(), expected[inside], atol=2.4e-7 * (steepest + top), rtol=0)
     torch.testing.assert_close(got[~inside].double(), expected[~inside], atol=1e-5 * steepest, rtol=0)
     torch.testing.assert_close(c.grad[inside].double(), exact.grad[inside], atol=1e-6 * steepest, rtol=2e-5)
-    assert c.grad[c.detach().abs() == 1].count_nonzero() == 0  # the clamp has no slope
+    assert c.grad[c.detach().abs() == 1].count_nonzero() == 0  # no slope beyond the clamp
     assert got[c.detach() == 0].count_nonzero() == 0
     assert OPERATORS[operator].fused(torch.tensor([math.nan]), k).isnan().all()
 
@@ -259,7 +258,7 @@ def test_fast_operators_keep_the_digits_of_small_cosines(operator, k):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fast_learnable_operator_of_compiled_code(dtype):
-    """Value and both slopes against the functions of torch in float64, for each k and from -1 to 1."""
+    """Value and both slopes against torch functions in float64, for each k on [-1, 1]."""
     seams = torch.tensor([0.0, 1e-30, 1e-8, 0.5, 0.5 + 6e-8, 1 - 2e-6])
     c = torch.cat([torch.linspace(-1, 1, 2001), seams, -seams])[:, None].to(dtype).repeat(1, 5)
     k = torch.tensor([0.05, 0.1, 0.3, 0.75, 5.0], dtype=dtype)
@@ -270,14 +269,14 @@ def test_fast_learnable_operator_of_compiled_code(dtype):
     got = FusedLearnable.apply(*fast)
     got.sum().backward()
     steepest = 1 / torch.tanh(math.pi / 4 / k.double()) / (2 * k.double())  # in the angle
-    inside = (c.abs() < 1 - 1.5e-6)[:, 0]  # beyond it float32 and float64 clamp at different places
+    inside = (c.abs() < 1 - 1.5e-6)[:, 0]  # float32 and float64 clamp at slightly different cosines
     # two ulps of numbers up to pi / 2, seen through g, and of numbers up to 2 coth(pi / 4k)
     assert ((got - expected).abs()[inside] <= 2.4e-7 * (2 * steepest + 13)).all()
     slope_error, k_error = ((a.grad - b.grad).abs()[inside] for a, b in zip(fast, exact, strict=True))
     assert (slope_error <= 2e-5 * exact[0].grad.abs()[inside] + 4e-6 * steepest).all()
     assert (k_error <= 1e-5 / k.double()).all()  # the derivative is below 1 / k
     assert got[c.expand_as(got) == 0].count_nonzero() == 0
-    shared = k.clone().requires_grad_()  # one k for many values gets the sum
+    shared = k.clone().requires_grad_()  # a k shared by many values receives the sum
     FusedLearnable.apply(c, shared).mul(c).sum().backward()
     torch.testing.assert_close(shared.grad, (fast[1].grad * c).sum(0), atol=1e-4, rtol=1e-4)
 
@@ -317,7 +316,7 @@ def test_repr():
 
 
 class Padded(nn.Module):
-    """What `Net` has not: the SAME padding of TensorFlow, and biases."""
+    """Options that `Net` lacks: TensorFlow's SAME padding, and biases."""
 
     def __init__(self, operator: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""MHE adds the energy of the layers of a model, hidden and output apart; rows may be drawn, labels may lead."""
+"""MHE adds the energies of hidden layers and output layer, optionally over drawn rows or the labels of a batch."""
 
 import math
 
@@ -53,7 +53,7 @@ def test_output_by_labels():
     close(term(labels), expected, 1e-10)
     with pytest.raises(InputError, match=r"term\(labels\)"):
         term()
-    with pytest.raises(InputError, match=r"0 \.\. 5; got 1 \.\. 6"):
+    with pytest.raises(InputError, match=r"0 to 5; got 1 to 6"):
         term(torch.tensor([1, 6]))
 
 

@@ -1,4 +1,4 @@
-"""The recipes of the MHE paper say what its tables and logs say, and differ from their twins in the energy only."""
+"""The MHE recipes match the paper's tables and logs, and differ from their baselines in the energy only."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from hyperzoo.training.sweep_file import load_sweep, sweep_files
 
 DRAFTS = recipe_folders()[-1] / "drafts"
 SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mhe_")]
-# strengths (hidden, output) of the published logs, in the convention of the authors' code
+# strengths (hidden, output) in the published logs, in the convention of the authors' code
 LOGS = {
     ("mhe", "half"): {0: (1.0, 10.0), 1: (1.0, 10.0), 2: (1.0, 10.0)},
     ("mhe", "full"): {0: (0.1, 1.0), 1: (0.1, 1.0), 2: (0.1, 1.0)},
@@ -53,7 +53,7 @@ def test_a_short_sweep_leaves_the_test_set_alone_and_a_long_one_states_the_publi
     epochs = {run.recipe.train.epochs for run in runs}
     if runs[0].recipe.data.name == "imagenet":
         return
-    if sweep == "mhe_resnet20_c100":  # its runs are weights, and nothing was chosen by them
+    if sweep == "mhe_resnet20_c100":  # its runs are published weights, not used for any choice
         assert epochs == {30} and {run.recipe.data.hold_out for run in runs} == {0} and not said.published
     elif max(epochs) < 30:
         assert {run.recipe.data.hold_out for run in runs} == {5000} and not said.published
@@ -85,7 +85,7 @@ def test_table_1_has_every_variant_with_the_strengths_of_its_log():
 
 def test_the_faithful_recipe_is_that_of_the_authors_code():
     recipe = load_recipe(DRAFTS / "cnn9_w64.mhe_c100.yaml")
-    updates = 50_000 // 128  # an epoch: the last, incomplete batch is dropped
+    updates = 50_000 // 128  # per epoch; the last, incomplete batch is dropped
     assert [round(epoch * updates, -2) for epoch in recipe.optim.milestones] == [20_000, 30_000, 37_500]
     assert round(recipe.train.epochs * updates, -2) == 42_500
     assert recipe.data.border == "symmetric" and recipe.method.label_smoothing == 0.01
@@ -100,7 +100,7 @@ def test_twins_share_their_recipe():
 
     assert settings("resnet20_cifar.mhe_c100") == settings("resnet20_cifar.plain_c100")
     sphere = settings("spherenet20.sphere_c10")
-    sphere["optim"] |= {"cycles": 1, "cycle_decay": 1.0}  # the second cycle comes after those epochs
+    sphere["optim"] |= {"cycles": 1, "cycle_decay": 1.0}  # the second cycle starts after those epochs
     assert settings("spherenet20.mhe_c10") == sphere
     term = load_recipe("resnet20_cifar.mhe_c100").method.mhe
     assert term == load_recipe("spherenet20.mhe_c10").method.mhe

@@ -1,4 +1,4 @@
-"""Mixup and CutMix mix images and labels by the formula, with draws of their own, or say why not."""
+"""Mixup and CutMix mix images and labels by the formula with their own generator, and reject bad input."""
 
 import pytest
 import torch
@@ -88,7 +88,7 @@ def test_partners_are_permutations_and_layers_are_uniform():
         counts[d.layer] += 1
         partners[torch.arange(5), d.partner] += 1
         assert sorted(d.partner.tolist()) == [0, 1, 2, 3, 4] and d.inverse[d.partner].tolist() == [0, 1, 2, 3, 4]
-    assert all(abs(count - 300) < 60 for count in counts.values())  # four deviations
+    assert all(abs(count - 300) < 60 for count in counts.values())  # four standard deviations
     assert (partners - 180).abs().max() < 55
 
 
@@ -99,7 +99,7 @@ def test_draws_come_from_the_own_generator(kind):
     state = torch.get_rng_state()
     first, second = kind(K), kind(K, generator=generator(3))
     results = [first(x, y), second(x, y)]
-    assert torch.equal(torch.get_rng_state(), state)  # the order of the data is what it was
+    assert torch.equal(torch.get_rng_state(), state)  # the order of the data is unchanged
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
     assert not torch.equal(first(x, y)[0], results[0][0])
     first.seed(3)
@@ -141,7 +141,7 @@ def test_cutmix_labels_follow_the_area_that_was_pasted():
     [
         (dict(num_classes=1), "num_classes .* at least 2; got 1"),
         (dict(num_classes=2.0), "got 2.0"),
-        (dict(num_classes=3, alpha=-0.1), "alpha must be a number of at least 0.*got -0.1"),
+        (dict(num_classes=3, alpha=-0.1), "alpha must be a finite number of at least 0; got -0.1"),
         (dict(num_classes=3, alpha=float("nan")), "got nan"),
         (dict(num_classes=3, alpha="1"), "got '1'"),
         (dict(num_classes=3, smoothing=1.5), "smoothing must be .* got 1.5"),
@@ -156,15 +156,15 @@ def test_wrong_arguments(kind, args, message):
 @pytest.mark.parametrize(
     "x, y, message",
     [
-        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 5]), "labels must lie in 0 to 4; got 0 to 5"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 5]), "labels must be from 0 to 4; got 0 to 5"),
         (torch.zeros(2, 3, 4, 4), torch.tensor([-1, 2]), "got -1 to 2"),
         (torch.zeros(2, 3, 4, 4), torch.tensor([0.0, 1.0]), r"integers; got float32 \(2,\)"),
         (torch.zeros(2, 3, 4, 4), torch.tensor([True, False]), "integers; got bool"),
-        (torch.zeros(0, 3, 4, 4), torch.zeros(0, dtype=torch.int64), "an empty batch"),
-        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1, 2]), r"the B = 2 of x; got int64 \(3,\)"),
+        (torch.zeros(0, 3, 4, 4), torch.zeros(0, dtype=torch.int64), "the batch is empty"),
+        (torch.zeros(2, 3, 4, 4), torch.tensor([0, 1, 2]), r"B = 2, as x; got int64 \(3,\)"),
         (torch.zeros(2, 3, 4, 4), torch.tensor(1), r"got int64 \(\)"),
         (torch.zeros(2, 3, 4, 4), torch.zeros(2, 4), r"targets must be \(B, 5\).* got float32 \(2, 4\)"),
-        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), 1.5), "targets must lie in 0 to 1; got 1.5"),
+        (torch.zeros(2, 3, 4, 4), torch.full((2, 5), 1.5), "targets must be from 0 to 1; got 1.5"),
         (torch.zeros(2, 3, 4, 4), torch.full((2, 5), torch.nan), "got nan"),
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]), r"floating-point .* uint8 \(2, 3, 4, 4\)"),
         (torch.zeros(2), torch.tensor([0, 1]), r"got float32 \(2,\)"),
@@ -180,7 +180,7 @@ def test_wrong_batches(x, y, message):
 
 
 def test_smoothing_of_shares_and_cutmix_of_rows():
-    with pytest.raises(InputError, match="smoothing is for class numbers"):
+    with pytest.raises(InputError, match="smoothing applies to class indices"):
         Mixup(K, smoothing=0.1)(torch.zeros(2, 3), torch.zeros(2, K))
     with pytest.raises(InputError, match=r"\(B, C, H, W\); got float32 \(2, 3\)"):
         CutMix(K)(torch.zeros(2, 3), torch.tensor([0, 1]))

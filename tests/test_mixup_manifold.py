@@ -1,4 +1,4 @@
-"""Manifold Mixup mixes the output of one layer once, on any model, at any stage and in no residual branch."""
+"""Manifold Mixup mixes the output of one layer once, for any model and stage, but never inside a residual branch."""
 
 import copy
 
@@ -55,7 +55,7 @@ FIRST_TWO = {
 
 
 def without_random_layers(model):
-    """Stochastic depth and dropout draw anew in every pass; two passes are compared here."""
+    """Turn off stochastic depth and dropout, which differ between the two passes compared here."""
     for module in model.modules():
         for name in ("drop_prob", "p"):
             if isinstance(getattr(module, name, None), float):
@@ -80,7 +80,7 @@ def test_every_family_is_mixed_once_at_a_stage(arch):
         with fixed(mixup, layer, 0.3, [2, 0, 1]):
             images, targets = mixup(x, y)
             got = model(images)
-        model.load_state_dict(state)  # batch norm counts
+        model.load_state_dict(state)  # batch norm updates its statistics
         if layer == "input":
             expected, calls = model(by_loop(x, d).float()), [1]
         else:
@@ -88,11 +88,11 @@ def test_every_family_is_mixed_once_at_a_stage(arch):
                 expected = model(x)
             torch.testing.assert_close(images, x)
         assert len(calls) == 1
-        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)  # two threads add in another order
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)  # two threads change the order of sums
         torch.testing.assert_close(targets.double(), by_loop(F.one_hot(y, K), d))
         model.load_state_dict(state)
     plain = model(x)
-    assert not torch.allclose(plain, got, atol=1e-3)  # mixing does change these logits
+    assert not torch.allclose(plain, got, atol=1e-3)  # mixing changes these logits
     assert traces(model) == before and model.state_dict().keys() == state.keys()
 
 
@@ -114,7 +114,7 @@ def test_residual_branches_are_refused_with_the_reason(arch):
     before, state, (x, y) = traces(model), copy.deepcopy(model.state_dict()), batch()
     for layer in inside:
         mixup = ManifoldMixup(model, K, layers=["input", layer])
-        reason = f"{layer!r} lies inside a residual branch: the skip connection .* unmixed .* stage: "
+        reason = f"{layer!r} is inside a residual branch, so the skip connection .* stage instead: "
         with pytest.raises(InputError, match=reason + ", ".join(FIRST_TWO[arch])), mixup:
             mixup(x, y)
     for layer in on_the_stream:
@@ -128,12 +128,12 @@ def test_residual_branches_are_refused_with_the_reason(arch):
 def test_layers_that_cannot_be_mixed_are_refused():
     swin, (x, y) = small("swin_tiny_patch4_window7_224"), batch()
     mixup = ManifoldMixup(swin, K, layers="layers.0.blocks.0.attn.qkv")
-    with pytest.raises(InputError, match="gives .* rows for a batch of 2"), mixup:
+    with pytest.raises(InputError, match="returns 128 rows for a batch of 2"), mixup:
         mixup(x, y)
     model = nn.Sequential(nn.Linear(2, 2), nn.LSTM(2, 2))
     model.unused = nn.Linear(2, 2)
     model.forward = lambda x: model[1](model[0](x)[None])[0][0]
-    for layer, message in (("1", "'1' gives a tuple"), ("unused", "'unused' is not called")):
+    for layer, message in (("1", "'1' returns a tuple"), ("unused", "'unused' is not called")):
         mixup = ManifoldMixup(model, 2, layers=layer)
         with pytest.raises(InputError, match=message), mixup:
             mixup(torch.zeros(3, 2), torch.tensor([0, 1, 0]))
@@ -154,7 +154,7 @@ def test_a_batch_of_one_row_is_its_own_partner(layer):
     model, (x, y) = tiny().train(), batch(1, 16)
     state = copy.deepcopy(model.state_dict())
     plain = model(x)
-    model.load_state_dict(state)  # batch norm counts
+    model.load_state_dict(state)  # batch norm updates its statistics
     with ManifoldMixup(model, K, layers=[layer]) as mixup:
         images, targets = mixup(x, y)
         assert torch.equal(model(images), plain)
@@ -175,5 +175,5 @@ def test_wrong_layers():
         ManifoldMixup(tiny(), K, layers=["input", "layer9"])
     with pytest.raises(InputError, match=r"got \[\]"):
         ManifoldMixup(tiny(), K, layers=[])
-    with pytest.raises(InputError, match="Sequential has no feature_info with stages; name layers"):
+    with pytest.raises(InputError, match="Sequential has no feature_info with stages; pass layers"):
         ManifoldMixup(nn.Sequential(nn.Linear(2, 2)), K)

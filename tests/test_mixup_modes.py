@@ -1,4 +1,4 @@
-"""Manifold Mixup mixes alike under checkpointing, autocast, compilation and processes; silent in evaluation."""
+"""Manifold Mixup agrees under checkpointing, autocast, compilation and several processes; off in evaluation."""
 
 import copy
 
@@ -75,7 +75,7 @@ def test_autocast_and_half_precision_layers():
 
 
 class Counting:
-    """A backend that counts what it compiles."""
+    """A backend that counts compiled graphs."""
 
     def __init__(self):
         self.graphs = 0
@@ -87,8 +87,8 @@ class Counting:
         return aot_eager(graph, inputs)
 
 
-# Dynamo asks each tensor that a compiled frame receives for its `.grad`, and hides the warning by not showing it. Where
-# warnings are errors it escapes, with every hook that uses the output of a compiled model.
+# Dynamo reads `.grad` of each tensor that enters a compiled frame and hides the warning. With warnings as errors, any
+# hook that uses the output of a compiled model raises it.
 hidden_by_dynamo = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
@@ -104,7 +104,7 @@ def test_a_compiled_model_has_one_graph_for_each_layer(in_place):
         runs = model
     else:
         runs = torch.compile(model, backend=backend, fullgraph=True, dynamic=False)
-    plain(x), runs(x)  # a pass without mixing comes first, and is no trap
+    plain(x), runs(x)  # a first pass without mixing must not be cached for all
     twin, mixup = ManifoldMixup(plain, K, layers=layers), ManifoldMixup(runs, K, layers=layers)
     assert mixup.layers == layers
     for epoch in range(3):
@@ -116,7 +116,7 @@ def test_a_compiled_model_has_one_graph_for_each_layer(in_place):
         model.train(), plain.train()
         if not epoch:
             first = backend.graphs
-    assert first == backend.graphs == 2 + len(layers)  # without mixing in training and in evaluation, and one a layer
+    assert first == backend.graphs == 2 + len(layers)  # unmixed training, evaluation, one per layer
     assert not any(hooks for net in (plain, model) for hooks, *_ in traces(net))
 
 
@@ -128,7 +128,7 @@ def test_a_compiled_model_without_a_draw_or_run_twice():
     mixup = ManifoldMixup(runs, K, layers=["layer1"])
     with pytest.raises(InputError, match="without a draw"), mixup:
         runs(x)
-    with pytest.raises(InputError, match="ran twice"), mixup:
+    with pytest.raises(InputError, match="second forward pass"), mixup:
         runs(mixup(x, y)[0])
         runs(x)
     with mixup:
@@ -193,25 +193,25 @@ def test_parts_of_a_batch_have_a_draw_each():
 def test_wrong_order_of_calls():
     model, (x, y) = tiny().train(), batch(4, 16)
     before, mixup = traces(model), ManifoldMixup(model, K, layers=["layer1"])
-    with pytest.raises(InputError, match="draws inside a `with`"):
+    with pytest.raises(InputError, match="inside its `with`"):
         mixup(x, y)
     with pytest.raises(InputError, match="without a draw"), mixup:
         model(x)
-    with pytest.raises(InputError, match="ran twice after one draw"), mixup:
+    with pytest.raises(InputError, match="second forward pass after one draw"), mixup:
         images, _ = mixup(x, y)
         model(images)
         model(images)
-    with pytest.raises(InputError, match="'layer1' was drawn, and no training forward pass"), mixup:
+    with pytest.raises(InputError, match="no training forward pass reached the drawn layer 'layer1'"), mixup:
         mixup(x, y)
-    with pytest.raises(InputError, match="4 rows were drawn, and 2 came"), mixup:
+    with pytest.raises(InputError, match="got 2 rows for a draw of 4"), mixup:
         model(mixup(x, y)[0][:2])
-    with pytest.raises(InputError, match="entered already"), mixup, mixup:
+    with pytest.raises(InputError, match="already active"), mixup, mixup:
         pass
     assert traces(model) == before
     with pytest.raises(ZeroDivisionError), mixup:
         model(mixup(x, y)[0])
         1 / 0  # noqa: B018
     assert traces(model) == before
-    with mixup:  # and all is well again
+    with mixup:  # works again
         model(mixup(x, y)[0])
     model(x)

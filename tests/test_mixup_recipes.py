@@ -1,4 +1,4 @@
-"""The recipes and sweeps of mixup say what the papers say, and every one of them builds its mixing."""
+"""The mixup recipes and sweeps match the papers, and each builds its mixing."""
 
 import pytest
 import timm
@@ -60,7 +60,7 @@ def test_hidden_states_do_better_than_images_in_the_published_numbers(name):
     for label, value in stated.items():
         if "input" in label:
             assert 0 < stated[label.replace("input", "manifold")] - value < 5, label
-    assert bool(stated) == (name not in ("mixup_table4", "mixup_table7"))  # of these the paper tells no clean accuracy
+    assert bool(stated) == (name not in ("mixup_table4", "mixup_table7"))  # no clean accuracy in the paper
 
 
 def test_the_evidence_differs_in_the_method_alone():

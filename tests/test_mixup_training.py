@@ -1,4 +1,4 @@
-"""Mixing in whole trainings: our engine (resumed, accumulated, two processes), and a loop in the form of timm's."""
+"""Mixing in full trainings: our engine (resumed, accumulated, two processes), and a loop like timm's."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The neurons of a model: the right rows of the right layers, and why others are left out."""
+"""neurons.select returns the right rows of the right layers, and a reason for each skipped layer."""
 
 import pytest
 import timm
@@ -112,7 +112,7 @@ def test_frozen_layers_are_left_out_and_it_is_said():
     net[0].weight.requires_grad_(False)
     term = MHE(net, hidden=1.0, output=1.0)
     assert term.skipped == {"0": "frozen"}
-    assert "0: left out, frozen" in repr(term) and "1: 1" in repr(term)
+    assert "0: skipped, frozen" in repr(term) and "1: 1" in repr(term)
     assert list(term.report()) == ["1", "2"]
     net[1].weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"no hidden layer.*0 \(frozen\), 1 \(frozen\)"):
@@ -144,7 +144,7 @@ def test_unfit_weights_are_refused(layer, message, kind):
 
 
 class FullyShardedDataParallel(nn.Sequential):
-    """By its name one of torch's wrapper, which needs several processes."""
+    """A stand-in with the name of torch's wrapper, which needs several processes."""
 
 
 def test_a_sharded_model_is_refused():
@@ -155,6 +155,6 @@ def test_a_sharded_model_is_refused():
 def test_weights_that_are_not_finite_are_refused_unless_left_out():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     net[0].weight.data[1, 2] = float("nan")
-    with pytest.raises(InputError, match="0 holds NaN"):
+    with pytest.raises(InputError, match="0 has NaN"):
         MHE(net, hidden=1.0, output=1.0)
     assert list(MHE(net, hidden=0, output=1.0, exclude="0").report()) == ["1"]

@@ -1,4 +1,4 @@
-"""The projected error has the values and gradients of its formulas; the sliced distance that it bounds, too."""
+"""Values and gradients of the projected error and of the sliced Wasserstein distance equal their formulas."""
 
 import json
 import math
@@ -28,12 +28,12 @@ def generator(seed=0):
 
 
 def psi(t):
-    """E|t - z|, as the paper writes it."""
+    """E|t - z| in the paper's form."""
     return t * torch.erf(t / math.sqrt(2)) + ZERO * torch.exp(-t * t / 2)
 
 
 def close(got, case, expected):
-    """The rule of the oracles, with the tolerance that the dtype has there."""
+    """Compare by the rule of the oracles, with their tolerance for the dtype."""
     expected = torch.as_tensor(expected, dtype=torch.float64)
     assert got.shape == expected.shape
     tolerance = case["tolerance"] if got.dtype == torch.float64 else case["tolerance_float32"]
@@ -83,12 +83,12 @@ def test_one_dimension_is_psi(dtype):
     case = ORACLES["per_one_dimension"]
     for t, value, slope in zip(case["inputs"]["t"], case["expected"]["value"], case["expected"]["grad"], strict=True):
         h = torch.tensor([[t]], dtype=dtype)
-        for slices in (1, 5):  # a unit vector of one entry is 1 or -1, and psi is even
+        for slices in (1, 5):  # in one dimension theta is 1 or -1, and psi is even
             got, grad = value_and_gradient(h, slices=slices, generator=generator())
             close(got, case, value)
             close(grad, case, [[slope]])
         got, grad = value_and_gradient(h, slices=None)
-        close(got, {**case, "tolerance": 1e-11}, value)  # a Chebyshev sum there
+        close(got, {**case, "tolerance": 1e-11}, value)  # a Chebyshev sum
         close(grad, {**case, "tolerance": 1e-11}, [[slope]])
 
 
@@ -122,7 +122,7 @@ def test_gaussian_data_has_the_closed_form_for_every_d():
         for sigma, expected in zip(case["inputs"]["sigma"], case["expected"], strict=True):
             _, errors, _ = ExactError.apply(sigma * length[:, None] * torch.eye(d, dtype=torch.float64)[0], (1,))
             mean = torch.trapezoid(errors * density) / torch.trapezoid(density)
-            assert float(mean) == pytest.approx(expected, rel=1e-5)  # of 4000 steps
+            assert float(mean) == pytest.approx(expected, rel=1e-5)  # 4000 steps
 
 
 def test_approximation_by_the_root_mean_square():
@@ -151,7 +151,7 @@ def test_limits():
 @pytest.mark.parametrize("d", DIMENSIONS)
 def test_all_directions_against_quadrature_in_float32_and_float64(d):
     norms = torch.cat([torch.zeros(1), torch.logspace(-6, 3, 28)]).double()
-    norms = norms.float().double()  # the same numbers in both
+    norms = norms.float().double()  # same numbers in both
     value, slope = by_angle(norms, d)
     h = torch.nn.functional.normalize(normal(len(norms), d, seed=d)) * norms[:, None]
     h[:, 0] = torch.where(norms > 0, h[:, 0], 0.0)
@@ -179,19 +179,19 @@ def test_all_directions_against_hyp1f1(d):
     got.sum().backward()
     expected = ZERO * torch.as_tensor(scipy.special.hyp1f1(-0.5, d / 2, -(norms**2).numpy() / 2))
     slope = ZERO / d * torch.as_tensor(scipy.special.hyp1f1(0.5, d / 2 + 1, -(norms**2).numpy() / 2)) * norms
-    torch.testing.assert_close(got.detach(), expected, rtol=1e-11, atol=0)  # of the Chebyshev sum: 1e-13
+    torch.testing.assert_close(got.detach(), expected, rtol=1e-11, atol=0)  # 1e-13 of the Chebyshev sum
     torch.testing.assert_close(x.grad[:, 0], slope, rtol=1e-11, atol=1e-15)
 
 
 @pytest.mark.parametrize("slices", [8, None])
 def test_a_second_derivative_is_refused(slices):
     x = normal(5, 3).requires_grad_()
-    with pytest.raises(InputError, match="once, not twice"):
+    with pytest.raises(InputError, match="no second derivatives"):
         torch.autograd.grad(projected_error(x, slices=slices), x, create_graph=True)
 
 
 def test_the_exact_gradient_is_that_of_autograd():
-    """Autograd through the one-dimensional quadrature, and difference quotients."""
+    """Against autograd through the one-dimensional quadrature, and against difference quotients."""
     d, nodes = 5, 2000
     angle = (torch.arange(nodes, dtype=torch.float64) + 0.5) * (math.pi / nodes)
     density = angle.sin() ** (d - 2)
@@ -258,7 +258,7 @@ def test_sampled_errors_average_to_the_exact_one():
     x = normal(8, 16)
     exact, gradient = value_and_gradient(x, slices=None)
     value, sampled = value_and_gradient(x, slices=40_000, generator=generator())
-    assert float(value) == pytest.approx(float(exact), abs=0.01)  # 3 deviations of 0.6 / sqrt(40,000)
+    assert float(value) == pytest.approx(float(exact), abs=0.01)  # 3 standard errors of 0.6 / sqrt(40,000)
     assert torch.nn.functional.cosine_similarity(sampled.flatten(), gradient.flatten(), 0) > 0.999  # noise sqrt(d / s)
 
 
@@ -278,10 +278,10 @@ def test_layouts_and_precisions(slices):
             got, pull = value_and_gradient(half, slices=slices, generator=generator())
             inside, _ = value_and_gradient(half.float(), slices=slices, generator=generator())
         assert got.dtype == inside.dtype == torch.float32 and pull.dtype == dtype
-        torch.testing.assert_close(got, exact, rtol=1e-6, atol=0)  # the input is rounded, and nothing else
+        torch.testing.assert_close(got, exact, rtol=1e-6, atol=0)  # only the input is rounded
         torch.testing.assert_close(inside, exact, rtol=1e-6, atol=0)
         torch.testing.assert_close(pull.float(), wanted, rtol=4 * torch.finfo(dtype).eps, atol=1e-7)
-    huge = torch.full((2, 3), 6e4, dtype=torch.float16)  # its square is not a float16
+    huge = torch.full((2, 3), 6e4, dtype=torch.float16)  # its square overflows float16
     assert all(t.isfinite().all() for t in value_and_gradient(huge, slices=slices))
     assert all(t.isfinite().all() for t in value_and_gradient(torch.full((2, 3), 1e18), slices=slices))
 
@@ -309,9 +309,9 @@ def test_sliced_distance_in_one_dimension():
     close(projected_error(samples[:, None], slices=None), case, case["expected"]["per_mean"])
     for samples in (normal(1), normal(50), normal(200) * 3 + 1, torch.zeros(3).double(), normal(9).round()):
         got = float(sliced_wasserstein(samples[:, None], slices=3))
-        assert got == pytest.approx(slow_wasserstein(samples), abs=2e-5)  # the rule's own error
+        assert got == pytest.approx(slow_wasserstein(samples), abs=2e-5)  # error of the rule
         quantiles = scipy.stats.norm.ppf((torch.arange(100_000) + 0.5) / 100_000)
-        assert got == pytest.approx(scipy.stats.wasserstein_distance(samples, quantiles), abs=1e-4)  # of its tails
+        assert got == pytest.approx(scipy.stats.wasserstein_distance(samples, quantiles), abs=1e-4)  # of the tails
 
 
 def test_the_error_bounds_the_sliced_distance():

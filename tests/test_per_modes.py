@@ -1,4 +1,4 @@
-"""The term in every mode: in-place modules, half precision, compile, checkpointing, accumulation, several processes."""
+"""PER in every mode: in-place modules, half precision, compile, checkpointing, accumulation, several processes."""
 
 import copy
 import os
@@ -20,7 +20,7 @@ from hyperzoo.regularizers import PER, projected_error
 def test_in_place_modules_do_not_overwrite_what_was_recorded():
     x = images()
     model = net(inplace=True)
-    term = PER(model, strength=1.0, layers=["0", "1", "3", "4"], slices=None)  # in front of, at and behind
+    term = PER(model, strength=1.0, layers=["0", "1", "3", "4"], slices=None)  # before, at and after the layer
     found = gradients(model, step(model, term, x))
     plain = net(inplace=False)
     expected = plain(x).square().mean() + sum(
@@ -32,7 +32,7 @@ def test_in_place_modules_do_not_overwrite_what_was_recorded():
 
 
 class Fc(nn.Module):
-    """A linear layer, and what comes of its input and output."""
+    """A linear layer that also uses its input and output."""
 
     def __init__(self, then):
         super().__init__()
@@ -92,7 +92,7 @@ def test_half_precision_leaves_the_term_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         half = step(model, term, x)
     assert half.dtype == torch.float32
-    assert half.item() == pytest.approx(exact.item(), rel=0.02)  # activations of 8 bits
+    assert half.item() == pytest.approx(exact.item(), rel=0.02)  # activations with 8 significant bits
     assert all(grad.isfinite().all() for grad in gradients(model, half))
     double = copy.deepcopy(model).double()
     assert step(double, PER(double, strength=1.0, layers=LAYERS), x.double()).dtype == torch.float64
@@ -105,7 +105,7 @@ def test_a_compiled_model_has_the_same_term(slices):
     compiled = copy.deepcopy(model)
     compiled(x)
     compiled.compile(backend="aot_eager", fullgraph=True, dynamic=False)
-    compiled(x)  # compiled before the hooks arrive
+    compiled(x)  # compiled before the hooks are attached
     term = PER(compiled, strength=1.0, layers=LAYERS, slices=slices)
     for _ in range(2):
         term.seed(0)
@@ -126,7 +126,7 @@ def test_gradient_checkpointing_changes_nothing(inside, slices):
     plain = timm.create_model("resnet20_cifar")
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.eval()  # statistics would be updated twice by the recomputation
+            module.eval()  # the recomputation would update the statistics twice
     saving = copy.deepcopy(plain)
     saving.set_grad_checkpointing()
     found = []
@@ -160,7 +160,7 @@ def test_reentrant_checkpointing_is_an_error():
     with pytest.raises(InputError, match="'net.1' ran without gradients.*use_reentrant=False"):
         step(saving, term, images())
     with torch.no_grad():
-        assert step(saving, term, images()).item() > 0  # a value alone is fine
+        assert step(saving, term, images()).item() > 0  # a value without gradients is fine
 
 
 def test_sum_is_multiplied_by_the_number_of_processes(monkeypatch):

@@ -1,4 +1,4 @@
-"""The term acts on each layer that it was given, in training only; it leaves nothing behind in the model."""
+"""PER acts on each selected layer, in training only, and leaves no trace in the model."""
 
 import copy
 
@@ -28,7 +28,7 @@ def images(batch=4, size=6, seed=1):
 
 
 def outputs(model, x, layers):
-    """What the layers put out, by hand: no hook, no in-place operation."""
+    """The outputs of the layers by hand, without hooks or in-place operations."""
     found = {}
     for name, module in model.named_children():
         x = module(x)
@@ -50,7 +50,7 @@ def step(model, term, x):
 
 
 def traces(model):
-    """All that a term could leave behind."""
+    """Everything that a term could leave in the model."""
     return [
         (
             len(module._forward_hooks),
@@ -80,10 +80,10 @@ def test_value_and_gradient_are_those_of_the_layers_by_hand(slices, reduce, view
     for got, wanted in zip(found, gradients(plain, expected), strict=True):
         assert (got is None) == (wanted is None)
         if got is not None:
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)  # the same sums in another order
+            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-6)  # same sums in another order
     exact = 0.3 * sum(projected_error(h, slices=None, reduce=reduce, view=view) for h in taps)
     assert value.dtype == torch.float32
-    torch.testing.assert_close(value, exact)  # the value is that of all directions
+    torch.testing.assert_close(value, exact)  # the value is over all directions
 
 
 @pytest.mark.parametrize("slices", [None, 8])
@@ -94,7 +94,7 @@ def test_the_gradient_reaches_each_layer(name, slices):
     with term:
         model(images())
         found = gradients(model, term())
-    own = {"1": 2, "4": 4, "7": 6}[name]  # tensors in front of the layer
+    own = {"1": 2, "4": 4, "7": 6}[name]  # tensors before the layer
     assert all(grad.abs().sum() > 0 for grad in found[:own]) and all(grad is None for grad in found[own:])
 
 
@@ -190,7 +190,7 @@ def test_nothing_in_evaluation_in_the_state_dict_or_behind():
             raise ZeroDivisionError
     assert traces(model) == before
     with pytest.raises(InputError, match="nothing was recorded"):
-        term()  # what was recorded before the exception is gone
+        term()  # the recording from before the exception is gone
     twin = copy.deepcopy(model)
     step(model, term, x)
     assert traces(model) == before == traces(twin)
@@ -204,14 +204,14 @@ def test_one_forward_pass_for_each_with():
     with term:
         model(x)
         first = term()
-        model(x)  # as gradient checkpointing repeats it
+        model(x)  # like the recomputation of gradient checkpointing
         with pytest.raises(InputError, match="nothing was recorded"):
             term()
         with pytest.raises(InputError, match="recording already"):
             term.__enter__()
     with term:
         model(x)
-    torch.testing.assert_close(term(), first)  # also right behind the `with`
+    torch.testing.assert_close(term(), first)  # also directly after the `with`
     part = nn.Sequential(nn.Linear(2, 2), nn.ModuleDict({"unused": nn.Linear(2, 2)}))
     term = PER(part, strength=1.0, layers=["0", "1.unused"])
     with pytest.raises(InputError, match="nothing was recorded of '1.unused'"), term:
@@ -258,10 +258,10 @@ def test_two_terms_at_once():
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
-        (dict(strength=-1.0), InputError, "strength must be a number of at least 0; got -1.0"),
+        (dict(strength=-1.0), InputError, "strength must be a finite number of at least 0; got -1.0"),
         (dict(strength=float("nan")), InputError, "got nan"),
         (dict(strength="1"), InputError, "got '1'"),
-        (dict(slices=0), InputError, "slices must be 1 or more"),
+        (dict(slices=0), InputError, "must be a whole number of at least 1; got 0"),
         (dict(reduce="avg"), InputError, "got 'avg'"),
         (dict(view="flat"), InputError, "got 'flat'"),
         (dict(layers=[]), InputError, "got \\[\\]"),
@@ -284,6 +284,6 @@ def test_an_empty_batch_is_refused():
 
 
 def test_functional_reference_is_not_in_place():
-    """`outputs` above keeps what it found: the reference of these tests is sound."""
+    """The reference `outputs` above does not change the model."""
     plain, x = net(inplace=False), images()
     assert torch.equal(outputs(plain, x, ["1"])["1"], F.relu(plain[0](x)))

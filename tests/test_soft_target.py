@@ -1,4 +1,4 @@
-"""Losses of mixed labels: values and slopes are those of slow loops and of the oracles."""
+"""Losses for mixed labels: values and gradients equal slow loops and the oracles."""
 
 import itertools
 import math
@@ -73,7 +73,7 @@ def test_published_soft_targets(dtype):
     z, t = (a[None] for a in tensors(case, "logits", "targets"))
     close(SoftTarget("bce")(z.requires_grad_(), t), case["expected"]["stable"], tolerance(case))
     SoftTarget("bce")(z, t).backward()
-    assert z.grad.isfinite().all() and z.grad[0, 0] > 0.6  # 2/3 of a sample; the clamped form has 1/3 there
+    assert z.grad.isfinite().all() and z.grad[0, 0] > 0.6  # 2/3 of a sample; the clamped form gives 1/3
 
 
 @EACH_KIND
@@ -87,7 +87,7 @@ def test_mixing_labels_is_mixing_losses(kind):
 def test_gradients_of_soft_targets(kind):
     z, t = normal(4, 3) * 2, normal(4, 3, seed=1).softmax(1)
     assert torch.autograd.gradcheck(SoftTarget(kind), (z.requires_grad_(), t))
-    for scale in (0.0, 1e4):  # ties everywhere; a certainty that float32 cannot hold
+    for scale in (0.0, 1e4):  # all ties; a probability that float32 rounds to 1
         z = (normal(4, 3, dtype=torch.float32) * scale).requires_grad_()
         loss = SoftTarget(kind)(z, t)
         loss.backward()
@@ -115,10 +115,14 @@ def test_soft_targets_compile_whole(kind):
 @pytest.mark.parametrize(
     "logits, target, message",
     [
-        ((4, 3), torch.zeros(4, dtype=torch.int64), r"labels must be \(4, 3\), .*; got \(4,\) torch.int64. .*one_hot"),
+        (
+            (4, 3),
+            torch.zeros(4, dtype=torch.int64),
+            r"must be floating-point \(4, 3\), .*got \(4,\) torch.int64. .*one_hot",
+        ),
         ((4, 3), torch.zeros(4, 3, dtype=torch.int64), "got .* torch.int64"),
         ((4, 3), torch.zeros(4, 2), r"got \(4, 2\)"),
-        ((0, 3), torch.zeros(0, 3), r"a row and two classes at least; got \(0, 3\)"),
+        ((0, 3), torch.zeros(0, 3), r"B at least 1 and K at least 2; got \(0, 3\)"),
         ((4, 1), torch.zeros(4, 1), r"got \(4, 1\)"),
         ((4, 3, 2), torch.zeros(4, 3, 2), r"got \(4, 3, 2\)"),
     ],

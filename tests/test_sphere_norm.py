@@ -1,4 +1,4 @@
-"""SphereNorm is beta g(theta) + gamma per filter, in every mode, and normalises each image by itself."""
+"""SphereNorm computes beta g(theta) + gamma per filter, in every mode and for each image independently."""
 
 import copy
 
@@ -26,7 +26,7 @@ def layer(operator="cosine", dtype=torch.float64, **args):
 
 
 def angles(norm):
-    """The sphere convolution with the same filters; it is tested against loops in test_layers.py."""
+    """The sphere convolution with the same filters, which test_layers.py compares with loops."""
     plain = SphereConv2d(4, 6, 3, (2, 1), (1, 0), (1, 2), 2, operator=norm.operator, dtype=norm.weight.dtype)
     plain.weight, plain.raw_k = norm.weight, norm.raw_k
     return plain
@@ -54,7 +54,7 @@ def test_gradients(operator):
 
     inputs = (images(1)[:, :, :3, :5].requires_grad_(), *norm.parameters())
     assert torch.autograd.gradcheck(f, inputs, atol=1e-4, fast_mode=True)
-    norm(images()).relu_().sum().backward()  # in place right behind it: the cosine itself is not what comes out
+    norm(images()).relu_().sum().backward()  # in place directly after it: the output is not the saved cosine
 
 
 def test_fixed_values_are_state_and_not_trained():

@@ -1,4 +1,4 @@
-"""Any torch or timm model becomes a sphere network in place: each convolution or a reason why not, and nothing else."""
+"""sphereize converts any torch or timm model in place: every convolution, or it reports why not; nothing else."""
 
 import copy
 import math
@@ -22,7 +22,7 @@ SPHERE = (SphereConv2d, SphereLinear)
 
 
 def inception():
-    """GoogLeNet's successor in small: parallel branches, factorised 1 x 7 and 7 x 1 convolutions, strided ones."""
+    """A small Inception: parallel branches, factorized 1 x 7 and 7 x 1 convolutions, strided ones."""
     conv = partial(ConvNormAct, padding=0, act_kwargs=dict(inplace=True))  # as the whole network sets it
     blocks = [InceptionA(3, 8, conv), InceptionB(232, conv), InceptionC(232 + 384 + 96, 8, conv)]
     return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(768, 5))
@@ -49,7 +49,7 @@ def images(batch=2, size=32, channels=3):
 
 
 def kinds(model):
-    """What an error must leave as it was."""
+    """The state that an error must not change."""
     modules = [(name, type(m), m.training, getattr(m, "inplace", None)) for name, m in model.named_modules()]
     return modules, [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]
 
@@ -88,7 +88,7 @@ def test_forward_backward_save_and_load_of_real_networks(net, tmp_path):
     def compare(layer, inputs, out):
         expected = cosine(layer, inputs[0]) + (0 if layer.bias is None else layer.bias.double()[:, None])
         seen.append(layer)
-        # the cosine in float32: 1e-6 where the patch is not tiny
+        # float32 cosine: 1e-6 unless the patch is tiny
         torch.testing.assert_close(out.flatten(2).double(), expected, atol=2e-5, rtol=0)
 
     hooks = [m.register_forward_hook(compare) for m in model.modules() if isinstance(m, SphereConv2d)]
@@ -129,14 +129,14 @@ def test_other_operators(operator, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 def test_paddings_in_words_and_numbers():
-    """'same' with an odd number of zeros puts the odd one last, as torch does."""
+    """padding='same' with an odd number of zeros puts the odd one last, as in torch."""
     x = images(1, 9)
     for padding, kernel, dilation in (("same", 4, 1), ("same", (2, 3), 1), ("same", 3, 2), ("valid", 3, 1), (2, 3, 2)):
         net = nn.Sequential(nn.Conv2d(3, 4, kernel, padding=padding, dilation=dilation, bias=False))
         product = net(x)
         sphereize(net)
         assert net(x).shape == product.shape
-        ones = F.conv2d(  # the norm of each patch, by the convolution it stands for
+        ones = F.conv2d(  # the norm of each patch, by an equivalent convolution
             x.square().sum(1, keepdim=True), torch.ones(1, 1, *net[0].kernel_size), None, 1, padding, dilation
         )
         rows = (net[0].weight.square().sum((1, 2, 3)) + 1e-4).sqrt()
@@ -162,7 +162,7 @@ def test_what_stays_and_why():
             return super().forward(x) * 2
 
     class Same(nn.Conv2d):
-        """Only a name: computes what its parent does."""
+        """A subclass that only changes the name."""
 
     hooked = nn.Conv2d(4, 4, 1)
     hooked.register_forward_hook(lambda *_: None)
@@ -185,12 +185,12 @@ def test_what_stays_and_why():
     report = sphereize(net, linear=True)
     assert report.changed == ("taken", "fc")
     assert report.left == {
-        "own": "Own has a forward of its own",
-        "std": "StdConv2d has a forward of its own",
+        "own": "Own has its own forward",
+        "std": "StdConv2d has its own forward",
         "hooked": "it has hooks",
-        "normed": "its weight is parametrised",
+        "normed": "its weight is parametrized",
         "reflect": "padding_mode=reflect",
-        "one": "each filter sees a single number, whose angle is only its sign",
+        "one": "each filter sees a single number, whose angle is only a sign",
         "up": "ConvTranspose2d has no sphere form",
         "text": "Conv1d has no sphere form",
         "complex": "its weight is complex",
@@ -259,7 +259,7 @@ def test_shared_modules_are_converted_once_and_stay_shared():
     assert net[3] is net[4] and isinstance(net[3][0], SphereConv2d)
     assert net[5].weight is net[1].weight
     again = nn.Sequential(shared, nn.Sequential(shared), nn.Conv2d(4, 4, 1))
-    report = sphereize(again, exclude=["1.*"])  # one excluded name keeps the module
+    report = sphereize(again, exclude=["1.*"])  # excluded under one name is enough
     assert again[0] is again[1][0] is shared and report.left == {"0": "in exclude", "1.0": "in exclude"}
 
 
@@ -277,7 +277,7 @@ def test_activation_in_place_right_behind_a_cosine():
     for operator, bias in (("linear", False), ("sigmoid", False), ("learnable", False), ("cosine", True)):
         model = net(bias)
         assert sphereize(model, operator).out_of_place == () and model[1].inplace
-        # what is in place right behind these is no part of what the backward pass needs
+        # in-place operations directly after these do not modify saved tensors
         assert torch.autograd.gradcheck(model.double(), (x,), atol=1e-4, fast_mode=True)
 
 
@@ -288,12 +288,12 @@ def test_the_report_can_be_read():
         "  changed: conv1, layer1.0.conv1, layer1.0.conv2, layer1.1.conv1, layer1.1.conv2 and 12 more",
         "  left, in exclude: layer2.0.downsample.0, layer3.0.downsample.0, layer4.0.downsample.0",
         "  left, linear=True converts it: fc",
-        "  inplace=False, as training needs what a cosine layer returns: "
+        "  inplace=False, because cosine layers need their outputs: "
         "act1, layer1.0.act1, layer1.0.act2, layer1.1.act1, layer1.1.act2 and 12 more",
     ]
 
 
-def quantised():
+def quantized():
     convolution = nn.Conv2d(4, 4, 1)
     convolution.weight = nn.Parameter(torch.ones(4, 4, 1, 1, dtype=torch.int8), requires_grad=False)
     return convolution
@@ -309,9 +309,9 @@ def quantised():
         (None, dict(exclude=[3]), r"exclude must be a list of patterns.*got \[3\]"),
         (None, dict(include=["conv2"]), "include: 'conv2' matches no convolution .* Names: 0, 1, 4.0"),
         (None, dict(exclude=["4"]), "exclude: '4' matches no"),
-        (nn.LazyConv2d(4, 1), {}, "^5 is a LazyConv2d without weights yet: run the model once"),
-        (nn.LazyLinear(4), dict(linear=True), "^5 is a LazyLinear without weights yet"),
-        (quantised(), {}, r"^5 \(Conv2d\) is quantised"),
+        (nn.LazyConv2d(4, 1), {}, "^5 is a LazyConv2d without weights; run the model on one batch"),
+        (nn.LazyLinear(4), dict(linear=True), "^5 is a LazyLinear without weights"),
+        (quantized(), {}, r"^5 \(Conv2d\) is quantized"),
     ],
 )
 def test_bad_arguments_and_models_are_refused_and_nothing_is_changed(change, arguments, message):
@@ -325,15 +325,15 @@ def test_bad_arguments_and_models_are_refused_and_nothing_is_changed(change, arg
     assert kinds(net) == was
 
 
-def test_lazy_and_quantised_layers_that_are_not_asked_for_are_left():
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 1), quantised(), nn.LazyLinear(4))
+def test_lazy_and_quantized_layers_that_are_not_asked_for_are_left():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyConv2d(4, 1), quantized(), nn.LazyLinear(4))
     assert sphereize(net, exclude=["1", "2"]).changed == ("0",)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.ao is deprecated
-def test_quantised_modules_of_torch_are_seen():
+def test_quantized_modules_of_torch_are_seen():
     net = nn.Sequential(nn.Conv2d(3, 4, 3), torch.ao.nn.quantized.Conv2d(4, 4, 1))
-    with pytest.raises(InputError, match=r"^1 \(Conv2d\) is quantised"):
+    with pytest.raises(InputError, match=r"^1 \(Conv2d\) is quantized"):
         sphereize(net)
 
 
@@ -344,7 +344,7 @@ def test_models_without_convolutions_are_refused():
     with pytest.raises(InputError, match="Sequential has no convolution to convert; linear=True"):
         sphereize(net)
     assert sphereize(net, linear=True).changed == ("0",) and isinstance(net[0], SphereLinear)
-    with pytest.raises(InputError, match="the model is a Conv2d itself"):
+    with pytest.raises(InputError, match="the model itself is a Conv2d"):
         sphereize(nn.Conv2d(3, 4, 3))
 
 

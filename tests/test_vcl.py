@@ -1,4 +1,4 @@
-"""VCL has the value of its formula, owns one beta for each entry, and reaches layer and betas."""
+"""VCL equals its formula, owns one beta per entry, and sends gradients to layer and betas."""
 
 import copy
 from fractions import Fraction
@@ -55,7 +55,7 @@ def test_samples_behind_the_two_groups_do_not_count():
     beta = torch.ones(x.shape[1])
     assert variance_constancy(x, beta) == variance_constancy(x[:10], beta)
     constant = torch.ones(10, 3).requires_grad_()
-    variance_constancy(constant, torch.ones(3)).backward()  # no variance at all: (1 - 0 / 1)^2, and no NaN
+    variance_constancy(constant, torch.ones(3)).backward()  # zero variance: (1 - 0 / 1)^2, not NaN
     assert constant.grad.isfinite().all()
     assert variance_constancy(torch.ones(10, 3), torch.ones(3)) == 1
 
@@ -80,7 +80,7 @@ def test_the_term_is_the_formula_on_each_layer_and_reaches_its_betas():
     tensors = [model[0].weight, model[0].bias, *betas]
     wanted = torch.autograd.grad(expected, [plain[0].weight, plain[0].bias, *betas])
     for got, grad in zip(torch.autograd.grad(value, tensors), wanted, strict=True):
-        torch.testing.assert_close(got, grad, rtol=1e-3, atol=1e-6)  # sums in another order
+        torch.testing.assert_close(got, grad, rtol=1e-3, atol=1e-6)  # other order of sums
         assert got.abs().sum() > 0
     report = term.report()
     assert report["0"] == pytest.approx(slow(first, betas[0], 5), rel=1e-3) and list(report) == ["0", "2"]
@@ -96,7 +96,7 @@ def test_making_the_term_leaves_the_model_as_it_was():
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), random)
-    with pytest.raises(RuntimeError):  # the model's own complaint about the size
+    with pytest.raises(RuntimeError):  # the model itself rejects the size
         VCL(model, layers="0", input_size=(3, 1, 1))
     assert [module.training for module in model.modules()] == modes
     assert not model[0]._forward_hooks
@@ -121,8 +121,8 @@ def test_nothing_in_evaluation():
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
-        (dict(strength=-0.1), InputError, "strength must be a number of at least 0; got -0.1"),
-        (dict(group=1), InputError, "group must be 2 or more samples.*got 1"),
+        (dict(strength=-0.1), InputError, "strength must be a finite number of at least 0; got -0.1"),
+        (dict(group=1), InputError, "must be a whole number of at least 2; got 1"),
         (dict(group=2.5), InputError, "got 2.5"),
         (dict(input_size=None), InputError, "VCL needs the size of one sample"),
         (dict(input_size=(3, 0, 6)), InputError, r"got \(3, 0, 6\)"),
@@ -136,7 +136,7 @@ def test_bad_arguments_are_refused(arguments, kind, message):
 
 
 def nearest(index, size, whole):
-    """Of `whole` cells on the unit interval the one that holds the middle of cell `index` of `size`."""
+    """The one of `whole` cells on the unit interval that contains the center of cell `index` of `size`."""
     middle = Fraction(2 * index + 1, 2 * size)
     return next(cell for cell in range(whole) if middle < Fraction(cell + 1, whole))
 
@@ -166,6 +166,6 @@ def test_small_batches_and_other_shapes_are_refused():
         term()
     rows = nn.Sequential(nn.Linear(3, 2))
     term = VCL(rows, layers="0", input_size=(5, 3))
-    with pytest.raises(InputError, match=r"each of \(5, 2\) entries.*\(7, 2\) each"), term:
+    with pytest.raises(InputError, match=r"beta has the shape \(5, 2\), .* have \(7, 2\) per sample"), term:
         rows(torch.randn(12, 7, 3))
         term()

@@ -1,4 +1,4 @@
-"""The rivals of MHE, orthogonality and the minimum angle, compute their formulas."""
+"""Orthogonality and minimum angle, the alternatives to MHE, equal their formulas."""
 
 import itertools
 import math
@@ -50,7 +50,7 @@ def test_orthogonality_equals_the_loops():
 def test_orthogonality_has_its_floor():
     case = ORACLES["sc_orth_floor"]
     for shape, floor in zip(case["inputs"]["cases"], case["expected"], strict=True):
-        basis, _ = torch.linalg.qr(normal(shape["n"], shape["fan_in"]))  # columns orthonormal: a tight frame of rows
+        basis, _ = torch.linalg.qr(normal(shape["n"], shape["fan_in"]))  # orthonormal columns: a tight frame of rows
         close(2e-4 * orthogonality_penalty(basis), floor, case["tolerance"])
         assert orthogonality_penalty(basis + 0.01 * normal(*basis.shape, seed=1)) > orthogonality_penalty(basis)
 

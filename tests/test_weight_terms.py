@@ -1,4 +1,4 @@
-"""Every term that reads weights: exact under compile and autocast, for any layout and under DDP; owns nothing."""
+"""Weight terms are exact under compile, autocast and DDP and for any memory layout, and own no parameters."""
 
 import copy
 
@@ -45,7 +45,7 @@ def test_a_term_is_float32_in_autocast_and_for_half_precision_weights(make):
     expected = make(net)()
     with torch.autocast("cpu", torch.bfloat16):
         got = make(net)()
-    grads = gradients(net, got)  # outside: torch rounds the backward pass of any product inside autocast to bfloat16
+    grads = gradients(net, got)  # outside, because inside autocast torch rounds the backward of any product to bfloat16
     assert got.dtype == torch.float32 and torch.equal(got, expected)
     assert all(torch.equal(a, b) for a, b in zip(grads, gradients(net, make(net)()), strict=True))
     assert make(copy.deepcopy(net).double())().dtype == torch.float64
@@ -53,7 +53,7 @@ def test_a_term_is_float32_in_autocast_and_for_half_precision_weights(make):
     value = make(half)()
     assert value.dtype == torch.float32
     exact = make(copy.deepcopy(half).double())()
-    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)  # only the weights are rounded
+    torch.testing.assert_close(value.double(), exact, rtol=1e-5, atol=1e-6)  # rounding of the weights only
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients(half, value))
 
 
@@ -68,7 +68,7 @@ def test_a_term_owns_nothing_and_leaves_nothing_behind(make):
     assert list(term.parameters()) == []
     assert before == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in net.modules()]
     assert {p.grad is None for p in net.parameters()} == {True}
-    # gradients reach weights, not biases; and nothing else
+    # gradients reach the weights only
     term().backward()
     assert {name for name, p in net.named_parameters() if p.grad is not None} == {f"{i}.weight" for i in (0, 1, 2, 4)}
 
@@ -79,7 +79,7 @@ def test_channels_last_weights_give_the_same_and_keep_their_format():
     for make in TERMS:
         torch.testing.assert_close(make(last)(), make(net)())
         for got, expected in zip(gradients(last, make(last)()), gradients(net, make(net)()), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # sums in another order
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)  # other order of sums
         assert last[1].weight.grad.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -110,7 +110,7 @@ def test_in_ddp_the_gradient_is_that_of_one_process_and_sharded_weights_are_refu
 
 
 class LargestTensor(TorchDispatchMode):
-    """Numbers in the largest tensor that any operation makes."""
+    """Number of elements of the largest tensor that any operation creates."""
 
     numel = 0
 
@@ -142,14 +142,14 @@ def test_memory_grows_with_the_rows_not_with_their_square():
         (dict(power="2"), "0, 1, 2; got '2'"),
         (dict(power=True), "0, 1, 2; got True"),
         (dict(eps=-1.0), "at least 0; got -1.0"),
-        (dict(hidden=-1), "hidden layers must be a number of at least 0; got -1"),
-        (dict(output=float("nan")), "output layers must be a number of at least 0; got nan"),
+        (dict(hidden=-1), "hidden layers, must be a finite number of at least 0; got -1"),
+        (dict(output=float("nan")), "output layers, must be a finite number of at least 0; got nan"),
         (dict(hidden="1"), "got '1'"),
-        (dict(hidden=0, output=0), "nothing to regularise"),
+        (dict(hidden=0, output=0), "nothing to regularize"),
         (dict(layers="1"), "no hidden layer"),
         (dict(output_layer="1"), "has no neurons"),
-        (dict(neurons=1), "above 1; got 1"),
-        (dict(neurons=2.5), "above 1; got 2.5"),
+        (dict(neurons=1), "at least 2; got 1"),
+        (dict(neurons=2.5), "at least 2; got 2.5"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):

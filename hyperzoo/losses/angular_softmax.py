@@ -131,7 +131,7 @@ class AngularSoftmax(nn.Module):
         if raw_k is None and learned:
             raise InputError(f"the operator {self.operator!r} needs the raw_k of the classifier as its fourth argument")
         if raw_k is not None and not learned:
-            raise InputError(f"the operator {self.operator!r} has no raw_k; got one of shape {tuple(raw_k.shape)}")
+            raise InputError(f"the operator {self.operator!r} has no raw_k; got {tuple(raw_k.shape)}")
         if raw_k is not None and raw_k.shape != weight.shape[:1]:
             raise InputError(f"raw_k must be ({weight.size(0)},), one per class row; got {tuple(raw_k.shape)}")
         annealing: float | Tensor = 0.0

@@ -123,7 +123,7 @@ def check_rows(weight: Tensor) -> None:
     refuse_sharded("weight", weight)
     if weight.dim() < 2 or not weight.is_floating_point():
         raise InputError(
-            f"expected floating-point (N, D), one neuron per row; got {weight.dtype} {tuple(weight.shape)}"
+            f"expected floating-point (N, D), one neuron per row; got {tuple(weight.shape)} {weight.dtype}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Shared by the tests of mixing: oracles, draws that are known, the formula as a loop, small networks."""
+"""Helpers of the mixing tests: oracles, fixed draws, the formula as a loop, small networks."""
 
 import json
 from contextlib import contextmanager
@@ -32,7 +32,7 @@ def draw(layer, lam, partner, dtype=torch.float64):
 
 
 def fixed(mixup, layer, lam, partner, dtype=torch.float64):
-    """The same object with a draw that is known."""
+    """The same object with a fixed draw."""
     mixup._draw = lambda *_: draw(layer, lam, partner, dtype)
     return mixup
 
@@ -73,7 +73,7 @@ def batch(rows=3, size=64):
 
 @contextmanager
 def mixed_by_hand(module, d):
-    """The formula in a hook of its own, on the last member of a stage that gradient checkpointing takes apart."""
+    """The formula in a separate hook, on the last member of a stage, because checkpointing never calls the stage."""
     calls = []
 
     def hook(_, __, output):
@@ -99,7 +99,7 @@ def a_seed_for_each(layers):
 
 
 def gradients(model, mixup, x, y, seed, inside=False, runs=None):
-    """Gradients of one step; the backward pass after the `with`, as in the engine, or inside it."""
+    """Gradients of one step, with the backward pass after the `with`, as in the engine, or inside it."""
     model.zero_grad()
     mixup.seed(seed)
     with mixup:

@@ -1,4 +1,4 @@
-"""The oracles of the papers, the rule by which a value agrees with them, and draws by seed."""
+"""The oracles of the papers, the rule to compare with them, and seeded random tensors."""
 
 import json
 from pathlib import Path
@@ -10,12 +10,12 @@ ASSETS = Path(__file__).parents[1] / "assets"
 
 
 def load(subject: str) -> dict[str, dict[str, Any]]:
-    """The cases of `assets/<subject>_oracles.json` by their ids."""
+    """The cases of `assets/<subject>_oracles.json` by id."""
     return {case["id"]: case for case in json.loads((ASSETS / f"{subject}_oracles.json").read_text())}
 
 
 def close(got, expected, tolerance):
-    """The rule of the oracles: within `tolerance`, relative above 1."""
+    """Compare by the rule of the oracles: within `tolerance`, relative above 1."""
     expected = torch.as_tensor(expected, dtype=torch.float64)
     assert got.shape == expected.shape
     error = (got.detach().double() - expected).abs() / expected.abs().clamp(min=1)

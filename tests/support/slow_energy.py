@@ -1,4 +1,4 @@
-"""The energy of arXiv 1805.09298 by plain loops, and what the tests of terms of the weights share."""
+"""The energy of arXiv 1805.09298 by plain loops, and helpers of the weight-term tests."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def distance(u: list[float], v: list[float], angular: bool) -> float:
 
 
 def slow_energy(rows, power=2, half_space=False, angular=False, eps=1e-4) -> float:
-    """Loops over pairs; half space by the 2N vectors themselves, a vector and its own negative at f(2) or f(pi)."""
+    """Loops over pairs; half space explicitly with 2N vectors, a vector and its negative at f(2) or f(pi)."""
     units = [unit(row, eps) for row in rows.tolist()]
     count = len(units)
     if half_space:
