@@ -1,6 +1,6 @@
-"""Whole-file writes and sha256: the one place for both.
+"""Whole-file writes and sha256.
 
-A file or a folder is written under a temporary name beside its place, flushed to the disk and renamed. A reader finds
+A file or a folder is written under a temporary name in the same place, flushed to disk and renamed. So a reader finds
 the old content or the new one, also after kill -9, a power cut or a full disk.
 """
 
@@ -19,9 +19,9 @@ TEMPORARY = ".tmp-"  # prefix of temporary names; a killed process leaves them b
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name, to be made a file or a flat folder; the end of the block puts it in the place of `path`.
+    """Yield a temporary path for a new file or flat folder; the end of the block renames it to `path`.
 
-    After an exception `path` is as before and the temporary is gone.
+    After an exception `path` is unchanged and the temporary is removed.
 
     Raises:
         OSError: a folder or file cannot be written.
@@ -30,11 +30,12 @@ def whole(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         yield temporary
-        for part in temporary.iterdir() if temporary.is_dir() else ():
-            _flush(part)
+        if temporary.is_dir():
+            for file in temporary.iterdir():
+                _flush(file)
+            if path.is_dir():
+                remove_folder(path)
         _flush(temporary)
-        if path.is_dir():
-            remove_folder(path)
         temporary.replace(path)
         _flush(path.parent)
     finally:
@@ -58,19 +59,19 @@ def write_whole(contents: Mapping[Path, bytes]) -> None:
 
 
 def write_json(path: Path, values: Any, indent: int | None = 2) -> None:
-    """Write values as JSON with a final line break."""
+    """Write values as JSON with a final newline."""
     write_whole({path: (json.dumps(values, indent=indent) + "\n").encode()})
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder. It is renamed first, so that a kill leaves no half of it under its name."""
+    """Remove a folder; it is renamed first, so that a kill leaves no part of it under its name."""
     doomed = _temporary(path)
     path.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
-    """The sha256 of a file, hexadecimal."""
+    """The sha256 of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -80,7 +81,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

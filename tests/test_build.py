@@ -68,7 +68,7 @@ def test_images_are_judged_at_the_size_at_which_the_training_ends(data_mirror):
     assert build.images(Recipe.model_validate(plan))[1].fingerprint == held.fingerprint
     assert Recipe.model_validate(plan).shortened(1).data.resize_px == {1: 16}
     plan["data"] = {**half, "size_px": None, "resize_px": {1: 8, 3: 16}}
-    with pytest.raises(RecipeError, match="ends at 16 px, but images of c10 have 32 and are judged so; end it at 32"):
+    with pytest.raises(RecipeError, match="ends at 16 px, but c10 is evaluated at 32; end it at 32"):
         build.images(Recipe.model_validate(plan))
 
 

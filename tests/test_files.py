@@ -39,7 +39,10 @@ def test_an_error_in_between_changes_nothing(tmp_path):
         raise ZeroDivisionError
     with pytest.raises(OSError):
         files.write_whole({place: b"new", place / "below a file": b""})
-    assert place.read_text() == "old" and names(tmp_path) == ["place"]
+    (tmp_path / "folder" / "inner").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        files.write_whole({tmp_path / "folder": b"new"})
+    assert place.read_text() == "old" and names(tmp_path) == ["folder", "place"] and names(tmp_path / "folder")
 
 
 def test_a_folder_takes_the_place_of_a_folder(tmp_path):

@@ -139,7 +139,7 @@ METHODS = [
     {},
     {"method.per": "{strength: 0.1, layers: 'type:LSTM', slices: 8}"},
     {"method.activation_norm": "{strength: 0.01, p: 2, layers: 'type:LSTM'}", "train.ema": "0.9"},
-    {"model.arch": "lstm200_bn", "train.accumulate": "2"},
+    {"model.args.batch_norm": "true", "train.accumulate": "2"},
 ]
 
 
@@ -211,7 +211,7 @@ def test_an_activation_that_is_not_a_number_is_named_by_its_layer(mirror, tmp_pa
         ("method.angular={margin: 4}", "method.angular is for images"),
         ("data.name=c10", "lstm200 cannot be trained on c10; texts, for lstm*: ptb, wt2"),
         ("model.arch=resnet20_cifar", "resnet20_cifar cannot be trained on ptb"),
-        ("expect.n=1", "expect states an accuracy, or for a text a perplexity"),
+        ("expect.n=1", "expect needs an accuracy, or for a text a perplexity, and not both"),
         ("expect.accuracy=-1", "expect.accuracy: should be greater"),
         ("data.length=0", "data.length"),
     ],

@@ -55,10 +55,10 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         (GOOD, "", "model is missing"),
         (GOOD, "- 1", "model is missing"),
         ("epochs: 2", "epochs: 2\n  accumulate: 3", "does not divide by accumulate 3"),
-        ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "leaves nothing of 2 epochs"),
+        ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "warmup_epochs 2 must be below train.epochs 2"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: constant\n  cycles: 2", "optim.cycles 2 needs optim.schedule cosine"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
-        ("name: c10", "name: c10\n  resize_px: {3: 16}", "names epoch 3, but there are 2"),
+        ("name: c10", "name: c10\n  resize_px: {3: 16}", "resize_px has epoch 3, but train.epochs is 2"),
         ("name: c10", "name: c10\n  size_px: 16", "data.size_px needs data.hold_out"),
     ],
 )
@@ -192,7 +192,7 @@ def test_every_recipe_trains_on_all_of_its_data_and_says_what_to_expect(path):
 def test_a_baseline_is_the_name_of_a_weight_and_changes_no_digest(tmp_path):
     expect = "expect:\n  accuracy: 90\n  baseline: "
     assert read(tmp_path, GOOD + expect + "resnet20_cifar.plain_c10\n").digest() == read(tmp_path, GOOD).digest()
-    with pytest.raises(RecipeError, match="'resnet20' is not the name of a weight"):
+    with pytest.raises(RecipeError, match="'resnet20' is not a weight name"):
         read(tmp_path, GOOD + expect + "resnet20\n")
 
 

@@ -85,7 +85,7 @@ def test_patterns_choose_what_decays_and_scale_the_rate():
         }
     for wrong in ({"decay": ["7.*"]}, {"lr_scale": {"7.*": 2.0}}):
         with pytest.raises(
-            InputError, match=r"pattern '7\.\*' of optim matches no parameter; there are 0.weight, 0.bias"
+            InputError, match=r"pattern '7\.\*' of optim matches no parameter. Parameters: 0.weight, 0.bias"
         ):
             make_optimizer(step, Optim(lr=0.1, **wrong))
 

@@ -66,9 +66,9 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("  plain: {}", "  ../up: {}", "'../up'"),
         ("  plain: {}", "  ..: {}", "'..'"),
         ("  few:", "  f-w:", "'f-w'"),
-        ("{plain: {few: 12.5}}", "{plane: 1.0}", "published names 'plane', which is not run; runs: plain-few"),
-        ("source: a made one", "", "published numbers need their source"),
-        ("seeds: [0, 3]", "seeds: [3, 3]", "has a seed twice"),
+        ("{plain: {few: 12.5}}", "{plane: 1.0}", "published has 'plane', which is not a run. Runs: plain-few"),
+        ("source: a made one", "", "`published` needs a `source`"),
+        ("seeds: [0, 3]", "seeds: [3, 3]", "repeats a seed"),
         ("  plain: {}", "  plain: {train.seed: 1}", "list the seeds under `seeds`"),
         ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
         ("  few: {data.batch_size: 26}\n  many: {data.batch_size: 65}", "  {}", "at least one column"),
@@ -149,7 +149,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
     monkeypatch.setattr(sweep.train, "run", busy)
     assert [(line.label, line.n) for line in sweep.run(file, out)[1]] == [("other", 2)]
     monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: busy(recipe, folder / "plain" / "x"))
-    with pytest.raises(RunError, match="other processes are at all runs of some"):
+    with pytest.raises(RunError, match="other processes are training all runs of some"):
         sweep.run(file, out)
 
 

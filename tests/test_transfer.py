@@ -99,7 +99,7 @@ def test_folders_below_the_limit_give_the_mirror_when_copied_one_after_the_other
 
 
 def test_nothing_is_left_where_something_does_not_fit(tmp_path, data_mirror, capsys):
-    with pytest.raises(InputError, match=r"parquet has \d+ bytes, more than the limit of 1000"):
+    with pytest.raises(InputError, match=r"parquet has \d+ bytes, above the limit of 1000"):
         transfer.send(tmp_path / "out", ["c10"], limit_bytes=1000)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "out").mkdir()

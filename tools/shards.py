@@ -1,4 +1,4 @@
-"""A mirror of a data set written again in small files, to be carried in pieces to a machine without network."""
+"""Rewrite a mirror of a data set in small shards, to carry it in parts to a machine without network."""
 
 import os
 from collections.abc import Iterator
@@ -11,22 +11,22 @@ from hyperzoo.errors import DataError
 
 
 def reshard(code: str, folder: Path, *, shard_bytes: int = 2_000_000, rows: int | None = None) -> Iterator[Path]:
-    """Write all splits of a data set below `folder` in small shards, in the layout of a mirror for HYPERZOO_DATA.
+    """Write all splits of a data set below `folder` in small shards, in the layout of HYPERZOO_DATA; yields the shards.
 
-    Rows, order and encoded images stay as they are, so the fingerprint of what is decoded stays too; columns that no
-    recipe reads are left out.
+    Rows, their order and the encoded images are unchanged, and so is the fingerprint. Columns that nothing reads are
+    dropped.
 
     Args:
-        shard_bytes: about the size of a shard.
-        rows: of each split the first ones only, to try things out.
+        shard_bytes: approximate size of a shard.
+        rows: keep only this many first rows of each split, for a trial.
     Raises:
-        UnknownNameError, DataError: as for `sources.find`; HYPERZOO_DATA is not set.
+        UnknownNameError: as `sources.find`. DataError: as `sources.find`, or HYPERZOO_DATA is not set.
     """
     import pyarrow
     import pyarrow.parquet
 
     if not os.environ.get(sources.VARIABLE):
-        raise DataError(f"only a mirror can be cut into shards: set {sources.VARIABLE} to one")
+        raise DataError(f"shards are made from a mirror; set {sources.VARIABLE} to its folder")
     find, known = sources.find_text if code in names.TEXTS else sources.find, sources.REPOSITORIES
     splits = known[code].splits if code in known else ("train",)  # an unknown code is an error of `find`
     for split in splits:

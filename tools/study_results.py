@@ -1,10 +1,10 @@
-"""Write results/STUDY.json from the sweep.json of a study: what its table, the documents and the figures read.
+"""Write results/STUDY.json, which the guides and the figures read, from the sweep.json of a study.
 
     python tools/study_results.py runs/sweeps/per_lstm/sweep.json results/per_lstm.json [--epochs] [--reports TERM]
 
-Keeps the settings, environments and metrics of every run, and of its log the last epoch. `--epochs` keeps all epochs,
-for curves; `--reports TERM` keeps the means and variances of activations that a term reported, for their course over
-the training. A line of the file is a run, an epoch or an environment.
+Keeps the settings, environments and metrics of all runs, and the last epoch of their logs. `--epochs` keeps all epochs,
+for curves. `--reports TERM` keeps the means and variances of activations that a term reported. Each line of the file is
+a run, an epoch or an environment.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def reduced(row: dict[str, Any], reports: str | None) -> dict[str, Any]:
-    """The numbers of an epoch, with the means and variances that a term reported."""
+    """The metrics of an epoch, and the means and variances that a term reported."""
     kept = {key: value for key, value in row.items() if isinstance(value, int | float)}
     if reports:
         of_layers = row["reports"][reports].items()
@@ -23,7 +23,7 @@ def reduced(row: dict[str, Any], reports: str | None) -> dict[str, Any]:
 
 
 def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = None) -> str:
-    """The contents of a sweep.json as those of a results file."""
+    """Turn the contents of a sweep.json into a results file."""
     parts = {key: json.dumps(value) for key, value in values.items()}
     parts["environments"] = _lines(map(json.dumps, values["environments"]), " ")
     runs = []
@@ -36,7 +36,7 @@ def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = 
 
 
 def _lines(items: Any, indent: str) -> str:
-    """A JSON list, an item a line."""
+    """A JSON list with one item per line."""
     return "[\n" + ",\n".join(f"{indent} {item}" for item in items) + f"\n{indent}]"
 
 

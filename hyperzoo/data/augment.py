@@ -1,7 +1,7 @@
-"""Crops and flips: all random choices of an epoch are planned on the CPU, then applied on the training device.
+"""Random crops and flips: drawn for a whole epoch on the CPU, then applied in batches on the training device.
 
-The plan depends on (seed, epoch) and the number of samples only, so the pixels that a sample is trained on do not
-depend on the device, the batch size or the number of processes.
+The plan depends only on seed, epoch and number of samples; device, batch size and number of processes do not change
+the pixels of a sample.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ PAD_MODES = ("zeros", "reflect", "symmetric")
 class Plan(NamedTuple):
     """The random choices of one epoch, on the CPU.
 
-    order: (N,) int64, a permutation: the sample indices in the order in which they are seen.
-    rows: (N, 3) int64, row n belongs to sample n: dy and dx in [0, 2 crop_px], the upper left corner of the crop in the
-        padded image, and flip, 0 or 1 (left and right exchanged after the crop).
+    Attributes:
+        order: (N,) int64, the sample indices in training order.
+        rows: (N, 3) int64. Row n has the crop of sample n: dy and dx in [0, 2 crop_px], its upper left corner in the
+            padded image, and flip, 0 or 1, which mirrors left and right after the crop.
     """
 
     order: Tensor
@@ -34,13 +35,13 @@ Flip = bool | Literal["alternating"]
 def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Flip = True, shuffle: bool = True) -> Plan:
     """Draw the order, the crops and the flips of one epoch.
 
-    One CPU generator is seeded with the first 8 bytes of sha256("hyperzoo plan <seed> <epoch>"), big-endian, so that
-    neighboring seeds and epochs have nothing in common. Permutation, flips and crops are drawn in this order whether
-    they are used or not: switching one off leaves the others as they were.
+    The CPU generator is seeded with the first 8 bytes of sha256("hyperzoo plan <seed> <epoch>"), big-endian, so
+    neighboring seeds and epochs are unrelated. Permutation, flips and crops are always drawn, in this order: switching
+    one off does not change the others.
 
     Args:
         count: number of samples N.
-        crop_px: width of the border that is added on each side before the crop; 0 means no crop.
+        crop_px: width of the border added on each side before the crop; 0 means no crop.
         flip: True flips a sample in an epoch with probability 1/2; 'alternating' draws once per sample and seed, then
             flips in every second epoch, so that two successive epochs show both sides of every image (arXiv 2404.00498,
             section 3.6); False never.
@@ -64,25 +65,24 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Fli
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
-    """The CPU generator of an epoch, seeded as `plan_epoch` says."""
+    """The CPU generator of an epoch, seeded as described in `plan_epoch`."""
     digest = hashlib.sha256(f"hyperzoo plan {seed} {epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros") -> Tensor:
-    """Crop each image out of its padded self, then flip it where its row says so.
+    """Pad, crop and flip each image as its row says.
 
     out[b, c, y, x] = padded[b, c, dy_b + y, dx_b + (x, or W - 1 - x where flipped)]
 
     Shapes:
         images: (B, C, H, W) uint8.   rows: (B, 3) integers (dy, dx, flip), as in `Plan`.   return: as images.
     Args:
-        crop_px: width of the border on each side that the rows were drawn for.
-        pad_mode: 'zeros'; 'reflect' (mirrored without repeating the edge), or 'symmetric' (the edge repeated); for
-            these two crop_px is below height and width.
+        crop_px: border on each side for which the rows were drawn.
+        pad_mode: 'zeros', 'reflect' (mirrored without repeating the edge) or 'symmetric' (edge repeated). The last two
+            need crop_px below height and width.
     Raises:
-        InputError: another shape or pad_mode. Offsets outside [0, 2 crop_px] are not checked:
-            that would stop the device.
+        InputError: another shape or pad_mode. Offsets are not checked, because a check would wait for the device.
     """
     if images.dim() != 4 or tuple(rows.shape) != (len(images), 3):
         raise InputError(
@@ -104,7 +104,7 @@ def _pad(images: Tensor, border: int, mode: str) -> Tensor:
         return F.pad(images, [border] * 4)
     if mode not in PAD_MODES or border >= min(images.shape[-2:]):
         raise InputError(
-            f"pad_mode must be one of {', '.join(PAD_MODES)}, and a mirrored border smaller than the image; "
+            f"pad_mode must be one of {', '.join(PAD_MODES)}, with a mirrored border smaller than the image; "
             f"got {mode!r} with {border} px for {images.shape[-2]} x {images.shape[-1]}"
         )
     again = int(mode == "symmetric")
@@ -113,7 +113,7 @@ def _pad(images: Tensor, border: int, mode: str) -> Tensor:
 
 
 def _mirrored(size: int, border: int, again: int, device: torch.device) -> Tensor:
-    """Where each padded position comes from, for size 4 and border 2: 2 1 0 1 2 3 2 1, or 1 0 0 1 2 3 3 2 `again`."""
+    """The source of each padded position; size 4, border 2: 2 1 0 1 2 3 2 1, or with `again` 1 0 0 1 2 3 3 2."""
     position = torch.arange(-border, size + border, device=device)
     position = torch.where(position < 0, -position - again, position)
     return torch.where(position >= size, 2 * size - 2 + again - position, position)

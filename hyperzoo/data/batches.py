@@ -1,4 +1,4 @@
-"""Batches of images that fit into memory, on the device: augmented for training, in order for evaluation."""
+"""Batches of images in memory, on the device: augmented for training, in order for evaluation."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from hyperzoo.errors import InputError
 
 
 class Batch(NamedTuple):
-    """On one device: images (B, C, H, W) float32, normalized; labels (B,) int64; indices (B,) int64 in the set."""
+    """A batch on one device: normalized images (B, C, H, W) float32; labels, and indices in the set, (B,) int64."""
 
     images: Tensor
     labels: Tensor
@@ -20,12 +20,12 @@ class Batch(NamedTuple):
 
 
 class Normalize:
-    """(x / 255 - mean) / std of uint8 images, as one multiply-add in float32.
+    """(x / 255 - mean) / std of uint8 images, computed as one multiply-add in float32.
 
     Shapes:
         x: (B, C, H, W) uint8.   return: the same in float32, channels-last.
     Raises:
-        InputError: no finite mean and positive std for each of the channels.
+        InputError: mean and std are not one finite number and one positive number per channel.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Normalize:
         center, spread = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
         good = center.shape == spread.shape == (channels,) and bool(center.isfinite().all() and (spread > 0).all())
         if not good:
-            raise InputError(f"{channels} channels need as many means and positive stds; got {mean}, {std}")
+            raise InputError(f"{channels} channels need {channels} finite means and positive stds; got {mean}, {std}")
         self._scale, self._shift = (
             values.float().view(1, -1, 1, 1).to(device) for values in (1 / (255 * spread), -center / spread)
         )
@@ -49,17 +49,17 @@ class Normalize:
 
 
 class ImageBatches:
-    """A training set that stays on its device as uint8, and is cropped, flipped and normalized batch by batch.
+    """A training set held on the device as uint8; batches are cropped, flipped and normalized there.
 
-    Global batch i of an epoch is order[i * batch_size : (i + 1) * batch_size]; process `rank` gets its contiguous
-    share. The last, incomplete global batch is dropped; a set smaller than one batch is one batch of all samples.
-    `len()` is the number of global batches of an epoch. No step waits for the device.
+    Global batch i of an epoch is order[i * batch_size : (i + 1) * batch_size], and process `rank` gets its contiguous
+    share. An incomplete last batch is dropped, but a set smaller than a batch makes one batch. `len()` is the number of
+    global batches per epoch. Nothing here waits for the device.
 
     Args:
         batch_size: samples per global batch, over all processes.
         crop_px, flip: see `plan_epoch`; mean, std: per channel, of pixels in [0, 1].
     Raises:
-        InputError: an empty set, a batch that does not divide by the processes, or an impossible rank.
+        InputError: an empty set, a batch_size that the processes do not divide, or an invalid rank.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class ImageBatches:
         if size < 1 or batch_size % processes or size % processes:
             raise InputError(
                 f"a batch of {batch_size} samples out of {len(images)} does not divide by {processes} processes: "
-                "choose a batch_size that does, and at most the number of samples"
+                "choose a batch_size that is a multiple of them and at most the number of samples"
             )
         self.batch_size = size
         self._pixels, self._labels = images.images.to(device), images.labels.to(device)
@@ -114,13 +114,13 @@ def eval_batches(
     rank: int = 0,
     processes: int = 1,
 ) -> Iterator[Batch]:
-    """Yield every sample exactly once over all processes, in order, without padding or augmentation.
+    """Yield every sample exactly once over all processes, in order, without augmentation.
 
-    Process r of P gets the samples from N r // P up to N (r + 1) // P in batches of up to batch_size. Processes may
-    therefore differ by one batch: exchange nothing between them before the end of the loop.
+    Process r of P gets samples N r // P to N (r + 1) // P, in batches of up to batch_size. The processes may have
+    different numbers of batches, so they must not synchronize inside the loop.
 
     Raises:
-        InputError: a batch_size below 1, or an impossible rank.
+        InputError: a batch_size below 1, or an invalid rank.
     """
     check_processes(rank, processes)
     if batch_size < 1:
@@ -132,6 +132,6 @@ def eval_batches(
 
 
 def check_processes(rank: int, processes: int) -> None:
-    """Raise InputError for a rank that is not one of the processes."""
+    """Raise InputError unless 0 <= rank < processes."""
     if not 0 <= rank < processes:
-        raise InputError(f"rank must be in [0, {processes}), the number of processes; got {rank}")
+        raise InputError(f"rank must be in [0, {processes}) for {processes} processes; got {rank}")

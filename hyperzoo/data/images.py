@@ -1,4 +1,4 @@
-"""Image sets that fit into memory: decoded once to one uint8 tensor, cached on disk, named by what they contain."""
+"""Image sets in memory: decoded into one uint8 tensor, cached on disk, identified by a fingerprint of the content."""
 
 import hashlib
 import json
@@ -25,17 +25,17 @@ from hyperzoo.files import whole
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images with their labels, all in memory.
+    """Labeled images, all in memory.
 
     Attributes:
-        name: code of the data set, such as 'c10'.   split: 'train' or 'test'; a part of a split keeps its name.
+        name: code of the data set, such as 'c10'.   split: 'train' or 'test'; a part keeps the name of its split.
         images: (N, C, H, W) uint8, contiguous.   labels: (N,) int64 in [0, len(classes)).
-        classes: name of each class.   origin: where the rows came from, for people.
+        classes: class names.   origin: a readable description of the source.
         fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo images <N> <C> <H> <W>\\n", the bytes of `images`
             and the labels as little-endian int64. Equal pixels and labels in equal order have equal fingerprints,
-            however the files were encoded.
+            whatever the encoding of the files.
     Raises:
-        InputError: tensors of another shape or type, or labels without a class.
+        InputError: tensors of another shape or type, or labels outside the classes.
     """
 
     name: str
@@ -55,7 +55,7 @@ class ImageSet:
         )
         if not good:
             raise InputError(
-                "an ImageSet takes contiguous uint8 images (N, C, H, W) and int64 labels (N,); "
+                "an ImageSet needs contiguous uint8 images (N, C, H, W) and int64 labels (N,); "
                 f"got {self.images.dtype} {tuple(self.images.shape)}, {self.labels.dtype} {tuple(self.labels.shape)}"
             )
         if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.classes):
@@ -88,16 +88,16 @@ class ImageSet:
         return tuple(round(m, 4) for m in mean.tolist()), tuple(round(s, 4) for s in std.tolist())
 
     def take(self, indices: Tensor) -> "ImageSet":
-        """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
+        """The samples at the given positions, in that order, as a set with its own fingerprint."""
         origin = f"{self.origin}, {len(indices)} of {len(self)} images"
         return ImageSet(self.name, self.split, self.images[indices], self.labels[indices], self.classes, origin)
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
-        """Split off `count` samples for choices between recipes; return (the rest, the held-out part).
+        """Split off `count` validation images, stratified by class; returns (the rest, the validation images).
 
-        The samples are permuted by a CPU generator seeded with `seed`; each class gives its first ones, in proportion
-        to its size (count n_k / N rounded down; the samples still missing come from the classes with the largest
-        remainders, lower class first). Both parts keep the original order; together they are the whole set, once.
+        The samples are permuted by a CPU generator seeded with `seed`, and class k gives its first floor(count n_k / N)
+        of them. The remaining samples come from the classes with the largest remainders, lower class first. Both parts
+        keep the original order.
 
         Raises:
             InputError: count is not between 1 and N - 1.
@@ -111,13 +111,13 @@ class ImageSet:
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
 
     def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "ImageSet":
-        """Make classes rare: of each class named, this fraction of its samples is kept, all of the others.
+        """Make classes rare: keep the given fraction of each named class, and all samples of the others.
 
-        The samples are drawn as by `hold_out`; a class keeps its size times the fraction, rounded, but at least one.
+        The samples are drawn as in `hold_out`; a class keeps its size times the fraction, rounded, but at least one.
 
         Raises:
-            UnknownNameError: no class of that name.
-            InputError: a fraction that is not above 0 and at most 1.
+            UnknownNameError: no such class.
+            InputError: a fraction outside (0, 1].
         """
         quota = torch.bincount(self.labels, minlength=len(self.classes))
         for name, fraction in fractions.items():
@@ -130,12 +130,12 @@ class ImageSet:
         return self.take(self._draw(quota, seed).nonzero().flatten())
 
     def resized(self, size_px: int) -> "ImageSet":
-        """The same images as squares of size_px pixels, bilinear and antialiased, with a fingerprint of their own."""
+        """The images resized to size_px x size_px, bilinear and antialiased, as a set with its own fingerprint."""
         images = resize(self.images, [size_px, size_px], antialias=True).contiguous()
         return ImageSet(self.name, self.split, images, self.labels, self.classes, f"{self.origin} at {size_px} px")
 
     def _draw(self, quota: Tensor, seed: int) -> Tensor:
-        """(N,) bool: true for so many samples of each class, the first ones of a permutation."""
+        """(N,) bool: true for `quota` samples of each class, the first ones of a permutation."""
         shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
         drawn = torch.zeros(len(self), dtype=torch.bool)
         for label, wanted in enumerate(quota.tolist()):
@@ -144,7 +144,7 @@ class ImageSet:
 
 
 def load_in_memory(source: sources.Source) -> ImageSet:
-    """The images of a source: from the cache if that was made of these very files, else decoded and cached."""
+    """The images of a source, from the cache if its files are unchanged; otherwise decoded and cached."""
     path = _cache_path(source)
     cached = _read_cache(path, source)
     if cached is not None:
@@ -169,20 +169,20 @@ def _decode(source: sources.Source) -> ImageSet:
             arrays.append(_pixels(image))
     except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
         raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
-    if {len(array) for array in arrays} == {1, 3}:  # Tiny-ImageNet has some gray images among the colored ones
+    if {len(array) for array in arrays} == {1, 3}:  # Tiny-ImageNet mixes gray and RGB images
         arrays = [array.repeat(3, 0) if len(array) == 1 else array for array in arrays]
     shapes = sorted({array.shape for array in arrays})
     if len(shapes) != 1:
         raise DataError(
-            f"{source.origin}: {len(arrays)} images of {len(shapes)} shapes (channels, height, width) do not make one "
-            f"tensor: {', '.join(map(str, shapes[:3]))}"
+            f"{source.origin}: {len(arrays)} images have {len(shapes)} shapes (channels, height, width); one tensor "
+            f"needs a single shape: {', '.join(map(str, shapes[:3]))}"
         )
     labels = torch.tensor(rows["label"][:], dtype=torch.int64)
     return ImageSet(source.code, source.split, torch.from_numpy(np.stack(arrays)), labels, classes, source.origin)
 
 
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
-    """(C, H, W) uint8: gray is one channel, everything but gray and RGB is converted to RGB by Pillow."""
+    """(C, H, W) uint8: gray images have one channel; Pillow converts all other modes to RGB."""
     array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
@@ -193,12 +193,12 @@ def _cache_path(source: sources.Source) -> Path:
 
 
 def _identity(source: sources.Source) -> list[list[Any]]:
-    """What the cache is keyed by: path, size and modification time of each source file."""
+    """The key of the cache: path, size and modification time of each source file."""
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
 
 
 def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
-    """The cached set, or None if there is none, if the source has changed, or (with a warning) if it is damaged."""
+    """The cached set; None if it is absent, if the source has changed, or (with a warning) if it is damaged."""
     if not path.is_file():
         return None
     try:
@@ -218,7 +218,7 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
 
 
 def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
-    """Cache a set; a warning says why where that is not possible."""
+    """Cache a set; if that fails, warn."""
     header = {"source": _identity(source), "classes": images.classes, "fingerprint": images.fingerprint}
     tensors = {"images": images.images, "labels": images.labels}
     try:
@@ -226,6 +226,6 @@ def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
             save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})
     except (OSError, SafetensorError) as error:
         warnings.warn(
-            f"{images.origin} cannot be cached as {path} ({error}); it will be decoded again by the next start",
+            f"{images.origin} cannot be cached as {path} ({error}); the next start decodes it again",
             stacklevel=4,
         )

@@ -1,4 +1,4 @@
-"""The split of a data set by its code: images in memory, images read one by one, or a text."""
+"""Load a split of a data set by its code: images in memory, streamed images, or a text."""
 
 from pathlib import Path
 
@@ -13,22 +13,20 @@ Samples = Images | TextSet
 
 
 def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
-    """Load a split of an image data set, from the mirror named by HYPERZOO_DATA or else from the Hub.
+    """Load a split of an image data set from the mirror in HYPERZOO_DATA, or from the Hub if that is not set.
 
-    ImageNet comes as a `StreamedSet`, see `streamed.py`; for all others:
-
-    The first call decodes every image; the tensor is then kept as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`.
-    A later call reads this file if the paths, sizes and modification times of the source files are still the same, and
-    checks its fingerprint: a damaged one is decoded again, with a warning. If the folder cannot be written, a warning
-    says so and nothing is kept. Only `hyperzoo.analysis.evaluate` may ask for the split 'test'.
+    The first call decodes the images and caches them as `<HF_HOME>/hyperzoo/<name>-<split>-<id>.safetensors`. Later
+    calls read the cache if the paths, sizes and modification times of the source files are unchanged. A damaged cache
+    is replaced, with a warning. ImageNet is not cached but streamed, see `streamed.py`. The split 'test' is for
+    `hyperzoo.analysis.evaluate` only.
 
     Args:
         name: code of the data set: 'c10', 'c100', 'mnist', 'svhn', 'tiny' or 'imagenet'.
-        mirror: a mirror to read in the place of the one that HYPERZOO_DATA names.
+        mirror: folder of the mirror [default: HYPERZOO_DATA].
     Raises:
         UnknownNameError: no such data set.
-        DataError: an unknown split; the data set or one of its shards is absent or damaged; the Hub cannot be reached.
-        MissingExtraError: decoding needs `datasets`: pip install hyperzoo[train].
+        DataError: an unknown split, an absent or damaged data set or shard, or the Hub cannot be reached.
+        MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
     """
     if name == "imagenet":
         return load_imagenet(split, mirror)
@@ -36,5 +34,5 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
 
 
 def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
-    """A split of a data set by its code: images, or a text."""
+    """Load a split of a data set of images or of a text; as `load_images`."""
     return load_text(name, split, mirror) if name in TEXTS else load_images(name, split, mirror)

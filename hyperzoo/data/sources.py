@@ -1,4 +1,4 @@
-"""Where the rows of a data set come from: the mirror named by HYPERZOO_DATA, or the Hub, never one for the other."""
+"""The table of data sets, and their files: in the mirror that HYPERZOO_DATA names, or on the Hub if it is not set."""
 
 import os
 import re
@@ -95,10 +95,11 @@ REPOSITORIES: dict[str, Repository] = {**IMAGE_REPOSITORIES, "imagenet": IMAGENE
 
 @dataclass(frozen=True)
 class Source:
-    """One split that was found.
+    """A split of a data set that was located, not read.
 
-    files: the files that hold its rows, in order.   origin: the place, in words.
-    rows: reads the split; raises DataError or MissingExtraError.
+    Attributes:
+        files: the files with its rows, in order.   origin: a readable description of the place.
+        rows: reads the split; raises DataError or MissingExtraError.
     """
 
     code: str
@@ -109,10 +110,10 @@ class Source:
     rows: Callable[[], "Dataset"]
 
     def read(self) -> tuple["Dataset", tuple[str, ...]]:
-        """Read the split: rows with the columns `image` (decoded by Pillow when accessed) and `label`, and the classes.
+        """Read a split of images: rows with the columns `image` (decoded on access) and `label`, and the class names.
 
         Raises:
-            DataError: a damaged file, or columns that are not an image and a class label.
+            DataError: a damaged file, or columns of other types than Image and ClassLabel.
         """
         rows, (image, label) = self.rows(), self.repository.columns
         classes = getattr(rows.features.get(label), "names", None)
@@ -122,10 +123,10 @@ class Source:
         return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), tuple(classes)
 
     def lines(self) -> list[str]:
-        """Read the split of a text: its lines.
+        """Read the lines of a split of a text.
 
         Raises:
-            DataError: a damaged file, or no such column of text.
+            DataError: a damaged file, or a column that is missing or not text.
         """
         rows, (column,) = self.rows(), self.repository.columns
         if getattr(rows.features.get(column), "dtype", None) not in ("string", "large_string"):
@@ -134,17 +135,16 @@ class Source:
 
 
 def find(code: str, split: str, mirror: Path | None = None) -> Source:
-    """Find a split of a data set without reading its rows.
+    """Locate a split of an image data set without reading its rows.
 
-    With HYPERZOO_DATA set, only `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet` is looked at, and
-    `datasets` is not imported. Otherwise `datasets` fetches the split from the Hub, or takes it from its cache.
+    If HYPERZOO_DATA is set, the files are `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet`, and the
+    Hub is not asked. Otherwise `datasets` downloads the split unless it is cached.
 
     Args:
-        mirror: a folder to look at in the place of the one that HYPERZOO_DATA names.
-
+        mirror: folder of the mirror [default: HYPERZOO_DATA].
     Raises:
-        UnknownNameError: no data set of this code.
-        DataError: an unknown split, an absent data set or shard, or a Hub that does not answer.
+        UnknownNameError: no such data set.
+        DataError: an unknown split, an absent data set or shard, or the Hub cannot be reached.
         MissingExtraError: the Hub needs the package `datasets`.
     """
     if code not in IMAGE_REPOSITORIES:
@@ -153,7 +153,7 @@ def find(code: str, split: str, mirror: Path | None = None) -> Source:
 
 
 def find_text(code: str, split: str, mirror: Path | None = None) -> Source:
-    """Find a split of a text; as `find`."""
+    """Locate a split of a text; as `find`."""
     if code not in TEXT_REPOSITORIES:
         raise names.unknown("text", code, TEXT_REPOSITORIES)
     return _find(code, split, TEXT_REPOSITORIES[code], mirror)
@@ -176,12 +176,13 @@ def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> S
         found = f"that folder holds {', '.join(there) or 'nothing'}" if folder.is_dir() else "there is no such folder"
         raise DataError(
             f"{place} has no {split} split: nothing matches {folder / f'{split}-*-of-*.parquet'} ({found}). "
-            f"Copy the parquet files of the Hub there, or unset {VARIABLE} to read the Hub"
+            f"Copy the parquet files of the Hub there, or unset {VARIABLE} to read from the Hub"
         )
     totals = {total for _, total in shards}
     if len(totals) > 1:
         raise DataError(
-            f"{place} mixes shards of {len(totals)} versions of {split}: {', '.join(map(str, shards.values()))}"
+            f"{place} mixes shards of {len(totals)} versions of {split}; keep one version: "
+            f"{', '.join(map(str, shards.values()))}"
         )
     total = totals.pop()
     expected = [(index, total) for index in range(total)]
@@ -194,7 +195,7 @@ def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> S
 
 
 def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
-    """The shards of a split that exist, by (index, total)."""
+    """The existing shards of a split by (index, total)."""
     name = re.compile(rf"{split}-(\d+)-of-(\d+)\.parquet")
     if not folder.is_dir():
         return {}
@@ -203,7 +204,7 @@ def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
 
 
 def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
-    """Read shards into memory: `datasets.load_dataset` would first write a second copy of them as Arrow files."""
+    """Read shards into memory; `datasets.load_dataset` would first write a copy of them as Arrow files."""
     datasets = _datasets()
     import pyarrow
     import pyarrow.parquet
@@ -213,7 +214,9 @@ def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
         try:
             table = pyarrow.parquet.read_table(file)
         except (OSError, pyarrow.ArrowException) as error:
-            raise DataError(f"{file} ({file.stat().st_size} bytes) is not a whole parquet file: {error}") from error
+            raise DataError(
+                f"{file} ({file.stat().st_size} bytes) is not a complete parquet file: {error}. Copy it again"
+            ) from error
         columns = [name for name in repository.columns if name in table.column_names]
         tables.append(table.select(columns))
     try:
@@ -223,15 +226,15 @@ def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
 
 
 def on_hub(code: str, split: str, repository: Repository) -> Source:
-    """A split that `datasets` fetches from the Hub, or takes from its cache; errors as for `find`."""
+    """A split that `datasets` downloads from the Hub unless it is cached; raises as `find`."""
     datasets = _datasets()
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
     try:
         rows = datasets.load_dataset(repository.hub_id, repository.config, split=split, revision=repository.revision)
     except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{origin}, could not be read ({type(error).__name__}: {error}): go online without HF_HUB_OFFLINE, "
-            f"or set {VARIABLE} to a folder that holds {repository.hub_id}/{repository.config}/{split}-*-of-*.parquet"
+            f"{origin}, could not be read ({type(error).__name__}: {error}). Go online without HF_HUB_OFFLINE, "
+            f"or set {VARIABLE} to a folder with {repository.hub_id}/{repository.config}/{split}-*-of-*.parquet"
         ) from error
     files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     return Source(code, split, repository, files, origin, lambda: rows)

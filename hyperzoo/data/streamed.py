@@ -1,4 +1,4 @@
-"""Image sets that do not fit into memory: worker processes decode, crop and resize while the model trains."""
+"""Image sets too large for memory: worker processes decode, crop and resize during the training."""
 
 import hashlib
 import math
@@ -25,12 +25,12 @@ RATIO = (3 / 4, 4 / 3)
 
 @dataclass(frozen=True, eq=False)
 class StreamedSet:
-    """Images that are read one by one.
+    """Labeled images that are read one by one.
 
     Attributes:
         name, split, classes, origin: as for `ImageSet`.   labels: (N,) int64.
         read: sample number -> RGB image.
-        fingerprint: sha256 of what names the content without decoding it; equal folders have equal ones.
+        fingerprint: sha256 of names and sizes of the files; nothing is decoded.
     """
 
     name: str
@@ -46,7 +46,7 @@ class StreamedSet:
         return len(self.labels)
 
     def take(self, indices: Tensor) -> "StreamedSet":
-        """The samples at the given positions, in that order, as a set with a fingerprint of its own."""
+        """The samples at the given positions, in that order, as a set with its own fingerprint."""
         numbers = ",".join(map(str, indices.tolist()))
         return replace(
             self,
@@ -57,19 +57,21 @@ class StreamedSet:
         )
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["StreamedSet", "StreamedSet"]:
-        raise InputError(f"hold_out is for data sets in memory, and {self.name} is read from {self.origin}")
+        raise InputError(f"hold_out needs images in memory, but {self.name} is streamed from {self.origin}")
 
     def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "StreamedSet":
-        raise InputError(f"thinned classes are for data sets in memory, and {self.name} is read from {self.origin}")
+        raise InputError(
+            f"keeping a part of a class needs images in memory, but {self.name} is streamed from {self.origin}"
+        )
 
 
 def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
-    """ImageNet: folders of images in a mirror, $HYPERZOO_DATA/ILSVRC/imagenet-1k/<split>/<class>, or the gated Hub set.
+    """ImageNet from folders of images, $HYPERZOO_DATA/ILSVRC/imagenet-1k/<split>/<class>, or from the gated Hub set.
 
     Args:
-        split: 'train', or 'test' for the 50,000 validation images, as papers report them.
+        split: 'train', or 'test' for the 50,000 validation images, on which papers report.
     Raises:
-        DataError: an unknown split, no such folder, or a Hub that does not let us in.
+        DataError: an unknown split, no such folder, or no access on the Hub.
     """
     if split not in ("train", "test"):
         raise DataError(f"imagenet has no split {split!r}; it has train and test (its validation images)")
@@ -87,20 +89,20 @@ def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
 
 
 def image_folder(folder: Path, name: str, split: str) -> StreamedSet:
-    """A folder with one folder of images for each class, as ImageNet is kept; classes in the order of their names.
+    """A folder of images in one folder per class; the classes are in alphabetical order.
 
     Raises:
         DataError: no such folder, no class in it, or a class without images.
     """
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not classes:
-        raise DataError(f"{folder} holds no class folders; the {split} split of {name} is <class>/<image> in there")
+        raise DataError(f"{folder} has no class folders; put the {split} split of {name} there as <class>/<image>")
     files: list[Path] = []
     labels: list[int] = []
     for label, one in enumerate(classes):
         found = sorted(path for path in (folder / one).rglob("*") if path.suffix.lower() in SUFFIXES)
         if not found:
-            raise DataError(f"{folder / one} holds no image ({', '.join(SUFFIXES)})")
+            raise DataError(f"{folder / one} has no image ({', '.join(SUFFIXES)}); add one or remove the folder")
         files += found
         labels += [label] * len(found)
     digest = hashlib.sha256(f"hyperzoo folder {len(files)}\n".encode())
@@ -111,7 +113,7 @@ def image_folder(folder: Path, name: str, split: str) -> StreamedSet:
 
 
 class _Reader:
-    """Reads the n-th of some files; a class, so that worker processes can be given one."""
+    """Reads the n-th of some files; a class, because worker processes need a picklable reader."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
@@ -126,7 +128,7 @@ class _Reader:
 
 
 class _RowReader:
-    """Reads the image of the n-th row of a data set."""
+    """Reads the image of the n-th row."""
 
     def __init__(self, rows: Any) -> None:
         self._rows = rows
@@ -136,7 +138,7 @@ class _RowReader:
 
 
 class _Part:
-    """Reads the n-th of some samples of a reader."""
+    """Reads the n-th of selected samples of another reader."""
 
     def __init__(self, read: Callable[[int], PIL.Image.Image], indices: list[int]) -> None:
         self._read, self._indices = read, indices
@@ -146,20 +148,20 @@ class _Part:
 
 
 class StreamedBatches:
-    """A training set of random crops of random size (as torchvision's RandomResizedCrop) and flips.
+    """A streamed training set with random flips and crops of random size, like torchvision's RandomResizedCrop.
 
-    Order, crops and flips of an epoch are drawn in the main process from (seed, epoch), so they do not depend on the
-    number of workers or processes. Global batch i is order[i * batch_size : (i + 1) * batch_size], and process `rank`
-    gets its share; an incomplete last batch is dropped.
+    Order, crops and flips of an epoch are drawn in the main process from seed and epoch, whatever the number of workers
+    or processes. Global batch i is order[i * batch_size : (i + 1) * batch_size], and process `rank` gets its share. An
+    incomplete last batch is dropped.
 
     Args:
-        size_px: height and width of the crops.   area: least part of the image in a crop.
-        workers: processes that decode; 0 decodes in the main process.
+        size_px: height and width of the crops.   area: smallest fraction of the image in a crop.
+        workers: decoding processes; 0 decodes in the main process.
     Raises:
-        InputError: a batch that does not divide by the processes, or fewer images than a batch.
+        InputError: a batch_size that the processes do not divide, or fewer images than a batch.
         DataError (while iterating): an image that cannot be decoded.
     Differs:
-        A crop that does not fit is cut to the image, where torchvision draws up to ten times.
+        A crop that exceeds the image is cut; torchvision draws again, up to ten times.
     """
 
     def __init__(
@@ -182,7 +184,7 @@ class StreamedBatches:
         if batch_size % processes or batch_size > len(images):
             raise InputError(
                 f"a batch of {batch_size} samples out of {len(images)} does not divide by {processes} processes: "
-                "choose a batch_size that does, and at most the number of samples"
+                "choose a batch_size that is a multiple of them and at most the number of samples"
             )
         self.batch_size = batch_size
         self._images, self._seed, self._size, self._flip, self._area = images, seed, size_px, flip, area
@@ -193,7 +195,7 @@ class StreamedBatches:
         return len(self._images) // self.batch_size
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's share of every global batch of an epoch."""
+        """Yield this process's share of every global batch of an epoch."""
         generator = epoch_generator(self._seed, epoch)
         order = torch.randperm(len(self._images), generator=generator)
         draws = torch.rand(len(self._images), 5, generator=generator, dtype=torch.float64)
@@ -220,7 +222,7 @@ def streamed_eval_batches(
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Every sample once over all processes, in order: the shorter side becomes size_px / crop_pct, then the center."""
+    """Yield every sample once over all processes, in order: shorter side to size_px / crop_pct, then the center."""
     check_processes(rank, processes)
     begin, end = (len(images) * r // processes for r in (rank, rank + 1))
     centers = _Centers(images, range(begin, end), size_px, crop_pct)
@@ -230,10 +232,10 @@ def streamed_eval_batches(
 
 
 def crop_box(height: int, width: int, draws: Sequence[float], area: float) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a crop, from four numbers in [0, 1): area, log of the ratio, place down, right.
+    """(top, left, height, width) of a crop from four numbers in [0, 1): area, log of the ratio, vertical, horizontal.
 
     Example:
-        >>> crop_box(100, 200, [1.0, 0.5, 0.0, 0.0], 0.08)          # all of the area, square: cut to the image
+        >>> crop_box(100, 200, [1.0, 0.5, 0.0, 0.0], 0.08)          # the whole area, square: cut to the image
         (0, 0, 100, 141)
     """
     part = area + (1 - area) * draws[0]
@@ -246,7 +248,7 @@ def crop_box(height: int, width: int, draws: Sequence[float], area: float) -> tu
 
 
 class _Crops(Dataset[tuple[Tensor, int]]):
-    """Random crops of one epoch, in the order in which they are seen."""
+    """Random crops of one epoch in training order."""
 
     def __init__(self, images: StreamedSet, indices: Tensor, draws: Tensor, size: int, area: float) -> None:
         self._images, self._indices, self._draws, self._size, self._area = images, indices, draws, size, area
@@ -263,7 +265,7 @@ class _Crops(Dataset[tuple[Tensor, int]]):
 
 
 class _Centers(Dataset[tuple[Tensor, int]]):
-    """Centers of some images, in order."""
+    """Center crops of some images, in order."""
 
     def __init__(self, images: StreamedSet, indices: range, size: int, crop_pct: float) -> None:
         self._images, self._indices, self._size, self._crop_pct = images, indices, size, crop_pct

@@ -1,4 +1,4 @@
-"""Texts for language models: words with an end mark for each line, as token numbers, and batches that go on."""
+"""Texts for language models: token ids of words and line ends, and batches in which the text continues."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -22,11 +22,11 @@ class TextSet:
 
     Attributes:
         name: code of the text, such as 'ptb'.   split: 'train', 'validation' or 'test'.
-        tokens: (N,) int64, numbers of words in `vocabulary`.
-        vocabulary: the words of the training split in the order in which they first appear.
-        unknown: words of this split that the vocabulary lacks; they count as `<unk>`.
-        origin: where the lines came from, for people.
-        fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo text <N>\\n", the words of the vocabulary, one a
+        tokens: (N,) int64, ids of words: positions in `vocabulary`.
+        vocabulary: the words of the training split in order of first appearance.
+        unknown: number of words of this split outside the vocabulary; they became `<unk>`.
+        origin: a readable description of the source.
+        fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo text <N>\\n", the words of the vocabulary, one per
             line, and the tokens as little-endian int64.
     """
 
@@ -49,7 +49,7 @@ class TextSet:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What a network chooses from: the vocabulary."""
+        """The vocabulary: the classes of a language model."""
         return self.vocabulary
 
     @property
@@ -58,18 +58,18 @@ class TextSet:
 
 
 def load_text(name: str, split: str, mirror: Path | None = None) -> TextSet:
-    """Load a split of a text, from the mirror named by HYPERZOO_DATA or else from the Hub.
+    """Load a split of a text from the mirror in HYPERZOO_DATA, or from the Hub if that is not set.
 
-    A line is its words, split at white space, and `<eos>`; blank lines count too. The vocabulary is that of the
-    training split, with `<eos>` and `<unk>`, whatever the split.
+    A line becomes its words, split at white space, and `<eos>`, also if it is blank. All splits share the vocabulary of
+    the training split, with `<eos>` and `<unk>`.
 
     Args:
         name: 'ptb' or 'wt2'.
-        split: 'train', 'validation' or 'test'; only `hyperzoo.analysis.evaluate` may ask for the last.
+        split: 'train', 'validation' or 'test'; the last is for `hyperzoo.analysis.evaluate` only.
     Raises:
         UnknownNameError: no such text.
-        DataError: an unknown split; the text is absent or damaged; the Hub cannot be reached.
-        MissingExtraError: reading needs `datasets`: pip install hyperzoo[train].
+        DataError: an unknown split, an absent or damaged text, or the Hub cannot be reached.
+        MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
     """
     train = sources.find_text(name, "train", mirror)
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words(train.lines())))}
@@ -87,7 +87,7 @@ def load_text(name: str, split: str, mirror: Path | None = None) -> TextSet:
 
 
 def words(lines: Iterable[str]) -> Iterator[str]:
-    """The words of all lines, with `<eos>` behind each line.
+    """The words of all lines, with `<eos>` after each line.
 
     Example:
         >>> list(words(['no it was', '']))
@@ -99,9 +99,9 @@ def words(lines: Iterable[str]) -> Iterator[str]:
 
 
 class TextBatch(NamedTuple):
-    """On one device: tokens (B, T) int64; targets (B, T) int64, each the token behind; indices (B,), where rows begin.
+    """A batch on one device: tokens (B, T) int64; targets (B, T) int64, the next tokens; indices (B,) int64.
 
-    An index is the position of the first token of a row in the text.
+    An index is the position in the text of a row's first token.
     """
 
     tokens: Tensor
@@ -110,16 +110,16 @@ class TextBatch(NamedTuple):
 
 
 class TextBatches:
-    """A text cut into `batch_size` equal columns, read side by side in pieces of `length` tokens.
+    """A text cut into `batch_size` equal columns, which are read in parallel in pieces of `length` tokens.
 
-    Row b of one batch goes on where row b of the batch before ended, so the state of a network can be carried over
-    (truncated backpropagation through time). The end of the text that does not fill all columns is dropped; the last
-    piece may be shorter. Every epoch is the same; process `rank` gets its share of the columns.
+    Row b of a batch continues row b of the previous batch, so the state of a network can be carried over (truncated
+    backpropagation through time). The end of the text that does not fill all columns is dropped, and the last piece may
+    be shorter. All epochs are equal; process `rank` gets its share of the columns.
 
     Args:
-        batch_size: columns over all processes.   length: tokens in a piece.
+        batch_size: columns over all processes.   length: tokens per piece.
     Raises:
-        InputError: a text shorter than two tokens a column, or columns that do not divide by the processes.
+        InputError: fewer than two tokens per column, or a batch_size that the processes do not divide.
     Example:
         >>> text = TextSet('made', 'train', torch.arange(9), tuple('abcdefghi'), 0, 'here')
         >>> [batch.tokens.tolist() for batch in TextBatches(text, batch_size=2, length=2).epoch(1)]
@@ -140,7 +140,7 @@ class TextBatches:
         if length < 1 or batch_size < 1 or batch_size % processes or len(text) < 2 * batch_size:
             raise InputError(
                 f"{len(text)} tokens cannot be read as {batch_size} columns by {processes} processes in pieces of "
-                f"{length}: choose a batch_size that divides by the processes, and is at most half of the tokens"
+                f"{length}: choose a batch_size that is a multiple of the processes and at most half of the tokens"
             )
         share = batch_size // processes
         columns = text.tokens[: len(text) // batch_size * batch_size].view(batch_size, -1)
@@ -152,7 +152,7 @@ class TextBatches:
         return -(-(self._columns.shape[1] - 1) // self._length)
 
     def epoch(self, epoch: int) -> Iterator[TextBatch]:
-        """The pieces in order; the same in every epoch."""
+        """Yield the pieces in order; the epoch makes no difference."""
         last = self._columns.shape[1] - 1
         for first in range(0, last, self._length):
             end = min(first + self._length, last)

@@ -1,1 +1,1 @@
-"""From a recipe to run folders: where models, data, losses and the engine meet."""
+"""From a recipe to run folders: the only room where models, data, methods and the engine meet."""

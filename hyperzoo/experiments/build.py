@@ -1,4 +1,4 @@
-"""From the words of a recipe to objects: the only level where models, data, losses and the engine meet."""
+"""Build model, loss, terms and batches from a recipe."""
 
 import shutil
 from functools import partial
@@ -29,12 +29,12 @@ TERMS: dict[str, Any] = {
     "vcl": regularizers.VCL,
     "activation_norm": regularizers.ActivationNorm,
 }
-WHITENING_IMAGES = 5000  # the first ones of the training split; more change the filters in the third digit
-COMPILE_PAYS_AFTER_UPDATES = 2000  # below, compiling (a minute or so) costs more than it saves
+WHITENING_IMAGES = 5000  # the first training images; more change the filters in the third digit
+COMPILE_PAYS_AFTER_UPDATES = 2000  # compiling takes about a minute
 
 
 def precision(recipe: Recipe) -> Precision:
-    """'bf16' or 'fp32'; `auto` takes bf16 where the processor computes in it, fp32 where it would only emulate it."""
+    """'bf16' or 'fp32'; `auto` is bf16 if the hardware computes in it, and fp32 if it would emulate it."""
     if recipe.train.precision != "auto":
         return recipe.train.precision
     if torch.cuda.is_available():
@@ -43,20 +43,20 @@ def precision(recipe: Recipe) -> Precision:
 
 
 def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.device) -> tuple[bool, str]:
-    """Whether to compile, and why, in one sentence.
+    """Whether to compile the network, and the reason as a sentence.
 
-    A compiler fuses what sphere layers do around their convolutions. Networks of torch's own layers, whose time goes
-    into oneDNN's convolutions, ran 10 % slower when compiled, on two cores with AVX2 in float32.
+    The compiler fuses the operations of sphere layers around their convolutions. Networks of torch's own layers spend
+    their time in oneDNN's convolutions; they were 10 % slower compiled, on two cores with AVX2 in float32.
     """
-    wish = recipe.train.compile
-    if wish != "auto":
-        return wish == "on", f"compile: {wish}, as the recipe says"
+    setting = recipe.train.compile
+    if setting != "auto":
+        return setting == "on", f"compile: {setting}, as the recipe says"
     if names.is_language(recipe.model.arch):
         return False, "running eager: torch's LSTM needs no compilation"
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         return False, "running eager: no C++ compiler was found"
     if updates < COMPILE_PAYS_AFTER_UPDATES:
-        return False, f"running eager: {updates} updates are too few to pay for a compilation"
+        return False, f"running eager: {updates} updates are too few to pay for the compilation"
     if device.type == "cpu" and precision(recipe) == "fp32":
         if not any(isinstance(module, SphereConv2d | SphereLinear) for module in network.modules()):
             return False, "running eager: without sphere layers, compiling saves nothing on this processor"
@@ -64,15 +64,15 @@ def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.dev
 
 
 def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
-    """The architecture with as many outputs and input channels as the data has, untrained."""
+    """The untrained network, with the number of outputs and input channels of the data."""
     return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **model_args(recipe))
 
 
 def describe_images(network: nn.Module, train: Samples) -> None:
-    """Write the size of the training images into the description that timm keeps of a network, in place.
+    """Write the size of the training images into `network.pretrained_cfg`, in place.
 
-    Also their mean and standard deviation, if the description is for another number of channels: gray images, say.
-    The description goes into config.json, and with it into everything that reads the trained network.
+    If that is for another number of channels (gray images), also write their mean and standard deviation. config.json
+    keeps it, and evaluation, preprocessing and export read it.
     """
     if not isinstance(train, data.ImageSet):
         return
@@ -100,8 +100,8 @@ def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
-    """What the architecture of a recipe is given beyond its own values; ours also take the classifier of an angular
-    loss, so that a folder with the trained network says how to build it."""
+    """Constructor arguments of a recipe's network. With an angular loss, hyperzoo's architectures also get its
+    classifier, so that config.json alone rebuilds the network."""
     angular = recipe.method.angular
     if angular is None or recipe.model.arch not in zoo.list_models():
         return dict(recipe.model.args)
@@ -109,14 +109,14 @@ def model_args(recipe: Recipe) -> dict[str, Any]:
 
 
 def step(recipe: Recipe, network: nn.Module) -> TrainStep:
-    """Model, loss, terms and mixing of a recipe. `method.angular` gives the model another classifier first."""
+    """The training step of a recipe: model, loss, terms and mixing. `method.angular` replaces the classifier."""
     method, classes = recipe.method, int(network.num_classes)  # type: ignore[arg-type]
     smoothing = method.label_smoothing
     angular: losses.AngularSoftmax | None = None
     if method.angular:
         values = method.angular.model_dump()
         angular = losses.AngularSoftmax(**values, label_smoothing=smoothing, accumulate=recipe.train.accumulate)
-        losses.replace_classifier(network, angular)  # before the terms, which look for the classifier
+        losses.replace_classifier(network, angular)  # before the terms, which search for the classifier
     terms: dict[str, Term] = {
         name: term(network, **block.model_dump())
         for name, term in TERMS.items()
@@ -139,17 +139,17 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
 
 
 def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
-    """The training split, and what every epoch is judged on: a text's validation split, or images held out."""
+    """The training split and the validation data of each epoch: a text's validation split, or held-out images."""
     if recipe.data.name in names.TEXTS:
         return data.load_split(recipe.data.name, "train"), data.load_split(recipe.data.name, "validation")
     return images(recipe)
 
 
 def images(recipe: Recipe) -> tuple[Images, Images | None]:
-    """The training images, and those held out for choices, of which no class is made rare.
+    """The training images and the validation images; `data.keep` makes classes rare in the former only.
 
     Raises:
-        RecipeError: data.resize_px ends at another size than that of the images.
+        RecipeError: data.resize_px does not end at the size of the images.
     """
     train: Images = data.load_images(recipe.data.name, "train")
     held: Images | None = None
@@ -158,8 +158,8 @@ def images(recipe: Recipe) -> tuple[Images, Images | None]:
         sizes, size = recipe.data.resize_px, train.images.shape[-1]
         if sizes and (last := sizes[max(sizes)]) != size:
             raise RecipeError(
-                f"data.resize_px ends at {last} px, but images of {recipe.data.name} have {size} and are judged so; "
-                f"end it at {size}, or make all images smaller by data.size_px and data.hold_out"
+                f"data.resize_px ends at {last} px, but {recipe.data.name} is evaluated at {size}; end it at {size}, "
+                "or resize all images by data.size_px with data.hold_out"
             )
     if recipe.data.hold_out:
         train, held = train.hold_out(recipe.data.hold_out)
@@ -167,7 +167,7 @@ def images(recipe: Recipe) -> tuple[Images, Images | None]:
 
 
 def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelerator) -> Batches:
-    """This process's share of the training batches, on its device."""
+    """The training batches of this process, on its device."""
     common: dict[str, Any] = dict(
         batch_size=recipe.data.batch_size,
         device=engine.device,

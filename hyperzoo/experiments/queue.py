@@ -1,9 +1,9 @@
-"""Train the runs of a queue within a given time, several side by side.
+"""Train the runs of a queue file within a given time, several in parallel.
 
     hyperzoo queue recipes/queue.yaml --minutes 9 --state runs/queue
 
-Each run is an ordinary one, in a process and a folder of its own: <state>/<row>/<seed>. Called again with that folder,
-each goes on after its last whole epoch.
+Each run has its own process and its own folder, <state>/<row>/<seed>. Another call with this folder resumes each run
+after its last whole epoch.
 """
 
 import json
@@ -23,14 +23,14 @@ from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import load_queue
 
-GAIN = 1.1  # what another process must make of the number of images per second
+GAIN = 1.1  # factor of the images per second that another process must bring
 POLL_S, GRACE_S = 0.2, 20
 SCORES = ("accuracy", "perplexity")
 
 
 @dataclass(frozen=True)
 class Task:
-    """One run of a queue, and its folder."""
+    """One run of a queue and its folder."""
 
     label: str
     recipe: Recipe
@@ -41,7 +41,7 @@ class Task:
         return f"{self.label}, seed {self.recipe.train.seed}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The log so far, a row an epoch."""
+        """The log so far, one row per epoch."""
         log = self.folder / "metrics.jsonl"
         return [json.loads(row) for row in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
@@ -57,26 +57,26 @@ class Task:
 
 @dataclass
 class Member:
-    """A process that trains a task; `since` epochs were in its log when the crew last changed."""
+    """A process that trains a task; `since` is the length of its log when the crew last changed."""
 
     task: Task
     process: BaseProcess
     since: int
 
     def rate(self) -> float | None:
-        """Samples per second of an epoch that all of the present crew were at; None before there is one."""
+        """Samples per second of an epoch that the whole present crew took part in; None before the first."""
         rows = self.task.rows()
-        if len(rows) < self.since + 2:  # the first may have begun before, or hold a compilation
+        if len(rows) < self.since + 2:  # the first may have begun earlier or include the compilation
             return None
         return next(value for key, value in rows[-1].items() if key.endswith("_per_s"))
 
 
 @dataclass
 class Crew:
-    """Processes that train side by side.
+    """Processes that train in parallel.
 
-    Without a fixed size there is one at first, and one more whenever the last to come raised the sum of their rates by
-    `GAIN`; the first that does not is stopped, and from then on their number stays.
+    A growing crew starts with one process and adds another as long as each raises the sum of the rates by `GAIN`. The
+    first one that does not is stopped, and the size stays.
     """
 
     size: int
@@ -90,20 +90,20 @@ class Crew:
         self.members.append(Member(task, process, len(task.rows())))
 
     def leave(self) -> list[Member]:
-        """Those whose process has ended, and are members no longer."""
-        gone = [member for member in self.members if member.process.exitcode is not None]
-        self.members = [member for member in self.members if member not in gone]
-        return gone
+        """Remove and return the members whose process has ended."""
+        ended = [member for member in self.members if member.process.exitcode is not None]
+        self.members = [member for member in self.members if member not in ended]
+        return ended
 
     def grow(self) -> list[Task]:
-        """Change the size if the rates say so; returns the task of a member that had to leave."""
+        """Change the size as the rates suggest; returns the task of a member that was stopped."""
         if not self.growing or len(self.members) < self.size:
             return []
         rates = [member.rate() for member in self.members]
         if None in rates:
             return []
         total = sum(rate or 0.0 for rate in rates)
-        print(f"{self.size} side by side: {total:.0f} a second", flush=True)
+        print(f"{self.size} in parallel: {total:.0f} samples/s", flush=True)
         if total < GAIN * self._rate:
             self.growing, self.size = False, self.size - 1
             newest = self.members.pop()
@@ -115,13 +115,13 @@ class Crew:
         return []
 
     def stop(self) -> None:
-        """Stop all after their step."""
+        """Stop all members after their current step."""
         _stop(self.members)
         self.members = []
 
 
 def _stop(members: list[Member]) -> None:
-    """SIGTERM, which a run answers after its step; kill -9 later, which costs no more than the epoch either."""
+    """Send SIGTERM, which a run obeys after its step, and kill -9 later; either costs at most an epoch."""
     for member in members:
         member.process.terminate()
     until = time.monotonic() + GRACE_S
@@ -132,7 +132,7 @@ def _stop(members: list[Member]) -> None:
 
 
 def _train(task: Task) -> None:
-    """One run, in a process of its own; what it says goes to <folder>/log.txt."""
+    """Train a task in a process of its own; its output goes to <folder>/log.txt."""
     task.folder.mkdir(parents=True, exist_ok=True)
     with (task.folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:
@@ -143,8 +143,10 @@ def _train(task: Task) -> None:
 
 
 def load(path: Path, state: Path, *, epochs: int | None = None) -> list[Task]:
-    """The tasks of a queue file, in order; with so many epochs each, the rest in proportion, to try them out.
+    """The tasks of a queue file, in order.
 
+    Args:
+        epochs: shorten each run to this number, to try the queue.
     Raises:
         RecipeError: see `sweep_file.load_queue`.
     """
@@ -156,10 +158,11 @@ def load(path: Path, state: Path, *, epochs: int | None = None) -> list[Task]:
 
 
 def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> list[Task]:
-    """Train tasks, the first ones first, until all have ended or the time is over; returns those that failed.
+    """Train tasks in order until all have ended or the time is over; returns the failed ones.
 
     Args:
-        processes: side by side; as many as pay, without it.
+        minutes: until the runs are stopped.
+        processes: runs in parallel [default: as many as raise the throughput].
     """
     deadline = time.monotonic() + 60 * minutes
     waiting, failed = [task for task in tasks if task.result() is None], []
@@ -170,7 +173,7 @@ def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> 
             while waiting and len(crew.members) < crew.size:
                 crew.start(waiting.pop(0))
             for member in crew.leave():
-                print(_standing(member.task), flush=True)
+                print(_summary(member.task), flush=True)
                 if member.process.exitcode:
                     failed.append(member.task)
             waiting[:0] = crew.grow()
@@ -181,7 +184,7 @@ def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> 
     return failed
 
 
-def _standing(task: Task) -> str:
+def _summary(task: Task) -> str:
     result, rows = task.result(), task.rows()
     scores = [f"{key} {value:.2f}" for key, value in (result or {}).get("metrics", {}).items() if key in SCORES]
     found = " ".join(scores) or f"not finished, see {task.folder / 'log.txt'}"

@@ -1,4 +1,4 @@
-"""Train a published weight again and compare its accuracy or perplexity with what its card says."""
+"""Train the recipe of a published weight with new seeds and compare the test metric with the published one."""
 
 import math
 import statistics
@@ -11,16 +11,18 @@ from hyperzoo.experiments import train
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo.manifest import WeightInfo, as_text
 
-WIDTH = 3  # standard deviations that a rerun may be away
-TEXT_SHARE = 0.03  # of the perplexity of a single published run: seeds of small LSTMs differ by less than 1 %
+WIDTH = 3  # allowed difference in standard deviations
+TEXT_SHARE = 0.03  # allowed share of a single run's perplexity; seeds of small LSTMs differ by less than 1 %
 
 
 @dataclass(frozen=True)
 class Report:
-    """A rerun beside what is published: the metric of the weight on the test split, accuracies in %.
+    """A rerun compared with the published result; accuracies in %.
 
-    `allowed` is the largest difference of the means that counts as agreement, `rule` says where it comes from, and
-    `agrees` is None where no comparison was possible.
+    Attributes:
+        values: test metric of each seed.
+        allowed: largest difference of the means that counts as agreement; `rule` is its reason.
+        agrees: None if no comparison was possible; `rule` is the reason.
     """
 
     name: str
@@ -37,37 +39,36 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The result as a sentence."""
         mean = statistics.fmean(self.values)
         now, before = (as_text(self.metric, value) for value in (mean, self.published))
         found = f"{self.name}: {self.metric} {now} (n = {len(self.values)}), published {before}"
         if self.agrees is None:
             return f"{found}; no verdict: {self.rule}"
-        word = "agrees" if self.agrees else "DIFFERS"
-        return (
-            f"{found}: {word}, {abs(mean - self.published):.2f} points apart, {self.allowed:.2f} allowed ({self.rule})"
-        )
+        verdict = "agrees" if self.agrees else "DIFFERS"
+        apart = abs(mean - self.published)
+        return f"{found}: {verdict}, {apart:.2f} points apart, {self.allowed:.2f} allowed ({self.rule})"
 
 
 def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1.0) -> Report:
-    """Train the recipe of a weight again with new seeds; writes <out>/report.json. Stopped runs go on by themselves.
+    """Train the recipe of a weight with new seeds and write <out>/report.json; a stopped run resumes.
 
     Args:
         name: a weight, or an architecture for its default weight.
-        out: folder of the runs; runs/reproduce/<name> without one.
-        seeds: how many; those that follow the largest published one, so that no run is only repeated.
-        budget: part of the epochs to train, above 0 and at most 1. Below 1 there is no verdict.
+        out: folder of the runs [default: runs/reproduce/<name>].
+        seeds: number of runs; their seeds follow the largest published seed.
+        budget: fraction of the epochs to train, in (0, 1]; below 1 there is no verdict.
     Raises:
         InputError: seeds or budget out of range.
-        RunError: the recipe in this installation is not the one that made the weight.
+        RunError: the installed recipe is not the one that made the weight.
         UnknownNameError, DataError, ...: as `zoo.weight_info` and `train.run`.
     """
     if seeds < 1 or not 0 < budget <= 1:
-        raise InputError(f"seeds must be 1 or more and budget above 0 and at most 1; got {seeds} and {budget:g}")
+        raise InputError(f"seeds must be 1 or more and budget in (0, 1]; got {seeds} and {budget:g}")
     info = zoo.weight_info(name)
     recipe = load_recipe(info.name)
     if recipe.digest() != info.recipe_sha256:
-        raise RunError(f"the recipe {info.name}.yaml at hand is not the one that made the weight: reinstall hyperzoo")
+        raise RunError(f"the installed recipe {info.name}.yaml is not the one that made the weight; reinstall hyperzoo")
     folder = out or Path("runs", "reproduce", info.name)
     first = max(info.score.seeds) + 1
     results = [train.run(_recipe(recipe, seed, budget), folder / str(seed)) for seed in range(first, first + seeds)]
@@ -98,9 +99,9 @@ def _report(info: WeightInfo, results: list[dict]) -> Report:
     if epochs != info.training.epochs:
         agrees, rule = None, f"{epochs} of {info.training.epochs} epochs were trained"
     elif any(result["metrics"]["fingerprint"] != info.dataset.test_fingerprint for result in results):
-        agrees, rule = None, "these are not the test data that the published number stands for"
+        agrees, rule = None, "the test data differ from the published weight's"
     elif any(result["train_fingerprint"] != info.dataset.train_fingerprint for result in results):
-        agrees, rule = None, "these are not the training data that the weight was made with"
+        agrees, rule = None, "the training data differ from the published weight's"
     return Report(
         name=info.name,
         metric=info.metric,

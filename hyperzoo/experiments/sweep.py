@@ -1,4 +1,4 @@
-"""Run the recipes of a sweep, resume it, and put the results into one file beside the published numbers."""
+"""Train all runs of a sweep, and collect their results and the published numbers in one file and a table."""
 
 import json
 import statistics
@@ -26,15 +26,16 @@ COLUMNS = (
     "rare classes (%)",
     "perplexity",
 )
-SIZES = ("train_images", "train_tokens")  # a run has one of them
+SIZES = ("train_images", "train_tokens")  # keys of result.json; a run has one of them
 
 
 class Line(NamedTuple):
     """One line of a sweep's table.
 
-    Accuracy in %, of texts the perplexity, mean and sd over n seeds; nll and the training loss of the last epoch,
-    without what terms add to it, in nats, mean over the seeds.
-    rare: accuracy in % of the classes that were made rare, if any, mean over them and the seeds.
+    Attributes:
+        mean, sd: of the metric over n seeds: accuracy in %, or perplexity.
+        nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
+        rare: accuracy in % of the classes that `data.keep` made rare, mean over classes and seeds.
     """
 
     label: str
@@ -50,7 +51,7 @@ class Line(NamedTuple):
     metric: str
 
     def shown(self) -> tuple[str, ...]:
-        """The line as text, in the order of `COLUMNS`."""
+        """The cells of the line, in the order of `COLUMNS`."""
         optional = (self.sd, self.published, self.rare)
         sd, published, rare = ("-" if value is None else f"{value:.2f}" for value in optional)
         losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
@@ -61,34 +62,34 @@ class Line(NamedTuple):
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
-    """A heading and the lines as text, without the columns that no line fills."""
+    """The header and the lines as text, without empty columns."""
     columns = zip(COLUMNS, *(line.shown() for line in lines), strict=True)
     return list(zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True))
 
 
 def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
-    """Train every run of a sweep that is not finished, and write `sweep.json`; returns that file and its lines.
+    """Train all unfinished runs of a sweep and write `sweep.json`; returns that file and its lines.
 
-    Several processes may work on one sweep, each in its turn taking a run that nobody is at; the last one to leave
-    finds them all. A run that was stopped goes on from its last epoch.
+    Several processes may share a sweep: each takes runs that no other process is training, and the last one collects
+    all results. A stopped run resumes.
 
     Args:
-        out: folder of the runs, <out>/<label>/<seed>; runs/sweeps/<name of the file> without one.
+        out: folder of the runs, which are <out>/<label>/<seed> [default: runs/sweeps/<file name>].
     Raises:
         RecipeError: see `load_sweep`.
-        RunError and its kinds: a run failed; those before it are kept.
+        RunError and its subclasses: a run failed; the runs before it are kept.
     """
     sweep, runs = load_sweep(path_or_name)
     name = Path(path_or_name).stem
     folder = out or Path("runs", "sweeps", name)
     results: dict[int, train.RunResult] = {}
-    for _ in range(2):  # once to train, once to collect what others have trained meanwhile
+    for _ in range(2):  # first train, then collect the runs that other processes trained meanwhile
         for number, one in enumerate(runs):
             if number not in results:
                 with suppress(BusyError):
                     results[number] = train.run(one.recipe, folder / one.label / str(one.recipe.train.seed))
     if not results:
-        raise RunError(f"other processes are at all runs of {name} in {folder}; call again when they end")
+        raise RunError(f"other processes are training all runs of {name} in {folder}; call again when they end")
     file = folder / "sweep.json"
     done = [(runs[number], results[number]) for number in sorted(results)]
     files.write_json(file, _contents(name, sweep, done), indent=1)
@@ -96,7 +97,7 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
 
 
 def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) -> dict[str, Any]:
-    """What `sweep.json` holds: enough to draw every figure and table of it without the run folders."""
+    """The contents of `sweep.json`; figures and tables need nothing else."""
     keep = ("seed", "split", "metrics", "recipe_sha256", "precision", "epochs", "minutes", "finished")
     environments = {json.dumps(result.values["environment"], sort_keys=True) for _, result in done}
     return {
@@ -119,10 +120,10 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
 
 
 def lines(file: Path) -> list[Line]:
-    """The table of a sweep, from its `sweep.json`.
+    """The lines of a `sweep.json` or a file of results/.
 
     Raises:
-        RunError: no such file, or not one of a sweep.
+        RunError: no such file, or another kind of file.
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

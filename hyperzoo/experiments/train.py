@@ -1,4 +1,4 @@
-"""One training run: from a recipe to a run folder. `-m hyperzoo train RECIPE` under torchrun or accelerate launch."""
+"""Train a recipe into a run folder; with torchrun or accelerate launch, `-m hyperzoo train RECIPE` is distributed."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from filelock import FileLock, Timeout
 from torch import nn
 
@@ -30,9 +30,12 @@ TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 
 
 @dataclass(frozen=True)
 class RunResult:
-    """A finished run: its folder (model.safetensors, config.json, result.json, metrics.jsonl), and result.json.
+    """A finished run.
 
-    trained: False if the run was finished before this call.
+    Attributes:
+        folder: holds model.safetensors, config.json, result.json and metrics.jsonl.
+        values: the contents of result.json.
+        trained: False if the run was finished before this call.
     """
 
     folder: Path
@@ -41,21 +44,23 @@ class RunResult:
 
 
 def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) -> RunResult:
-    """Train a recipe to its end, going on from the newest checkpoint in its folder; a finished run is only read.
+    """Train a recipe, from the newest checkpoint in its run folder if there is one; a finished run is only read.
 
     Args:
-        out: the run folder; runs/<name>/<seed> without one.
-        allow_change: resume although the recipe is not the one that the checkpoint was made with.
+        out: run folder [default: runs/<name>/<seed>].
+        allow_change: resume a run that another recipe began.
     Raises:
-        LaunchError: fewer or more processes than asked for; nothing was written.
-        BusyError: another process is in the folder.
-        RunError: the recipe has changed, or the folder cannot be written.
+        LaunchError: another number of processes than requested; nothing was written.
+        BusyError: another process is training in the folder.
+        RunError: the recipe has changed, result.json is damaged, or the folder cannot be written.
         NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
         Stopped: SIGINT or SIGTERM; carries the exit code.
     """
     folder = out or Path("runs") / recipe.name / str(recipe.train.seed)
     seeding.seed_epoch(recipe.train.seed, 0)
-    engine = Accelerator()  # without a precision: a process has one for all Accelerators, a recipe has its own
+    engine = (
+        Accelerator()
+    )  # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
     _check_processes(recipe, engine)
     with _locked(folder, engine):
         done = folder / "result.json"
@@ -68,7 +73,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
 
 
 def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
-    started, environment = time.time(), seeding.environment()  # before the code can change under a long run
+    started, environment = time.time(), seeding.environment()  # now: the code may change during a long run
     if engine.device.type == "cpu":
         allocator.keep()
     train, held = build.samples(recipe)
@@ -91,7 +96,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     def on_held_out(published: nn.Module) -> dict[str, Any]:
         assert held is not None
         values = evaluate.measure(published, held, engine=engine).as_dict()
-        values.pop("class_accuracy", None)  # the log stays short; result.json has that of the last epoch
+        values.pop("class_accuracy", None)  # result.json has it for the last epoch
         return values
 
     trainer = Trainer(
@@ -134,17 +139,22 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     return RunResult(folder, values)
 
 
+def is_main_process() -> bool:
+    """Whether this process is the only one of a run, or the first of several."""
+    return PartialState().is_main_process
+
+
 def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
     asked = {"the launcher": int(os.environ.get("WORLD_SIZE", "1")), "the recipe": recipe.train.processes}
     for who, count in asked.items():
         if count is not None and count != engine.num_processes:
             raise LaunchError(
                 f"{who} asks for {count} processes, accelerate runs {engine.num_processes}. "
-                f"Two processes without a GPU: {TWO_PROCESSES}"
+                f"For two processes without a GPU: {TWO_PROCESSES}"
             )
     asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if asked_for_fsdp and engine.distributed_type.value != "FSDP":
-        raise LaunchError("FSDP was asked for, but accelerate does not use it on this device")
+        raise LaunchError("ACCELERATE_USE_FSDP asks for FSDP, but accelerate does not use it on this device; unset it")
 
 
 def _check_recipe(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> None:
@@ -156,7 +166,7 @@ def _check_recipe(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bo
 
 
 def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys as 'block.key'."""
+    """Nested settings by their keys 'block.key'."""
     flat: dict[str, Any] = {}
     for key, value in blocks.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
@@ -165,7 +175,7 @@ def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
-    """Reserve a folder for this run; the system frees it when the process ends, also after kill -9."""
+    """Lock a run folder; the system releases the lock when the process ends, also after kill -9."""
     if not engine.is_main_process:
         engine.wait_for_everyone()
         yield

@@ -1,4 +1,4 @@
-"""What the C library does with the buffers that a training step has freed."""
+"""Tell glibc to keep freed buffers (mallopt)."""
 
 import ctypes
 import platform
@@ -7,10 +7,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep() -> bool:
-    """Let glibc keep freed buffers for the next step, for the rest of this process; returns whether this system can.
+    """Keep freed buffers for the next step, for the rest of this process; returns False on systems without glibc.
 
-    By default it returns each large buffer to the kernel, and the next step pays a page fault for every 4 KB of it:
-    20,000 in a step of ResNet-20 at batch 128, a sixth of its time on two cores (`benchmarks/allocator.py`).
+    By default glibc returns large buffers to the kernel, and the next step has one page fault per 4 KB: 20,000 in a
+    step of ResNet-20 with batch size 128, a sixth of its time on two cores (`benchmarks/allocator.py`).
     """
     if platform.libc_ver()[0] != "glibc":
         return False

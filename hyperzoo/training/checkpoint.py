@@ -1,8 +1,7 @@
-"""Training checkpoints: whole-or-nothing folders of safetensors and JSON, the newest valid one wins.
+"""Training checkpoints: folders of safetensors and JSON, written as a whole; resuming takes the newest valid one.
 
-A folder holds *.safetensors, state.json, and manifest.json with the sha256 of each, written last. It is made under a
-temporary name, flushed to disk, renamed, and read back before older ones go. kill -9 at any moment leaves the last
-complete one.
+A folder holds *.safetensors, state.json, and manifest.json with the sha256 of each. It is read back before older
+checkpoints are removed, so kill -9 at any moment leaves the last complete one.
 """
 
 import json
@@ -28,7 +27,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The end of an epoch: named groups of tensors, and a JSON state."""
+    """The training state at the end of an epoch: named groups of tensors, and a JSON state."""
 
     epoch: int
     tensors: dict[str, dict[str, Tensor]]
@@ -36,10 +35,10 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below `folder`, then prune to the newest two.
+    """Write a checkpoint below `folder`, then remove all but the newest two.
 
     Raises:
-        CheckpointError: the disk is full or not writable, or what was written reads back wrong. Older ones are intact.
+        CheckpointError: the disk is full or not writable, or the file reads back wrong. Older checkpoints are intact.
     """
     final = folder / f"epoch-{checkpoint.epoch:05d}"
     try:
@@ -54,15 +53,13 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
             (temporary / "manifest.json").write_text(json.dumps(manifest))
         _check(final)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(
-            f"cannot write the checkpoint {final}: {error}. Free some space, then run again"
-        ) from error
+        raise CheckpointError(f"cannot write the checkpoint {final}: {error}. Free some space and run again") from error
     _prune(folder)
     return final
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint whose every hash agrees; damaged ones are passed over with a warning."""
+    """Read the newest checkpoint whose hashes all agree; a damaged one is skipped with a warning."""
     for path in sorted(folder.glob("epoch-*"), key=_epoch, reverse=True):
         try:
             manifest = _check(path)
@@ -73,12 +70,12 @@ def newest(folder: Path) -> Checkpoint | None:
             }
             return Checkpoint(manifest["epoch"], tensors, json.loads((path / "state.json").read_text()))
         except (OSError, ValueError, KeyError, SafetensorError, CheckpointError) as error:
-            _logger.warning("checkpoint %s cannot be used (%s); trying the one before it", path, error)
+            _logger.warning("checkpoint %s cannot be used (%s); trying the previous one", path, error)
     return None
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors named 'parameter index.key', and the rest as JSON."""
+    """Split an optimizer's state into tensors, named '<parameter index>.<key>', and JSON values."""
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
@@ -89,7 +86,7 @@ def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 
 
 def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-    """Put a packed state back into an optimizer of the same parameters."""
+    """Restore a packed state into an optimizer of the same parameters."""
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**tensors, **rest["numbers"]}.items():
         index, _, key = name.partition(".")
@@ -97,7 +94,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     groups = [
         {k: tuple(v) if isinstance(v, list) and k != "params" else v for k, v in g.items()} for g in rest["groups"]
     ]
-    for group, fresh in zip(groups, optimizer.param_groups, strict=True):  # settings younger than the checkpoint
+    for group, fresh in zip(groups, optimizer.param_groups, strict=True):  # settings unknown to older versions
         group |= {key: value for key, value in fresh.items() if key not in group}
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

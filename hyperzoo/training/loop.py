@@ -1,4 +1,4 @@
-"""Epochs: step, check, log, save; resumes from the last complete epoch and stops cleanly on signals."""
+"""The training loop: update, check, log, checkpoint. It resumes after the last whole epoch and stops on signals."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from hyperzoo.training.step import TrainStep
 
 
 class Stopped(RunError):
-    """A signal ended the run after a whole step; it resumes from the last epoch end."""
+    """A signal ended the run after a whole step; the run resumes after the last whole epoch."""
 
     def __init__(self, number: int, epoch: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; the run resumes after epoch {epoch}")
@@ -34,7 +34,7 @@ class Stopped(RunError):
 
 
 class Batches(Protocol):
-    """What the loop needs of a training set: batches per epoch, and an iterator of (inputs, labels, indices)."""
+    """A training set: its batches per epoch, and an iterator over (inputs, labels, indices)."""
 
     def __len__(self) -> int: ...
 
@@ -43,12 +43,12 @@ class Batches(Protocol):
 
 @dataclass
 class Trainer:
-    """One run of built objects in one folder.
+    """Train a step in a run folder.
 
     Args:
-        step: model and criterion, on the CPU or on the accelerator's device.
+        step: model and criterion, on the accelerator's device.
         batches: this process's share of the training set.
-        evaluate: called after every epoch with the model to be published; its numbers go into the log.
+        evaluate: called after each epoch with the model to be published; its metrics go into the log.
     """
 
     recipe: Recipe
@@ -67,8 +67,8 @@ class Trainer:
         """Train to the last epoch; returns the model to be published.
 
         Raises:
-            NonFiniteError: before the step that a NaN or infinite loss or gradient would have spoiled.
-            Stopped: SIGINT or SIGTERM arrived.
+            NonFiniteError: a NaN or infinite loss or gradient; the update was not made.
+            Stopped: SIGINT or SIGTERM.
         """
         train, optim = self.recipe.train, self.recipe.optim
         model = self.step.model
@@ -96,7 +96,7 @@ class Trainer:
 
     @property
     def published(self) -> nn.Module:
-        """The averaged model where the recipe asks for one, else the trained one."""
+        """The averaged model if the recipe sets `train.ema`, otherwise the trained one."""
         return self._ema.module if self._ema else self.step.model
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Trainer:
         }
 
     def _reports(self) -> dict[str, dict[str, float]]:
-        """What each term that reports says of the layers in the last update."""
+        """Statistics of the layers in the last update, from each term that has a `report`."""
         found: dict[str, dict[str, float]] = {
             name: getattr(term, "report", dict)() for name, term in self.step.terms.items()
         }
@@ -141,8 +141,8 @@ class Trainer:
     def _update(
         self, batch: tuple[Tensor, Tensor, Tensor], size: int | None, epoch: int, number: int
     ) -> tuple[Tensor, Tensor]:
-        """One optimizer step, in `accumulate` parts; returns (loss, right answers, terms), summed over the batch, and
-        the gradient norm."""
+        """One optimizer step in `accumulate` parts; returns the sums over the batch of loss, correct answers and terms,
+        and the gradient norm."""
         images, labels, _ = batch
         parts = self.recipe.train.accumulate
         sums = torch.zeros(3 + len(self.step.terms), device=images.device)
@@ -181,8 +181,8 @@ class Trainer:
         ]
         return NonFiniteError(
             f"epoch {epoch}, step {number + 1}: loss terms: {'; '.join(found)}. No step was taken"
-            f"{' (another process found it)' if self._finite(terms, norm) else ''}. "
-            f"Last good checkpoint: epoch {epoch - 1}. Lower optim.lr, or set optim.clip_norm"
+            f"{' (found by another process)' if self._finite(terms, norm) else ''}. "
+            f"Last good checkpoint: epoch {epoch - 1}. Lower optim.lr or set optim.clip_norm"
         )
 
     @staticmethod
@@ -214,14 +214,14 @@ class Trainer:
         return saved.epoch
 
     def _write_log(self) -> None:
-        """metrics.jsonl, one line an epoch: the rows that the checkpoint holds, so that the two always agree."""
+        """Write metrics.jsonl, one line per epoch, from the rows of the checkpoint, so that the two agree."""
         if self.accelerator.is_main_process:
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             files.write_whole({self.folder / "metrics.jsonl": text.encode()})
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM wait for the end of the step; a second one ends the process at once."""
+        """SIGINT and SIGTERM take effect after the step; a second signal ends the process at once."""
 
         def note(number: int, _: Any) -> None:
             self._pending = number
@@ -229,7 +229,7 @@ class Trainer:
 
         try:
             before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not the main thread: signals are not ours
+        except ValueError:  # signal handlers exist in the main thread only
             before = {}
         try:
             yield

@@ -1,4 +1,4 @@
-"""What a run shows: a live bar in a terminal, one plain line an epoch elsewhere."""
+"""Progress of a run: a live bar in a terminal, one plain line per epoch elsewhere."""
 
 import time
 from typing import Any
@@ -12,11 +12,11 @@ _INTERVAL_S = 0.5
 
 
 class Progress:
-    """Progress of a run; silent on all processes but the first.
+    """Show the progress of a run.
 
     Args:
-        active: show anything at all.
-        unit: what the rate counts; a row of the log has it as `<unit>_per_s`.
+        active: False shows nothing, for all processes but the first.
+        unit: of the rate, in the plural; the log has the rate as `<unit>_per_s`.
     """
 
     def __init__(self, name: str, epochs: int, first_epoch: int = 0, active: bool = True, unit: str = "images") -> None:
@@ -44,21 +44,21 @@ class Progress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """One line, above the bar where there is one."""
+        """Print a line, above the bar if there is one."""
         if self._active and self._bar:
             self._bar.console.print(text, highlight=False)
         elif self._active:
             print(text, flush=True)
 
     def wants_update(self) -> bool:
-        """Whether the next `update` would be shown; asking costs no work on the device."""
+        """Whether the next `update` would be shown; needs no work on the device."""
         if self._bar is None or time.monotonic() < self._next:
             return False
         self._next = time.monotonic() + _INTERVAL_S
         return True
 
     def update(self, epoch: int, step: int, steps: int, means: Tensor, per_s: float) -> None:
-        """Mean loss and accuracy of the epoch so far, and the rate, in the bar."""
+        """Show the mean loss and accuracy of the epoch so far, and the rate."""
         if self._bar is not None and self._task is not None:
             loss, correct = means.tolist()
             numbers = (
@@ -67,7 +67,7 @@ class Progress:
             self._bar.update(self._task, completed=epoch - 1 + step / steps, numbers=numbers)
 
     def epoch_done(self, row: dict[str, Any]) -> None:
-        """One line with the numbers of an epoch."""
+        """Print the metrics of an epoch."""
         held = f"  held-out {row['accuracy']:.2f} %" if "accuracy" in row else ""
         held += f"  validation perplexity {row['perplexity']:.2f}" if "perplexity" in row else ""
         self.say(

@@ -1,4 +1,7 @@
-"""Recipes: what one may say, in frozen models. `strict_yaml.py` reads them; methods: `recipe_methods.py`."""
+"""The language of recipes: every key with its type, default and meaning. The block `method` is in `recipe_methods.py`.
+
+A comment behind a key says what it does, in which unit, and for which data it is meant.
+"""
 
 import difflib
 import hashlib
@@ -27,11 +30,11 @@ _TEXTS = ", ".join(names.TEXTS)
 
 
 class Model(Block):
-    """What is trained."""
+    """The network."""
 
-    arch: str
-    args: dict[str, bool | int | float | str | list[int | float]] = {}  # for the constructor: drop_rate, widths, ...
-    init: Literal["whiten"] | None = None  # whiten: first convolution = frozen patch-whitening filters of the data
+    arch: str  # any architecture of timm or hyperzoo, without a tag
+    args: dict[str, bool | int | float | str | list[int | float]] = {}  # constructor arguments: drop_rate, widths, ...
+    init: Literal["whiten"] | None = None  # whiten: the first convolution gets frozen patch-whitening filters
 
     @field_validator("arch")
     @classmethod
@@ -42,42 +45,42 @@ class Model(Block):
 
 
 class Data(Block):
-    """What it is trained on, and how images are varied."""
+    """The data set, its batches and the augmentation."""
 
-    name: str
-    batch_size: AtLeastOne = 128  # of one optimizer step, over all processes
-    hold_out: Count = 0  # training images kept aside for choices; with any, the test split is not read
-    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # part of the training images of a class, to make it rare
-    keep_seed: Count = 0  # which ones; of its own, so that the seeds of a recipe share their images
-    crop_px: Count = 4  # border, out of which a crop of the image's size is cut
-    border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # what that border holds
-    flip: bool | Literal["alternating"] = True  # alternating: both sides of every image in each pair of epochs
-    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # of images that are streamed: least part in a random crop
-    workers: Count = 0  # of images that are streamed: processes that decode
-    length: AtLeastOne = 35  # of texts: tokens in a piece, through which the gradient flows
-    choice: bool = False  # of texts: a run for a choice, judged on the validation split; the test split is not read
-    size_px: AtLeastOne | None = None  # of images in memory: all of them, those held out too, become so small first
-    resize_px: dict[AtLeastOne, AtLeastOne] = {}  # from this epoch on, train at this size; the last is the full size
+    name: str  # code of a data set in `hyperzoo/data/sources.py`: c10, c100, ptb, ...
+    batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
+    hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
+    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # class name: fraction of its training images to keep
+    keep_seed: Count = 0  # draws the images that `keep` keeps; not `train.seed`, so that all seeds share them
+    crop_px: Count = 4  # border on each side before the random crop; 0: no crop. Images in memory only
+    border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # content of that border
+    flip: bool | Literal["alternating"] = True  # horizontal, at random; alternating: every second epoch per image
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # streamed images: smallest fraction of the area in a crop
+    workers: Count = 0  # streamed images: decoding processes; 0: the main process decodes
+    length: AtLeastOne = 35  # texts: tokens per piece of truncated backpropagation through time
+    choice: bool = False  # texts: report the validation split; the test split is not read
+    size_px: AtLeastOne | None = None  # images in memory: resize all to this size; needs hold_out
+    resize_px: dict[AtLeastOne, AtLeastOne] = {}  # epoch: training size from then on; the last must be the full size
 
 
 class Optim(Block):
-    """Optimizer and schedule, both timm's."""
+    """timm's optimizer and learning-rate schedule."""
 
-    optimizer: str = "sgd"  # sgd is Nesterov momentum, as in timm; `momentum`, `adamw`, `muon`, `lookahead_muon`, ...
-    lr: Positive
-    momentum: Fraction = 0.9
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its kin
-    args: dict[str, bool | int | float | str] = {}  # more of timm's optimizer, such as nesterov, adjust_lr_fn of muon
-    weight_decay: NonNegative = 0.0  # not on biases and norms, unless `decay` says so
-    decay: list[str] | None = None  # patterns of the names of parameters that decay, such as '*bn*'; no others then do
-    lr_scale: dict[str, Positive] = {}  # factor of the rate by such patterns; the first that matches counts
-    clip_norm: Positive | None = None  # of the gradient of all parameters together
+    optimizer: str = "sgd"  # a name of timm: sgd (Nesterov), momentum, adamw, muon, ...; lookahead_<name>
+    lr: Positive  # peak learning rate
+    momentum: Fraction = 0.9  # of optimizers with momentum
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its variants
+    args: dict[str, bool | int | float | str] = {}  # other arguments of timm's optimizer: nesterov, adjust_lr_fn, ...
+    weight_decay: NonNegative = 0.0  # of weight matrices and filters; not of biases and norms
+    decay: list[str] | None = None  # name patterns such as '*bn*': exactly these parameters decay
+    lr_scale: dict[str, Positive] = {}  # name pattern: factor of the learning rate; the first match counts
+    clip_norm: Positive | None = None  # largest norm of the whole gradient
     schedule: Literal["cosine", "poly", "multistep", "wsd", "constant"] = "cosine"
-    warmup_epochs: NonNegative = 0.0  # part of `epochs`
-    milestones: list[Positive] = []  # epochs, for multistep
-    decay_rate: Positive | None = None  # multistep: factor; poly: power
-    cycles: AtLeastOne = 1  # of cosine: equal parts after the warm-up, each falls to 0 (warm restarts, 1608.03983)
-    cycle_decay: Positive = 1.0  # factor of the rate from which the next cycle falls
+    warmup_epochs: NonNegative = 0.0  # linear from 0 to lr; included in train.epochs
+    milestones: list[Positive] = []  # multistep: epochs of the steps
+    decay_rate: Positive | None = None  # multistep: factor per step [default: 0.1]; poly: power [default: 1]
+    cycles: AtLeastOne = 1  # cosine: equal cycles after the warm-up, each down to 0 (warm restarts, arXiv 1608.03983)
+    cycle_decay: Positive = 1.0  # cosine: factor of the peak rate from cycle to cycle
 
     @field_validator("optimizer")
     @classmethod
@@ -89,26 +92,26 @@ class Optim(Block):
 
 
 class Train(Block):
-    """How long, how often, and in which arithmetic."""
+    """Length, seed and arithmetic of the run."""
 
     epochs: AtLeastOne
-    seed: Count = 0
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the processor has it, else fp32
-    compile: Literal["auto", "on", "off"] = "auto"  # auto: with a compiler, for runs long enough to pay for it
-    accumulate: AtLeastOne = 1  # parts in which a batch is worked through
-    ema: Fraction = 0.0  # decay of the averaged weights that are published; 0 publishes the last ones
-    processes: AtLeastOne | None = None  # refuse any other number
+    seed: Count = 0  # of initialization, order, augmentation and methods
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: mixed; auto: bf16 if the hardware computes it
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: if the run is long enough to gain from it
+    accumulate: AtLeastOne = 1  # gradient accumulation: parts per batch; more parts need less memory
+    ema: Fraction = 0.0  # publish an exponential moving average of the weights with this decay; 0: the last weights
+    processes: AtLeastOne | None = None  # required number of processes [default: any]
 
 
 class Expect(Block):
-    """What a rerun should find."""
+    """The published result. Does not influence the run, and is no part of the digest."""
 
-    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None  # % on the test split, mean
-    perplexity: Positive | None = None  # of texts: on the test split, mean
-    sd: NonNegative | None = None  # over n seeds; null for n = 1
-    n: AtLeastOne = 1
-    minutes: Positive | None = None  # per seed, on the machine that the header names
-    baseline: str | None = None  # weight that the card shows beside this one: same data and training, no method
+    accuracy: Annotated[float, Field(ge=0, le=100)] | None = None  # images: % on the test split, mean over seeds
+    perplexity: Positive | None = None  # texts: on the test split, mean over seeds
+    sd: NonNegative | None = None  # standard deviation over seeds; null for a single run
+    n: AtLeastOne = 1  # number of seeds
+    minutes: Positive | None = None  # per seed, on the machine in the header
+    baseline: str | None = None  # weight without the method, which the card compares with this one
 
     @field_validator("baseline")
     @classmethod
@@ -118,7 +121,7 @@ class Expect(Block):
     @model_validator(mode="after")
     def _one(self) -> "Expect":
         if (self.accuracy is None) == (self.perplexity is None):
-            raise ValueError("expect states an accuracy, or for a text a perplexity")
+            raise ValueError("expect needs an accuracy, or for a text a perplexity, and not both")
         return self
 
 
@@ -140,7 +143,7 @@ class Recipe(Block):
             faults.append(f"the recipe is named {self.name!r}, but model.arch is {self.model.arch!r}")
         if self.optim.warmup_epochs >= self.train.epochs:
             faults.append(
-                f"optim.warmup_epochs {self.optim.warmup_epochs:g} leaves nothing of {self.train.epochs} epochs"
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be below train.epochs {self.train.epochs}"
             )
         if self.optim.schedule == "multistep" and not self.optim.milestones:
             faults.append("optim.schedule multistep needs optim.milestones")
@@ -150,9 +153,9 @@ class Recipe(Block):
             faults.append(f"batch_size {self.data.batch_size} does not divide by accumulate {self.train.accumulate}")
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]
         if late:
-            faults.append(f"data.resize_px names epoch {late[0]}, but there are {self.train.epochs}")
+            faults.append(f"data.resize_px has epoch {late[0]}, but train.epochs is {self.train.epochs}")
         if self.data.size_px and not self.data.hold_out and self.data.name not in names.TEXTS:
-            faults.append("data.size_px needs data.hold_out: only a run for a choice is judged on smaller images")
+            faults.append("data.size_px needs data.hold_out: the test split is never resized")
         faults += self._faults_of_texts() if self.data.name in names.TEXTS else []
         if names.is_language(self.model.arch) != (self.data.name in names.TEXTS):
             faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")
@@ -161,15 +164,15 @@ class Recipe(Block):
         return self
 
     def _faults_of_texts(self) -> list[str]:
-        """What a recipe for a text says that only images have."""
+        """Keys for images in a recipe for a text."""
         said = {"data." + key: getattr(self.data, key) for key in ("hold_out", "keep", "size_px", "resize_px")}
         said |= {"method." + key: getattr(self.method, key) for key in ("angular", "mixup", "manifold_mixup")}
         return [f"{key} is for images, not for {self.data.name}" for key, value in said.items() if value]
 
     def digest(self) -> str:
-        """sha256 of all that influences the result: what the recipe says beyond the defaults, and not `name`, `expect`.
+        """sha256 of all settings that differ from their defaults, without `name` and `expect`.
 
-        A key that a later version adds therefore leaves the digest of older recipes alone; a default never changes.
+        So a new key changes no digest of an older recipe, as long as no default ever changes.
         """
         said = self.model_dump(mode="json", exclude={"name", "expect"}, exclude_defaults=True)
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
@@ -179,21 +182,21 @@ class Recipe(Block):
         return self.model_dump(mode="json", exclude={"name", "expect"})
 
     def shortened(self, epochs: int) -> "Recipe":
-        """The same for another number of epochs: warm-up, milestones and the sizes of images in proportion."""
+        """The recipe for another number of epochs; warm-up, milestones and `resize_px` are scaled with it."""
         values, part = self.model_dump(exclude={"expect"}), epochs / self.train.epochs
         values["train"]["epochs"] = epochs
         values["optim"]["warmup_epochs"] *= part
         values["optim"]["milestones"] = [milestone * part for milestone in self.optim.milestones]
-        sizes = sorted(self.data.resize_px.items())  # the full size stays, were it for the last epoch only
+        sizes = sorted(self.data.resize_px.items())  # the full size stays, at least in the last epoch
         values["data"]["resize_px"] = {min(epochs, round((start - 1) * part) + 1): size for start, size in sizes}
         return Recipe.model_validate(values)
 
     @classmethod
     def stored(cls, values: dict[str, Any]) -> "Recipe":
-        """A recipe out of a run folder or checkpoint, also of an earlier version: keys that it lacks have defaults.
+        """A recipe from a run folder or checkpoint; keys that an older version lacked get their defaults.
 
         Raises:
-            RecipeError: not a recipe that this version understands.
+            RecipeError: this version does not know a key or a value.
         """
         try:
             return cls.model_validate_json(json.dumps({"name": "stored", **values}))
@@ -222,7 +225,7 @@ _KINDS = {"drafts": "draft", "papers": "table of a paper", "studies": "study"}
 
 
 def recipe_folders() -> list[Path]:
-    """Where recipes lie: in the installed package, or beside it in a checkout."""
+    """The folder of the recipes: in the installed package, or next to it in a checkout."""
     package = Path(__file__).parent.parent
     return [folder for folder in (package / "recipes", package.parent / "recipes") if folder.is_dir()]
 

@@ -1,6 +1,7 @@
-"""What a recipe may say about the method: the loss, the terms that are added to it, and the mixing of images.
+"""The block `method` of a recipe: the loss, its added terms, and the mixing of images.
 
-Every block holds the arguments of the class that `build.py` makes of it, under the same names.
+Each block has the arguments of the class that `experiments/build.py` makes from it, under the same names; the docstring
+of that class has their meaning.
 """
 
 from typing import Annotated, Literal
@@ -14,7 +15,7 @@ Layers = str | Annotated[list[str], Field(min_length=1)]
 
 
 class AngularSettings(Block):
-    """W-, A- and GA-Softmax instead of cross-entropy."""
+    """`losses.AngularSoftmax` (W-, A- and GA-Softmax) instead of cross-entropy."""
 
     operator: Literal[tuple(OPERATORS)] = "cosine"  # type: ignore[valid-type]
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
@@ -23,7 +24,7 @@ class AngularSettings(Block):
 
 
 class MHESettings(Block):
-    """Minimum hyperspherical energy."""
+    """`regularizers.MHE`: minimum hyperspherical energy."""
 
     hidden: NonNegative
     output: NonNegative
@@ -37,7 +38,7 @@ class MHESettings(Block):
 
 
 class OrthogonalitySettings(Block):
-    """Orthogonal filters, also of unit length."""
+    """`regularizers.Orthogonality`: orthogonal or orthonormal filters."""
 
     strength: NonNegative
     output: NonNegative = 0.0
@@ -47,7 +48,7 @@ class OrthogonalitySettings(Block):
 
 
 class MinimumAngleSettings(Block):
-    """The largest angle between each filter and its nearest (MMA)."""
+    """`regularizers.MinimumAngle`: maximize the angle between each filter and its nearest (MMA)."""
 
     hidden: NonNegative
     output: NonNegative
@@ -56,7 +57,7 @@ class MinimumAngleSettings(Block):
 
 
 class PERSettings(Block):
-    """Projected error function."""
+    """`regularizers.PER`: projected error function."""
 
     strength: NonNegative
     layers: Layers = "stages"
@@ -66,7 +67,7 @@ class PERSettings(Block):
 
 
 class VCLSettings(Block):
-    """Variance constancy loss."""
+    """`regularizers.VCL`: variance constancy loss."""
 
     strength: NonNegative = 0.01
     layers: Layers
@@ -74,7 +75,7 @@ class VCLSettings(Block):
 
 
 class ActivationNormSettings(Block):
-    """L1 or L2 penalty of activations."""
+    """`regularizers.ActivationNorm`: L1 or L2 penalty of activations."""
 
     strength: NonNegative
     p: Literal[1, 2] = 1
@@ -82,24 +83,24 @@ class ActivationNormSettings(Block):
 
 
 class MixupSettings(Block):
-    """Mixup or CutMix of the images."""
+    """`mixup.Mixup` or `mixup.CutMix` of the images."""
 
     alpha: NonNegative = 1.0
     cutmix: bool = False
 
 
 class ManifoldMixupSettings(Block):
-    """Mixup of the images or of a hidden layer."""
+    """`mixup.ManifoldMixup`: mixup of the images or of a hidden layer."""
 
     alpha: NonNegative = 2.0
     layers: Annotated[list[str], Field(min_length=1)] | None = None
 
 
 class Method(Block):
-    """The loss, its terms, and the mixing."""
+    """The loss, its added terms, and the mixing; all can be combined, except as `_consistent` says."""
 
     label_smoothing: Fraction = 0.0
-    soft_target: Literal["cross_entropy", "bce"] = "cross_entropy"  # the loss of mixed labels
+    soft_target: Literal["cross_entropy", "bce"] = "cross_entropy"  # loss of mixed labels
     angular: AngularSettings | None = None
     mhe: MHESettings | None = None
     orthogonality: OrthogonalitySettings | None = None
@@ -113,7 +114,7 @@ class Method(Block):
     @model_validator(mode="after")
     def _consistent(self) -> "Method":
         if self.mixup and self.manifold_mixup:
-            raise ValueError("method has mixup and manifold_mixup; a batch is mixed once")
+            raise ValueError("method has both mixup and manifold_mixup; a batch is mixed once, so remove one")
         if self.angular and (self.mixup or self.manifold_mixup):
-            raise ValueError("method.angular takes one class an image: no mixing")
+            raise ValueError("method.angular needs one class per image; remove mixup and manifold_mixup (no mixing)")
         return self

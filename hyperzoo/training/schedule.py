@@ -1,4 +1,4 @@
-"""Optimizer and learning rate: timm's own, the rate a pure function of the number of updates so far."""
+"""timm's optimizers and learning-rate schedules; the rate is a pure function of the number of updates so far."""
 
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,13 +13,13 @@ from hyperzoo.training.recipe import Optim
 
 
 def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
-    """timm's optimizer over all parameters of a training step.
+    """timm's optimizer for all parameters of a training step.
 
-    Without `optim.decay`, weight decay is for everything but biases, norms, other vectors, and what the model names in
-    `no_weight_decay()`, as in timm; with it, for the parameters that one of its patterns matches, and no others.
+    As in timm, biases, norms, other vectors and the parameters in the model's `no_weight_decay()` do not decay. If
+    `optim.decay` is set, exactly the parameters that match one of its patterns decay.
 
     Raises:
-        InputError: a pattern of `decay` or `lr_scale` that matches no parameter, or `args` that the optimizer refuses.
+        InputError: a pattern of `decay` or `lr_scale` matches no parameter, or the optimizer refuses `args`.
     """
     extra: dict[str, Any] = dict(optim.args) if optim.betas is None else {"betas": tuple(optim.betas), **optim.args}
     groups = _groups(step, optim)
@@ -38,11 +38,11 @@ def make_optimizer(step: nn.Module, optim: Optim) -> Optimizer:
 
 
 def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """Parameters by scale of the learning rate (which `Schedule` applies; 1 comes first) and weight decay."""
+    """Groups of parameters with equal learning-rate scale (1 comes first; `Schedule` applies it) and weight decay."""
     named = {name.removeprefix("model."): p for name, p in step.named_parameters() if p.requires_grad}
     for pattern in (*(optim.decay or ()), *optim.lr_scale):
         if not any(fnmatchcase(name, pattern) for name in named):
-            raise InputError(f"the pattern {pattern!r} of optim matches no parameter; there are {', '.join(named)}")
+            raise InputError(f"the pattern {pattern!r} of optim matches no parameter. Parameters: {', '.join(named)}")
     spared: set[str] = getattr(getattr(step, "model", None), "no_weight_decay", set)()
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
@@ -59,18 +59,18 @@ def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
 
 
 class Schedule:
-    """Sets the learning rate of every group before an update.
+    """Set the learning rate of every group before an update.
 
-    The rate depends on the number of updates alone: warm-up from 0 to `lr` over `warmup_epochs`, then timm's schedule
-    over the rest of the run. It has no state, so resuming, accumulation and several processes cannot shift it.
+    The rate depends only on the number of updates: warm-up from 0 to `lr` over `warmup_epochs`, then timm's schedule
+    for the rest of the run. Without a state, it survives resuming, accumulation and several processes.
 
     Args:
-        updates_per_epoch: optimizer steps in an epoch.
+        updates_per_epoch: optimizer steps per epoch.
     """
 
     def __init__(self, optimizer: Optimizer, optim: Optim, *, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer = optimizer
-        prefix = optim.schedule not in ("multistep", "constant")  # their milestones count from the first epoch
+        prefix = optim.schedule not in ("multistep", "constant")  # milestones count from the first epoch
         falling = epochs - optim.warmup_epochs if prefix else epochs
         self._scheduler: Any = create_scheduler_v2(
             optimizer,
@@ -88,7 +88,7 @@ class Schedule:
         )[0]
 
     def apply(self, update: int) -> float:
-        """Set the rate of every group for this update (0 is the first); returns it without the groups' scales."""
+        """Set the rate of every group for an update (0 is the first); returns the rate of scale 1."""
         self._scheduler.step_update(update)
         first = self._optimizer.param_groups[0]
         return first["lr"] / first["lr_scale"]

@@ -1,4 +1,4 @@
-"""Every random number and every version that a run depends on."""
+"""The seeds, package versions and code commit of a run."""
 
 import json
 import platform
@@ -15,17 +15,17 @@ from hyperzoo import __version__
 
 
 def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed all global generators for an epoch; 0 is the time before the first.
+    """Seed all global generators for an epoch; epoch 0 is the time before the first.
 
-    Nothing random survives an epoch, so a checkpoint taken at its end needs no generator state. The processes of one
-    run get different numbers, and none gets in one epoch what another had in an earlier one.
+    Generators are seeded anew in each epoch, so a checkpoint needs no generator state. Seeds differ between the
+    processes of a run and between epochs.
     """
     process = PartialState().process_index if epoch else 0
     set_seed((seed * 1_000_003 + epoch + process * 2_654_435_761) % 2**32)
 
 
 def environment() -> dict[str, Any]:
-    """What a result was made with: versions, threads, device, and the commit of the code."""
+    """Package versions, threads, device and code commit, for result.json."""
     packages = ("torch", "torchvision", "timm", "accelerate", "safetensors", "datasets")
     return {
         "hyperzoo": __version__,

@@ -1,4 +1,4 @@
-"""TrainStep: model, loss, terms and mixing in one module; the thing that DDP wraps and that the optimizer sees."""
+"""TrainStep: model, loss, terms and mixing in one module, which DDP wraps and the optimizer updates."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack
@@ -31,9 +31,9 @@ Precision = Literal["fp32", "bf16"]
 
 
 class StepResult(NamedTuple):
-    """loss () to differentiate; terms {name: ()} that it is the sum of; correct (), the right answers.
+    """loss (), the sum of all terms; terms {name: ()}; correct (), the number of correct answers.
 
-    Where targets are mixed, an answer is right by the share that its class has in the target.
+    With mixed targets, an answer counts by the share of its class in the target.
     """
 
     loss: Tensor
@@ -45,20 +45,20 @@ class TrainStep(nn.Module):
     """One forward pass of training.
 
     Attributes:
-        unit: what a label belongs to, in the plural.
+        unit: the samples that labels belong to, in the plural.
 
     Shapes:
         images: (B, C, H, W).   labels: (B,) int64.   return: a `StepResult`.
     Args:
         criterion: (logits (B, K) float32, labels (B,) or soft targets (B, K)) -> ().
-        terms: by the name under which they are logged.
-        mixing: of images and labels, if any.
-        angular: the criterion is an `AngularSoftmax`, called with what goes into the classifier of the model, (B, D),
-            its rows (K, D), labels, and its steepness where it has a learnable one.
+        terms: added losses, by the name in the log.
+        mixing: mixes images and labels.
+        angular: the criterion is an `AngularSoftmax`, called with the input (B, D) and the rows (K, D) of the model's
+            classifier, the labels, and the classifier's steepness if that is learnable.
         precision: 'bf16' runs the forward pass in autocast to bfloat16; 'fp32' in float32, also inside an autocast.
-        size_px (of the call): images are first resized to this height and width, bilinear and antialiased.
-        once (of the call): factor of the terms that are `once_per_update`; with 0 they are not evaluated, and count as
-            0. For a batch that is worked through in parts: 1 / the share of one of them, and 0 with the others.
+        size_px (of the call): resize images to this height and width first, bilinear and antialiased.
+        weight (of the call): of the terms with `once_per_update`; 0 does not evaluate them. With gradient accumulation,
+            1 / the share of the first part in the batch for that part, and 0 for the others.
     """
 
     unit = "images"
@@ -83,13 +83,13 @@ class TrainStep(nn.Module):
         self.owned = nn.ModuleDict({name: nn.ParameterList(term.parameters()) for name, term in self.terms.items()})
 
     def begin_epoch(self, number: int) -> None:
-        """Seed the generator of every term and of the mixing, where they draw: `seed(n)` is theirs."""
+        """Seed the generators of the terms and the mixing that have one, by their `seed(n)`."""
         for i, part in enumerate((self.mixing, *self.terms.values())):
             seed: Callable[[int], None] | None = getattr(part, "seed", None)
             if seed is not None:
                 seed((number + 7919 * (i + 1)) % 2**63)
 
-    def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None, once: float = 1.0) -> StepResult:
+    def forward(self, images: Tensor, labels: Tensor, size_px: int | None = None, weight: float = 1.0) -> StepResult:
         with ExitStack() as stack:
             stack.enter_context(torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"))
             if size_px is not None and size_px != images.shape[-1]:
@@ -104,20 +104,20 @@ class TrainStep(nn.Module):
                 stack.enter_context(self._classifier().register_forward_pre_hook(self._keep_features))
             logits = self._logits(images).float()
             task = self._task(logits, targets)
-            values = {"task": task} | {name: self._term(term, once, task) for name, term in self.terms.items()}
+            values = {"task": task} | {name: self._term(term, weight, task) for name, term in self.terms.items()}
             loss = torch.stack(list(values.values())).sum()
         answers = logits.detach().argmax(1)
         right = answers == targets if targets.ndim == 1 else targets.gather(1, answers[:, None])
         return StepResult(loss, {name: value.detach() for name, value in values.items()}, right.sum())
 
     @staticmethod
-    def _term(term: Term, once: float, task: Tensor) -> Tensor:
+    def _term(term: Term, weight: float, task: Tensor) -> Tensor:
         if not getattr(term, "once_per_update", False):
             return term()
-        return once * term() if once else task.new_zeros(())
+        return weight * term() if weight else task.new_zeros(())
 
     def _logits(self, images: Tensor) -> Tensor:
-        """(N, K): a row for each label."""
+        """Logits (N, K), one row per label."""
         return self.model(images)
 
     def _task(self, logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings out of YAML, read strictly: every fault is reported at once, with its line and nearest name.
+"""Strict reading of YAML settings: all faults are reported at once, each with its line and the nearest key.
 
 YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unknown tags and unknown keys are faults.
 """
@@ -23,13 +23,13 @@ Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Block(BaseModel):
-    """Settings that belong together: strict, frozen, no unknown keys."""
+    """A block of settings: strictly typed, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
-    """The values of a YAML file, and the reader that knows their lines and has collected the faults so far.
+    """The values of a YAML file, and the reader with their lines and the faults so far.
 
     Raises:
         RecipeError: the file is missing or not text.
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
 
 
 def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", where: str) -> Settings:
-    """Build a block of settings, or raise one RecipeError that lists the reader's faults and those of the values."""
+    """Build a block of settings, or raise one RecipeError with all faults of the reader and the values."""
     try:
         built = block.model_validate(values)
     except InvalidNameError as error:
@@ -60,7 +60,7 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
 
 
 class Reader:
-    """Turns YAML nodes into plain values, and remembers lines and faults."""
+    """Turns YAML nodes into plain values; keeps their lines and the faults."""
 
     _plain: dict[str, Callable[[str], Any]] = {
         "null": lambda text: None,
@@ -173,10 +173,10 @@ def _number(text: str, kind: str) -> float | str:
 
 
 def _keys(block: Any, inner: list[Any]) -> list[str]:
-    """The keys of a block inside a block; types that are not blocks have none."""
+    """The keys of a nested block; other types have none."""
     for name in inner:
-        if name in getattr(block, "model_fields", ()):  # else a key of a dictionary
+        if name in getattr(block, "model_fields", ()):  # otherwise a key of a dictionary
             annotation = block.model_fields[name].annotation
             kinds = (annotation, *get_args(annotation))
             block = next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
-    return [key for key in getattr(block, "model_fields", ()) if inner or key != "name"]  # a recipe's is its file's
+    return [key for key in getattr(block, "model_fields", ()) if inner or key != "name"]  # that is the file name

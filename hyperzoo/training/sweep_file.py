@@ -1,16 +1,16 @@
-"""Sweeps: a base recipe and what is varied, read as strictly as a recipe, and turned into one recipe for every run.
+"""Sweep files: a base recipe and the varied settings, read as strictly as a recipe; gives one recipe per run.
 
-base: spherenet20.sphere_c10          # a recipe by name, or a file beside the sweep
-set: {train.epochs: 12}               # for all runs
-rows:                                 # a line of the table each; keys as in `hyperzoo train RECIPE key=value`
+base: spherenet20.sphere_c10          # the name of a recipe, or a file next to the sweep
+set: {train.epochs: 12}               # settings of all runs
+rows:                                 # one row of the table each; keys as in `hyperzoo train RECIPE key=value`
   linear: {model.arch: spherenet20_linear}
   plain: {model.arch: resnet20_cifar}
 seeds: [0, 1]
-published: {linear: 94.68}            # accuracy in %, or perplexity, that the source states for a row
+published: {linear: 94.68}            # the source's accuracy in %, or perplexity, per row
 source: arXiv 1711.03189, Table 4
 
-`columns`, written like `rows`, multiplies them: every row is run with every column as <row>-<column>, and `published`
-states a number for each column of a row.
+`columns`, written like `rows`, are combined with them: each row runs with each column, as <row>-<column>, and
+`published` has a number per column of a row.
 """
 
 import copy
@@ -28,7 +28,7 @@ _LABEL = re.compile(r"[a-z0-9_][a-z0-9_.]*", re.ASCII)
 
 
 class Sweep(Block):
-    """What a sweep file says."""
+    """The contents of a sweep file."""
 
     base: str
     set: dict[str, Any] = {}
@@ -43,26 +43,26 @@ class Sweep(Block):
     def _labels(cls, lines: dict[str, Any] | None) -> dict[str, Any] | None:
         for label in lines or ():
             if not _LABEL.fullmatch(label):
-                raise ValueError(f"a label names a folder: lower-case letters, digits, _ and . only, not {label!r}")
+                raise ValueError(f"a label is a folder name of lower-case letters, digits, _ and .; got {label!r}")
         return lines
 
     @model_validator(mode="after")
     def _consistent(self) -> "Sweep":
         if not self.rows or not self.seeds or self.columns == {}:
-            raise ValueError("a sweep needs at least one row and one seed, and at least one column if it has any")
+            raise ValueError("a sweep needs at least one row and one seed; `columns`, if given, at least one column")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds {self.seeds} has a seed twice")
+            raise ValueError(f"seeds {self.seeds} repeats a seed")
         labels = [label for label, _ in self.lines()]
         if any("train.seed" in changes for _, changes in self.lines()):
-            raise ValueError("train.seed is not varied by a row: list the seeds under `seeds`")
+            raise ValueError("a row cannot set train.seed; list the seeds under `seeds`")
         if unknown := sorted(set(self.stated()) - set(labels)):
-            raise ValueError(f"published names {unknown[0]!r}, which is not run; runs: {', '.join(labels)}")
+            raise ValueError(f"published has {unknown[0]!r}, which is not a run. Runs: {', '.join(labels)}")
         if self.published and not self.source:
-            raise ValueError("published numbers need their source")
+            raise ValueError("`published` needs a `source`")
         return self
 
     def lines(self) -> list[tuple[str, dict[str, Any]]]:
-        """(label, changed keys) of every line of the table: rows times columns."""
+        """(label, changed keys) of each line of the table: rows times columns."""
         if self.columns is None:
             return [(row, {**self.set, **changes}) for row, changes in self.rows.items()]
         return [
@@ -72,7 +72,7 @@ class Sweep(Block):
         ]
 
     def stated(self) -> dict[str, float]:
-        """The published numbers by label."""
+        """The published number of each label."""
         flat: dict[str, float] = {}
         for row, value in self.published.items():
             if isinstance(value, dict):
@@ -83,29 +83,29 @@ class Sweep(Block):
 
 
 class Run(NamedTuple):
-    """One run of a sweep: `label` is its line in the table and its folder."""
+    """One run of a sweep; `label` is its line in the table and its folder."""
 
     label: str
     recipe: Recipe
 
 
 def sweep_files() -> list[Path]:
-    """The sweeps of the package: tables of the papers, and our studies."""
+    """The sweeps of the package: tables of the papers and our studies."""
     rooms = [folder / room for folder in recipe_folders() for room in ("papers", "studies")]
     return [file for room in rooms for file in sorted(room.glob("*.yaml"))]
 
 
 def is_sweep(path_or_name: str | Path) -> bool:
-    """Whether `load_sweep` is meant: a file with the key `base`, or the name of a sweep of the package."""
+    """Whether this is a sweep: a file with the key `base`, or the name of a sweep of the package."""
     path = _find(path_or_name)
     return path is not None and "base" in read_yaml(path)[1]
 
 
 def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
-    """Read a sweep, from a file or by its name from `recipes/papers` or `recipes/studies`, with the recipe of each run.
+    """Read a sweep file, or a sweep of `recipes/papers` or `recipes/studies` by name, with the recipe of each run.
 
     Raises:
-        RecipeError: a missing file, faults of the sweep (all, with lines), or of the first of its runs that has some.
+        RecipeError: a missing file, the faults of the sweep, or those of the first faulty run.
     """
     path = _find(path_or_name)
     if path is None:
@@ -116,29 +116,31 @@ def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
 
 
 class Queue(Block):
-    """What a queue file says: sweeps in the order in which they are trained, each row by the name of its weight."""
+    """The contents of a queue file: sweeps in the order of training; a row has the name of the weight it makes."""
 
     jobs: dict[str, Sweep]
 
 
 def load_queue(path: Path) -> list[Run]:
-    """Read a queue file: the runs of all its jobs, in order.
+    """The runs of all jobs of a queue file, in order.
 
     Raises:
-        RecipeError: as for `load_sweep`; a label that two jobs have.
+        RecipeError: as for `load_sweep`; two jobs share a label.
     """
     reader, values = read_yaml(path)
     queue = validated(Queue, values, reader, path.name)
     labels = [label for job in queue.jobs.values() for label, _ in job.lines()]
     if twice := {label for label in labels if labels.count(label) > 1}:
-        raise RecipeError(f"{path.name}: two jobs have the row {min(twice)!r}, which names the folder of its runs")
+        raise RecipeError(
+            f"{path.name}: two jobs have the row {min(twice)!r}; rows name the folders of runs, so rename one"
+        )
     return [run for job in queue.jobs.values() for run in _runs(job, path)]
 
 
 def _runs(sweep: Sweep, path: Path) -> list[Run]:
-    """The runs of a sweep out of a file, beside which its base may lie."""
-    beside = path.parent / sweep.base
-    base = load_recipe(beside if beside.suffix == ".yaml" else sweep.base).model_dump(exclude={"name", "expect"})
+    """The runs of a sweep; its base may be a file in the same folder."""
+    file = path.parent / sweep.base
+    base = load_recipe(file if file.suffix == ".yaml" else sweep.base).model_dump(exclude={"name", "expect"})
     return [
         Run(label, _changed(base, {**changes, "train.seed": seed}, label, path))
         for label, changes in sweep.lines()
@@ -149,7 +151,7 @@ def _runs(sweep: Sweep, path: Path) -> list[Run]:
 def _changed(base: dict[str, Any], changes: dict[str, Any], label: str, path: Path) -> Recipe:
     values, reader = copy.deepcopy(base), Reader()
     for key, value in changes.items():
-        reader.set(values, key, copy.deepcopy(value))  # a later key may reach inside it
+        reader.set(values, key, copy.deepcopy(value))  # a later key may change a part of it
     name = f"{path.stem}/{label}".replace(".", "_")
     return validated(Recipe, {**values, "name": name}, reader, f"{path.name}, {label}")
 

@@ -1,4 +1,4 @@
-"""TextStep: a training step on pieces of a text, in which a language model goes on where it stopped."""
+"""TextStep: truncated backpropagation through time on pieces of a text."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from hyperzoo.training.step import Precision, Term, TrainStep
 
 
 class TextStep(TrainStep):
-    """One forward pass of training on the next piece of every column of a text (truncated backpropagation).
+    """One forward pass of training on the next piece of each column of a text.
 
-    The state behind a piece is carried to the next one without its history; every epoch begins with zeros, so nothing
-    of it belongs into a checkpoint.
+    The state after a piece starts the next piece, without its gradient history. Every epoch begins with zeros, so a
+    checkpoint holds no state.
 
     Shapes:
-        tokens, targets: (B, T) int64.   return: a `StepResult`, with loss and right answers by tokens.
+        tokens, targets: (B, T) int64.   return: a `StepResult`, with loss and correct answers per token.
     Args:
-        model: has `run(tokens, state) -> (logits (B, T, V), state)`, a state being L pairs of tensors; None is zeros.
-        parts: in which every batch is worked through; each part of the rows carries a state of its own.
+        model: has `run(tokens, state) -> (logits (B, T, V), state)`, where a state is L pairs of tensors or None.
+        parts: of gradient accumulation; each part of the rows has its own state.
     """
 
     unit = "tokens"
