@@ -20,8 +20,6 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     A recipe takes overrides: optim.lr=0.05 ... If RECIPE is a sweep (a table of a paper or a study), all its runs are
     trained, compared with the published results, and drawn.
     """
-    from accelerate import PartialState
-
     from hyperzoo.experiments import train as training
     from hyperzoo.training.recipe import load_recipe
     from hyperzoo.training.sweep_file import is_sweep
@@ -30,7 +28,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     if not is_sweep(recipe):
         with progress_on_stderr(as_json):
             run = training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
-        if not PartialState().is_main_process:
+        if not training.is_main_process():
             return
         if as_json:
             show_json({"folder": run.folder, **run.values})
@@ -49,6 +47,8 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
 
     with progress_on_stderr(True):
         file, lines = sweep.run(recipe, out)
+    if not training.is_main_process():
+        return
     picture = plots.curves(file, file.with_suffix(".png"))
     if as_json:
         show_json({"results": file, "picture": picture, "rows": lines})
