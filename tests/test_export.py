@@ -286,7 +286,7 @@ def test_a_run_folder_is_given_by_path_and_a_weight_by_name(zoo, stub, tmp_path,
     [
         ([PLAIN, "net.h5"], 1, "net.h5 must end in .pt2 (torch) or .onnx (onnx); got .h5"),
         ([PLAIN, "net"], 1, "net must end in .pt2 (torch) or .onnx (onnx); got no suffix"),
-        ([PLAIN, "nowhere/net.pt2"], 1, "cannot write nowhere/net.pt2: there is no folder"),
+        ([PLAIN, "nowhere/net.pt2"], 1, "cannot write nowhere/net.pt2: the folder"),
         (["resnet20_cifar.orth_c10", "net.pt2"], 1, "no weight 'resnet20_cifar.orth_c10'. Closest: resnet20_cifar."),
         (["resnet32_cifar", "net.pt2"], 1, "resnet32_cifar has no published weight"),
         (["local-dir:nowhere", "net.pt2"], 1, "nowhere has no config.json, so it is not a saved model"),

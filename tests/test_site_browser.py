@@ -26,7 +26,7 @@ MADE = {  # name -> accuracy or perplexity, parameters, data set
     "lstm200.per_ptb": (110.2, 2_650_000, "ptb-text-only/ptb_text_only"),
 }
 NAMES = "[...document.querySelectorAll('tbody:not([hidden]) [scope=row]')].map((head) => head.dataset.value)"
-SAID = "document.getElementById('said').textContent"
+ANSWER = "document.getElementById('answer').textContent"
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 
 
@@ -213,7 +213,7 @@ def test_the_demo_agrees_with_python(demo_page, opened, data_mirror):
         shown.click(f".sample:nth-child({k + 1})")
         best = loaded.classes[int(row.argmax())]
         true = " This matches its label." if best == images.classes[k] else f" Its label is {images.classes[k]}."
-        shown.wait(f"{SAID} === '{best}, {100 * row.max():.1f} %.{true}'")
+        shown.wait(f"{ANSWER} === '{best}, {100 * row.max():.1f} %.{true}'")
         assert shares(shown) == pytest.approx(
             {word: 100 * float(p) for word, p in zip(loaded.classes, row, strict=True)},
             abs=0.06,  # one decimal is shown
@@ -248,16 +248,16 @@ def test_an_uploaded_image_is_preprocessed_as_in_python(demo_page, opened, tmp_p
     loaded = hyperzoo.load("spherenet20")
     with torch.inference_mode():
         best = loaded.classes[int(loaded.model(inputs[None]).argmax())]
-    assert shown.run(SAID).startswith(f"{best}, ")
+    assert shown.run(ANSWER).startswith(f"{best}, ")
 
 
 def test_a_file_that_is_not_an_image_is_reported(demo_page, opened, tmp_path):
     (tmp_path / "own.png").write_text("no picture")
     shown = opened(demo_page)
     give(shown, tmp_path / "own.png")
-    shown.wait(f"{SAID} === 'The browser cannot read this file as an image.'")
+    shown.wait(f"{ANSWER} === 'The browser cannot read this file as an image.'")
     shown.click(".sample")
-    shown.wait(f"{SAID}.endsWith('%. This matches its label.') || {SAID}.includes('%. Its label is')")
+    shown.wait(f"{ANSWER}.endsWith('%. This matches its label.') || {ANSWER}.includes('%. Its label is')")
 
 
 @pytest.mark.parametrize("missing", ["DecompressionStream", "WebAssembly"])
@@ -266,7 +266,7 @@ def test_an_unsupported_browser_is_reported(demo_page, opened, missing):
     shown.send("Page.addScriptToEvaluateOnNewDocument", source=f"delete globalThis.{missing}")
     shown.open(demo_page)
     shown.click(".sample")
-    shown.wait(f"{SAID}.startsWith('The demo cannot run in this browser')")
+    shown.wait(f"{ANSWER}.startsWith('The demo cannot run in this browser')")
     shown.click("[scope=row] button")
     assert shown.run("document.querySelector('tr.opened').checkVisibility()")
 

@@ -117,12 +117,17 @@ def comparison_table(models: Mapping[str, Sequence[LayerEnergy]]) -> list[tuple[
     layers = [[(row.name, row.neurons, row.size) for row in rows] for rows in models.values()]
     if not (layers and layers[0]) or any(other != layers[0] for other in layers):
         raise InputError(f"only models with the same layers can be compared; got {', '.join(models) or 'none'}")
-    places = {column: i for i, column in enumerate(COLUMNS)}
-    known = [places[column] for column in ("layer", "neurons", "random", "least")]
-    lines = [tuple(row.shown()[place] for place in known) for row in next(iter(models.values()))]
-    energies = [tuple(row.shown()[places["energy"]] for row in rows) for rows in models.values()]
-    head = (*(COLUMNS[place] for place in known), *models)
-    return [head, *(line + values for line, values in zip(lines, zip(*energies, strict=True), strict=True))]
+    shared = ("layer", "neurons", "random", "least")
+    lines = [tuple(_cell(row, column) for column in shared) for row in next(iter(models.values()))]
+    energies = [tuple(_cell(row, "energy") for row in rows) for rows in models.values()]
+    return [
+        (*shared, *models),
+        *(line + values for line, values in zip(lines, zip(*energies, strict=True), strict=True)),
+    ]
+
+
+def _cell(row: LayerEnergy, column: str) -> str:
+    return row.shown()[COLUMNS.index(column)]
 
 
 def _angles(unit: Tensor, half_space: bool) -> tuple[tuple[int, ...], tuple[int, int] | None, float | None]:

@@ -115,7 +115,7 @@ def _format(out: Path) -> Format:
     if missing := [package for package in form.packages if importlib.util.find_spec(package) is None]:
         raise MissingExtraError(f'{form.name} needs {" and ".join(missing)}: pip install "hyperzoo[export]"')
     if not out.absolute().parent.is_dir():
-        raise ExportError(f"cannot write {out}: there is no folder {out.absolute().parent}")
+        raise ExportError(f"cannot write {out}: the folder {out.absolute().parent} does not exist")
     return form
 
 

@@ -28,7 +28,7 @@ def draw(picture: Path) -> Path:
     train, held = planar.mnist(*SIZES)
     rare = train.thin(KEPT)
     figure, axes = plots.figure(1, 2, (8.6, 4.4))
-    for place, name, loss in zip(axes, ("without MHE", "with MHE"), (planar.softmax, with_mhe), strict=True):
+    for panel, name, loss in zip(axes, ("without MHE", "with MHE"), (planar.softmax, with_mhe), strict=True):
         learned = planar.learn(rare, held, loss, epochs=4)
         zeros = learned.labels == 0
         nearest = (learned.features @ F.normalize(learned.directions).T).argmax(1) == learned.labels
@@ -37,5 +37,5 @@ def draw(picture: Path) -> Path:
             f"{name}: nearest to their class direction are\n"
             f"{shares[0]:.0f} % of the zeros, {shares[1]:.0f} % of the others"
         )
-        planar.scatter(place, learned, title=title)
+        planar.scatter(panel, learned, title=title)
     return plots.save(figure, picture)

@@ -27,6 +27,6 @@ def draw(picture: Path) -> Path:
     losses: dict[str, planar.Loss] = {"softmax": planar.softmax}
     losses |= {title: AngularSoftmax(*margin, annealing=ANNEALING) for title, margin in LOSSES.items()}
     figure, axes = plots.figure(1, 4, (12.0, 3.3))
-    for place, (title, loss) in zip(axes, losses.items(), strict=True):
-        planar.scatter(place, planar.learn(train, held, loss, epochs=8), title=title)
+    for panel, (title, loss) in zip(axes, losses.items(), strict=True):
+        planar.scatter(panel, planar.learn(train, held, loss, epochs=8), title=title)
     return plots.save(figure, picture)

@@ -1,7 +1,7 @@
 // The demo: resize an image as Pillow does, run the network, and show the probabilities as bars.
 
 const byId = (id) => document.getElementById(id);
-const said = byId("said");
+const status = byId("answer");
 let started = null; // promise of the session
 let turn = Promise.resolve(); // one image at a time
 
@@ -114,7 +114,7 @@ function show(found, classes, label) {
   byId("result").hidden = false;
   const best = classes[order[0]];
   const verdict = label && (label === best ? " This matches its label." : ` Its label is ${label}.`);
-  said.textContent = `${best}, ${percent(order[0])}.${verdict}`;
+  status.textContent = `${best}, ${percent(order[0])}.${verdict}`;
 }
 
 function classify(source, label) {
@@ -123,7 +123,7 @@ function classify(source, label) {
 
 async function answer(source, label) {
   try {
-    said.textContent = started ? "Running the network ..." : "Loading the network ...";
+    status.textContent = started ? "Running the network ..." : "Loading the network ...";
     started ??= start();
     const facts = JSON.parse(byId("facts").textContent);
     const size = facts.input_size.at(-1);
@@ -131,7 +131,7 @@ async function answer(source, label) {
     show(await probabilities(await started, pixels, size, facts), facts.label_names, label);
   } catch (error) {
     byId("result").hidden = true;
-    said.textContent =
+    status.textContent =
       error.name === "InvalidStateError"
         ? "The browser cannot read this file as an image."
         : `The demo cannot run in this browser (${error.message}). Everything else on the page works.`;
