@@ -1,4 +1,4 @@
-"""Once told to keep freed buffers, glibc reuses them without page faults; other C libraries are left alone."""
+"""With `allocator.keep`, glibc reuses freed buffers without page faults; other C libraries are unaffected."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""Augmentation and batches: the pixels are those of the formula, on any machine."""
+"""Augmentation and batches follow their formulas, on any device and number of processes."""
 
 import numpy as np
 import pytest

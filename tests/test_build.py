@@ -1,4 +1,4 @@
-"""Every word of a recipe's method becomes the object that it names, with its values, and takes part in the loss."""
+"""Every key of a recipe's method becomes the object of that name, with its values, and takes part in the loss."""
 
 import pytest
 import timm

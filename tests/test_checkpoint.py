@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all: damage, a full disk and kill -9 leave the last complete one."""
+"""A checkpoint is complete or absent: damage, a full disk and kill -9 leave the last complete one."""
 
 import json
 import subprocess

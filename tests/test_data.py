@@ -1,4 +1,4 @@
-"""Image sets: the pixels are those of the files, the cache may be damaged, and every fault of the data is named."""
+"""Image sets hold the pixels of the files, survive a damaged cache, and every fault of the data is named."""
 
 import hashlib
 import io

@@ -1,4 +1,4 @@
-"""A file or folder is replaced as a whole or stays as it was: after an error, on a full disk, after kill -9."""
+"""A file or folder is replaced as a whole or unchanged: after an error, on a full disk, after kill -9."""
 
 import hashlib
 import json

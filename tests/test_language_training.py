@@ -1,4 +1,4 @@
-"""Language models train by the same engine: the state goes on, the test split is read once, resuming changes no bit."""
+"""Language models use the same engine: the state continues, the test split is read once, resuming is bit-equal."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Two processes are one run: equal weights, one error for all, and never two runs that believe to be alone."""
+"""Two processes make one run: equal weights, one error for all, and never two independent runs."""
 
 import os
 import subprocess

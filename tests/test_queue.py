@@ -1,4 +1,4 @@
-"""A queue trains its runs in order and side by side, stops in time, and goes on from what was packed."""
+"""A queue trains its runs in order and in parallel, stops in time, and resumes from packed runs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Classes can be made rare in training, by a choice of its own, and are seen in the metrics."""
+"""`data.keep` makes classes rare in training, drawn by its own seed, and the metrics show these classes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A recipe is read strictly: every fault at once, with its line and the nearest name; nothing in it runs."""
+"""Recipes are read strictly: all faults at once, each with its line and the nearest key; no content is executed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A rerun of a published recipe gets a verdict by a stated rule, and none where it cannot be compared."""
+"""A rerun of a published recipe gets a verdict by a stated rule, and none if it cannot be compared."""
 
 import dataclasses
 import json

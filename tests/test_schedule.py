@@ -1,4 +1,4 @@
-"""The learning rate is a pure function of the number of updates; weight decay leaves biases and norms alone."""
+"""The learning rate depends on the number of updates alone; weight decay spares biases and norms."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Seeds differ by run, epoch and process, and a result names the commit of the whole checkout that it came from."""
+"""Seeds differ by run and epoch, and a result records the commit and the state of the whole checkout."""
 
 import json
 import random

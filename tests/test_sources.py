@@ -1,4 +1,4 @@
-"""SVHN and Tiny-ImageNet are read from files of the Hub's layout, made here: columns, splits, gray among colored."""
+"""SVHN and Tiny-ImageNet are read from made files in the layout of the Hub; every row has its terms."""
 
 import io
 

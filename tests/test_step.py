@@ -1,4 +1,4 @@
-"""A training step adds terms to the loss, mixes, hands features to a criterion, and leaves nothing on the model."""
+"""A training step adds terms to the loss, mixes, passes features to a criterion, and leaves no hook on the model."""
 
 import json
 

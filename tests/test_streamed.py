@@ -1,4 +1,4 @@
-"""Images that are read one by one: the same crops whatever the workers, every image once, and clear faults."""
+"""Streamed images: equal crops for any number of workers, every image once, and clear errors."""
 
 import math
 

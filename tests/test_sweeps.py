@@ -1,4 +1,4 @@
-"""A sweep is read strictly, runs every recipe of its grid once, resumes, and puts its results into one file."""
+"""A sweep is read strictly, trains each of its recipes once, resumes, and collects the results in one file."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Texts: every word once, in order, with the numbers that a slow reader gives them; batches that go on."""
+"""Texts: every word once, in order, with the ids of a slow reader; batches continue the text."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run resumes bit for bit, takes no step on nonsense, stops cleanly, and shares its folder with nobody."""
+"""A run resumes bit for bit, makes no update on NaN, stops cleanly, and shares its folder with no other run."""
 
 import json
 import os

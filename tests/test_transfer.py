@@ -1,4 +1,4 @@
-"""Data sets travel in small folders and arrive unchanged; what comes back fits, whole groups of it, the first first."""
+"""Packed data sets arrive unchanged; packed results stay within the limit, whole groups in order of value."""
 
 import shutil
 import subprocess
