@@ -1,4 +1,4 @@
-"""Entry points of torch.hub, one per architecture and `load`, made from the package: there is no second list.
+"""Entry points of torch.hub, generated from the package: one per architecture, and `load`.
 
 torch.hub.load('<owner>/hyperzoo:v1', 'spherenet20', pretrained=True, trust_repo=True)
 """
@@ -22,12 +22,12 @@ def _help(arch: str) -> str:
         spread = "" if score.sd is None else f" +- {score.sd:.2f}"
         lines.append(
             f"    {info.tag}{' (default)' if info.default else ''}: {info.metric} {score.mean:.2f}{spread}"
-            f"{' %' * (info.metric == 'accuracy')} (n = {score.n}) on {info.dataset.id}, licence {info.license}"
+            f"{' %' * (info.metric == 'accuracy')} (n = {score.n}) on {info.dataset.id}, license {info.license}"
         )
     if not _hyperzoo.list_weights(arch):
         lines.append("    none yet")
     return "\n".join(
-        [*lines, "", "Other keywords go on to timm.create_model: num_classes, in_chans, features_only, ..."]
+        [*lines, "", "Other keywords are passed to timm.create_model: num_classes, in_chans, features_only, ..."]
     )
 
 

@@ -1,4 +1,4 @@
-"""The networks of the PER and MHE papers have the layers, parameters and first weights of their papers."""
+"""The networks of the PER and MHE papers have the layers, parameters and initial weights of their papers."""
 
 import math
 
@@ -58,7 +58,7 @@ def test_kind_of_the_eleven_layer_networks(arch):
 
 
 def by_hand(model, x):
-    """The table, written out with functions: even kernels pad one more on the right and bottom."""
+    """The table in functional form; even kernels pad one more pixel on the right and at the bottom."""
     act = {"relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.01), "elu": F.elu}[model.activation]
     for i, stage in enumerate([model.stage1, model.stage2, model.stage3, model.stage4, model.stage5, model.stage6]):
         for unit in stage:
@@ -85,8 +85,8 @@ def test_the_eleven_layers_compute_the_table(arch):
         torch.testing.assert_close(model(images()), by_hand(model, images()), rtol=1e-4, atol=1e-5)
 
 
-def test_350460_activations_as_the_paper_says_of_vcl():
-    """'VCL adds about 350K parameters': one for each activation, which fixes the width factor at 1."""
+def test_the_number_of_activations_is_that_of_vcl_in_the_paper():
+    """'VCL adds about 350K parameters': one per activation, which determines the width factor 1."""
     model, count = make("cnn11_elu"), []
     for module in model.modules():
         if isinstance(module, nn.ELU):
@@ -97,7 +97,7 @@ def test_350460_activations_as_the_paper_says_of_vcl():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_the_first_weights_keep_the_second_moment(activation):
+def test_the_initial_weights_preserve_the_second_moment(activation):
     z = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0))
     moment = ACTIVATIONS[activation]()(z).square().mean()
     assert float(moment) == pytest.approx(SECOND_MOMENT[activation], rel=3e-3)  # of 4 million draws
@@ -130,7 +130,7 @@ def test_parameters_of_the_networks_of_the_mhe_paper(arch, classes, expected):
 
 
 @pytest.mark.parametrize("depth, parts", [(56, (41_517, 161_325, 645_165)), (110, (83_034, 327_258, 1_308_762))])
-def test_parameters_of_fixup_networks_and_their_twins(depth, parts):
+def test_parameters_of_fixup_networks_and_their_baselines(depth, parts):
     """Table 3.1 of the fact sheet."""
     model = timm.create_model(f"fixup_resnet{depth}_cifar", device="meta")
     assert parameters(model.conv1) + parameters(model.norm1) == 433
@@ -138,8 +138,8 @@ def test_parameters_of_fixup_networks_and_their_twins(depth, parts):
     assert parameters(model.bias2) + parameters(model.fc) == 651
     assert parameters(model) == {56: 849_091, 110: 1_720_138}[depth]
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    twin = timm.create_model(f"resnet{depth}_pad_cifar", device="meta")
-    assert parameters(twin) == {56: 853_018, 110: 1_727_962}[depth]
+    baseline = timm.create_model(f"resnet{depth}_pad_cifar", device="meta")
+    assert parameters(baseline) == {56: 853_018, 110: 1_727_962}[depth]
 
 
 def test_fixup_starts_with_empty_branches():
@@ -154,7 +154,7 @@ def test_fixup_starts_with_empty_branches():
     assert not model.fc.weight.any() and not model.fc.bias.any()
     x = F.relu(model.conv1(images()))
     features = model.forward_features(images())
-    torch.testing.assert_close(features[:, :16], x[:, :, ::4, ::4])  # the shortcuts, and nothing else
+    torch.testing.assert_close(features[:, :16], x[:, :, ::4, ::4])  # only the shortcuts
     assert not features[:, 16:].any()
 
 

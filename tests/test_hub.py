@@ -1,4 +1,4 @@
-"""Weights that are fetched: the real client against the double of the Hub, through every fault of the way."""
+"""Downloads: the real client against a double of the Hub, with every fault on the way."""
 
 import contextlib
 import logging
@@ -46,13 +46,13 @@ def double():
 
 @pytest.fixture
 def waits(double, tmp_path, monkeypatch):
-    """The client of this process talks to the double; the seconds that it would wait between retries."""
+    """Point the client of this process at the double, and record the seconds it would wait between retries."""
     return talk_to(double, tmp_path / "home", monkeypatch)
 
 
 @pytest.fixture
 def zoo(double, waits, tmp_path, monkeypatch):
-    """The small zoo, with the weight MIXUP on the double, and nothing in the client's cache."""
+    """The small zoo, with the weight MIXUP on the double and an empty cache."""
     zoo = publish(tmp_path / "zoo", monkeypatch)
     double.commit(REPO, {part: (zoo.snapshot("hyperzoo", MIXUP) / part).read_bytes() for part in FILES}, oid=COMMIT)
     yield zoo
@@ -82,17 +82,17 @@ def flip(file):
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_fetches_once_and_gives_the_published_tensors(double, zoo, route):
+def test_every_route_downloads_once_and_loads_the_published_tensors(double, zoo, route):
     assert is_mixup(ROUTES[route](), zoo)
     calls = double.calls()
     assert sum(call.startswith(FETCH) for call in calls) == 1
     assert not [call for call in calls if "pytorch_model" in call]
-    seven, grey, features = ROUTES[route](num_classes=7), ROUTES[route](in_chans=1), ROUTES[route](features_only=True)
+    seven, gray, features = ROUTES[route](num_classes=7), ROUTES[route](in_chans=1), ROUTES[route](features_only=True)
     expected = zoo.tensors[MIXUP]
     for model in (seven, features):
         assert torch.equal(model.state_dict()["conv1.weight"], expected["conv1.weight"])
     stem = expected["conv1.weight"].sum(1, keepdim=True)
-    torch.testing.assert_close(grey.conv1.weight.detach(), stem, rtol=0, atol=1e-6)  # order of a sum of three
+    torch.testing.assert_close(gray.conv1.weight.detach(), stem, rtol=0, atol=1e-6)  # order of a sum of three
     assert seven(torch.zeros(2, 3, 32, 32)).shape == (2, 7) and len(features(torch.zeros(1, 3, 32, 32))) == 3
     calls = double.calls()
     assert all(call.startswith("HEAD ") and "/main/" in call for call in calls), "a pinned commit needs no request"
@@ -184,7 +184,7 @@ def test_a_repository_with_a_pickle_only_is_refused(double, zoo):
 
 
 def refused(route="tag"):
-    """The one sentence that a failed download gives, with what every such sentence holds."""
+    """The error of a failed download, after a check of what every such error contains."""
     with pytest.raises(errors.WeightUnavailableError) as caught:
         ROUTES[route]()
     text = str(caught.value)
@@ -251,7 +251,7 @@ def test_a_commit_or_repository_that_is_gone_is_named(double, zoo, monkeypatch):
 
 @pytest.mark.fault("answer that is no Hub's")
 @pytest.mark.parametrize("kind, says", [("no-etag", "ETag"), ("no-commit", "X-Repo-Commit")])
-def test_an_answer_that_is_no_hubs_is_refused(double, zoo, kind, says):
+def test_a_response_of_another_server_is_refused(double, zoo, kind, says):
     double.fault(kind, "HEAD ")
     assert says in refused() and nothing_cached()
 
@@ -315,7 +315,7 @@ def test_a_cache_that_is_read_only_serves_what_it_has(double, zoo):
 
 
 def child(work):
-    """A process of its own, forked: it has this test's small zoo and client, and its own connections."""
+    """A forked process with this test's small zoo and client, and its own connections."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
     return process
@@ -344,7 +344,7 @@ def test_a_full_disk_names_the_size_and_leaves_nothing(double, zoo, tmp_path):
 
 @forks
 @pytest.mark.fault("kill -9 while downloading")
-def test_a_process_killed_while_downloading_leaves_nothing_that_counts(double, zoo):
+def test_a_process_killed_while_downloading_leaves_no_usable_file(double, zoo):
     double.fault("slow", FETCH, times=1)
     process, end = child(lambda: weight_files.path(MIXUP)), time.monotonic() + 30
     while not bodies(double) and time.monotonic() < end:
@@ -391,7 +391,7 @@ def test_verify_reads_the_files_of_the_pinned_commit_again(double, zoo, monkeypa
     double.calls()
     assert "hub" not in {check.what for check in verify.verify(MIXUP)} and double.calls() == []
     check = verify.verify(MIXUP, on_hub=True)[-1]
-    assert check == (MIXUP, "hub", True, f"{REPO}@{COMMIT}: the same files") and bodies(double) == 1
+    assert check == (MIXUP, "hub", True, f"{REPO}@{COMMIT}: identical files") and bodies(double) == 1
     assert verify.verify(PLAIN, on_hub=True)[-1][1:3] == ("hub", None)
     double.fault("flip", FETCH)
     check = verify.verify(MIXUP, on_hub=True)[-1]

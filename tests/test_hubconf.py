@@ -22,7 +22,7 @@ def hub(entry, *args, **kwargs):
 
 @pytest.fixture
 def entries(monkeypatch):
-    """What torch.hub sees; its `list` and `help` know no local source, so the download is replaced by this folder."""
+    """The entry points that torch.hub lists; this folder replaces the download, because `list` has no local source."""
     monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *args, **kwargs: ROOT)
     return torch.hub.list("owner/hyperzoo:v1", trust_repo=True)
 
@@ -57,7 +57,7 @@ def test_weights_load_and_are_described(tmp_path, monkeypatch):
         assert hub("load", PLAIN).classes[3] == "class 3"
         monkeypatch.setattr(torch.hub, "_get_cache_or_reload", lambda *args, **kwargs: ROOT)
         text = torch.hub.help("owner/hyperzoo:v1", ARCH, trust_repo=True)
-        line = "plain_c10 (default): accuracy 91.25 % (n = 1) on uoft-cs/cifar10, licence mit"
+        line = "plain_c10 (default): accuracy 91.25 % (n = 1) on uoft-cs/cifar10, license mit"
         assert line in text and "mhe_c10: accuracy" in text
     finally:
         withdraw(monkeypatch)
@@ -73,7 +73,7 @@ def test_each_weight_of_the_package_loads(name):
 
 @pytest.fixture
 def github():
-    """The address of a server that answers every request with this commit as GitHub packs it, and what was asked."""
+    """The address of a server that returns this commit as a GitHub archive for every request, and the request paths."""
     folder = ["git", "archive", "--format=zip", "--prefix=owner-hyperzoo-0123456/", "HEAD"]
     content, asked = subprocess.run(folder, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout, []
 
@@ -121,8 +121,8 @@ def same(other, key):
 
 other = load("spherenet20", pretrained=True, tag="sphere_c10", num_classes=7)
 assert other(x).shape == (4, 7) and same(other, "conv1.weight")
-grey = load("spherenet20", pretrained=True, in_chans=1)
-assert grey(x[:, :1]).shape == (4, 10) and same(grey, "fc.weight")
+gray = load("spherenet20", pretrained=True, in_chans=1)
+assert gray(x[:, :1]).shape == (4, 10) and same(gray, "fc.weight")
 features = load("spherenet20", pretrained=True, features_only=True)
 assert [m.shape[1] for m in features(x)] == [16, 32, 64] and same(features, "conv1.weight")
 assert "spherenet20" in torch.hub.list("owner/hyperzoo:v1", skip_validation=True, trust_repo=True)

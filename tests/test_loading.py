@@ -1,4 +1,4 @@
-"""A weight's name gives exactly the published tensors by every route, or one error, and nothing half-filled."""
+"""Every route from a weight's name loads exactly the published tensors, or raises an error and returns no model."""
 
 import logging
 from pathlib import Path
@@ -31,7 +31,7 @@ def has_exactly(model, tensors):
 
 
 def own_file(zoo, drop=(), **replace):
-    """The tensors of PLAIN without some, or with others, in a file and in a folder of the caller's own."""
+    """A folder of the caller's own with the tensors of PLAIN, some of them dropped or replaced."""
     tensors = {key: value for key, value in zoo.tensors[PLAIN].items() if key not in drop} | replace
     folder = zoo.root / "own"
     folder.mkdir(exist_ok=True)
@@ -68,22 +68,22 @@ CALLERS = {
 
 @pytest.fixture
 def cached(zoo):
-    """The small zoo, and the bytes of PLAIN at the place where the client keeps somebody's repository."""
+    """The small zoo, with the files of PLAIN in the client's cache as another owner's repository."""
     zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN))
     return zoo
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_every_route_gives_the_published_tensors_and_adapts_them(cached, route):
+def test_every_route_loads_the_published_tensors_and_adapts_them(cached, route):
     load, tensors = ROUTES[route], cached.tensors[PLAIN]
     assert has_exactly(load(cached), tensors)
     for classes in (7, 0):
         other = load(cached, num_classes=classes)
         assert agrees_but_for(other, tensors, "fc.") and other(torch.zeros(2, 3, 32, 32)).shape == (2, classes or 64)
-    grey = load(cached, in_chans=1)
+    gray = load(cached, in_chans=1)
     stem = tensors["conv1.weight"].sum(1, keepdim=True)  # one channel: the sum over red, green and blue
-    torch.testing.assert_close(grey.conv1.weight.detach(), stem, rtol=0, atol=1e-6)  # order of a sum of three
-    assert agrees_but_for(grey, tensors, "conv1.")
+    torch.testing.assert_close(gray.conv1.weight.detach(), stem, rtol=0, atol=1e-6)  # order of a sum of three
+    assert agrees_but_for(gray, tensors, "conv1.")
     both = load(cached, in_chans=1, num_classes=5)  # what timm's own tests ask of every pretrained weight
     assert agrees_but_for(both, tensors, ("conv1.", "fc.")) and both(torch.zeros(1, 1, 32, 32)).shape == (1, 5)
     features = load(cached, features_only=True)
@@ -112,7 +112,7 @@ def test_every_route_hashes_every_file_on_every_load(cached, route, part):
 
 
 def flip(file: Path) -> None:
-    """One bit of the last tensor; only a hash sees it."""
+    """Flip one bit of the last tensor, which only a hash detects."""
     data = bytearray(file.read_bytes())
     data[-2] ^= 1
     file.write_bytes(data)
@@ -132,7 +132,7 @@ def test_checkpoint_path_passes_through(zoo):
     assert has_exactly(model, zoo.tensors[MHE])
 
 
-def test_a_repository_of_the_callers_own_wins_over_the_bundled_file(zoo):
+def test_a_repository_of_the_callers_own_takes_precedence_over_the_bundled_file(zoo):
     zoo.copy(zoo.file(MHE).parent, zoo.snapshot("someone", "else"))
     overlay = dict(hf_hub_id=f"someone/else@{COMMIT}")
     model = timm.create_model(PLAIN, pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=zoo.cache)
@@ -160,9 +160,7 @@ def test_a_weight_in_the_cache_needs_no_network_and_is_hashed(zoo):
 def test_the_config_of_a_cached_weight_is_hashed_although_timm_does_not_read_it(zoo):
     file = zoo.snapshot("hyperzoo", MIXUP) / "config.json"
     file.write_text(file.read_text().replace("class 3", "class 4"))
-    with pytest.raises(
-        errors.WeightHashError, match=rf"{MIXUP}: .*config\.json has sha256 {sha256(file)}"
-    ):
+    with pytest.raises(errors.WeightHashError, match=rf"{MIXUP}: .*config\.json has sha256 {sha256(file)}"):
         timm.create_model(MIXUP, pretrained=True, cache_dir=zoo.cache)
 
 
@@ -220,7 +218,7 @@ def test_a_head_or_stem_that_nobody_asked_to_change_must_fit(zoo, replace, kwarg
         CALLERS["file"](own_file(zoo, **replace), **kwargs)
 
 
-def test_another_head_goes_out_and_in_by_local_dir(zoo, tmp_path):
+def test_another_head_is_saved_and_loaded_by_local_dir(zoo, tmp_path):
     model = timm.create_model(ARCH, pretrained=True, num_classes=7, in_chans=1)
     timm.models.save_for_hf(model, tmp_path / "mine", safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True)
@@ -265,7 +263,7 @@ def test_load_takes_a_folder_with_its_class_names(zoo):
         hyperzoo.load(f"local-dir:{folder}")
 
 
-def test_the_description_given_to_timm_is_the_manifests(zoo):
+def test_the_cfg_that_timm_gets_is_the_manifests(zoo):
     cfg = timm.get_pretrained_cfg(PLAIN)
     assert (cfg.mean, cfg.std, cfg.input_size) == ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3), (3, 32, 32))
     assert timm.get_pretrained_cfg(MIXUP).hf_hub_id == f"hyperzoo/{MIXUP}@{COMMIT}"

@@ -1,4 +1,4 @@
-"""Every registered language model keeps its contract with timm and reads words as a slow loop does."""
+"""Every language model keeps timm's contract and computes the logits of a slow loop over the words."""
 
 import re
 
@@ -17,7 +17,7 @@ from hyperzoo.zoo.model_folder import save_model
 from hyperzoo.zoo.weight_files import MANIFEST
 
 ARCHS = hyperzoo.list_models("text-generation")
-BN = "lstm200, batch_norm=True"  # not a name of its own
+BN = "lstm200, batch_norm=True"  # an argument, not a name
 NETS = [*ARCHS, BN]
 WORDS = 30
 COUNTS = {"ptb": 10_000, "wt2": 33_278}
@@ -42,7 +42,7 @@ def words(batch=2, length=5, low=0):
     return torch.randint(low, WORDS, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
-def test_a_registered_model_is_tested_as_one_of_images_or_as_one_of_texts():
+def test_every_registered_model_is_tested_as_image_or_language_model():
     assert sorted(ARCHS + hyperzoo.list_models("image-classification")) == sorted(hyperzoo.list_models())
     assert ARCHS == ["lstm200", "lstm200_untied", "lstm650", "lstm650_untied"]
 
@@ -88,7 +88,7 @@ def slow_logits(model, tokens):
 
 
 @pytest.mark.parametrize("arch", ["lstm200", "lstm200_untied"])
-def test_logits_and_state_are_those_of_a_slow_loop(arch):
+def test_logits_and_state_equal_a_slow_loop(arch):
     model = make(arch, dtype=torch.float64)
     nn.init.normal_(model.decoder_bias)
     tokens = words()
@@ -102,7 +102,7 @@ def test_logits_and_state_are_those_of_a_slow_loop(arch):
 
 
 @pytest.mark.parametrize("arch", NETS)
-def test_forward_features_head_and_a_text_that_goes_on(arch):
+def test_forward_features_head_and_a_continued_text(arch):
     model = make(arch)
     tokens = words(3, 7)
     logits = model(tokens)
@@ -129,7 +129,7 @@ def test_every_parameter_learns_and_groups_cover_them(arch):
     assert names == sorted(name for name, _ in model.named_parameters())
 
 
-def test_tied_networks_hold_one_matrix_under_one_name():
+def test_tied_networks_store_one_matrix_under_one_name():
     model, untied = make("lstm200"), make("lstm200_untied")
     assert model.get_classifier() is model.embedding and untied.get_classifier() is untied.decoder
     for net, count in ((model, 1), (untied, 2)):
@@ -153,7 +153,7 @@ def test_dropout_acts_on_embedding_layers_and_softmax_and_in_training_only():
     assert all((x == 0).any() for x in (*inputs, features)) and len(inputs) == 2
 
 
-def test_variational_dropout_has_one_mask_a_sequence():
+def test_variational_dropout_has_one_mask_per_sequence():
     model = make("lstm200", dropout="variational", drop_rate=0.5).train()
     dropped = model._drop(torch.ones(200, 6, 8))
     assert torch.equal(dropped, dropped[:, :1].expand_as(dropped)) and set(dropped.unique().tolist()) == {0.0, 2.0}
@@ -163,7 +163,7 @@ def test_variational_dropout_has_one_mask_a_sequence():
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_wrong_input_gets_the_sentence_of_language_models(arch):
+def test_wrong_input_gets_an_error_about_token_ids(arch):
     model = make(arch)
     for bad in (torch.zeros(2, 3, 32, 32), torch.zeros(2, 5), torch.zeros(5, dtype=torch.int64)):
         shape = re.escape(str(tuple(bad.shape)))
@@ -178,7 +178,7 @@ def test_wrong_input_gets_the_sentence_of_language_models(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_what_only_images_have_is_refused(arch):
+def test_features_of_image_models_are_refused(arch):
     with pytest.raises(InputError, match=r"no feature maps; use forward_features\(tokens\)"):
         make(arch, features_only=True)
     name = MANIFEST.default(arch) if MANIFEST.names(arch) else arch
@@ -250,7 +250,7 @@ def test_recurrent_batch_norm_is_its_formula_step_by_step():
     assert torch.equal(last[0], output[:, -1]) and last_cell.shape == (1, 6, 4)
 
 
-def test_evaluation_takes_the_statistics_of_each_step_and_those_of_the_last_behind_it():
+def test_evaluation_uses_the_statistics_of_each_step_and_then_those_of_the_last():
     torch.manual_seed(0)
     layer = BatchNormLSTM(3, 4, steps=2)
     for _ in range(3):
@@ -267,7 +267,7 @@ def test_evaluation_takes_the_statistics_of_each_step_and_those_of_the_last_behi
     assert torch.equal(changed[:, 0], output[:, 0]) and not (changed[:, 1:] == output[:, 1:]).all(2).any()
 
 
-def test_recurrent_batch_norm_refuses_what_has_no_variance():
+def test_recurrent_batch_norm_refuses_a_single_sequence():
     layer = BatchNormLSTM(3, 4)
     with pytest.raises(InputError, match="two sequences or more"):
         layer(torch.zeros(1, 2, 3))

@@ -15,7 +15,7 @@ from hyperzoo.layers import SphereConv2d
 from hyperzoo.zoo.model_folder import save_model
 
 ARCHS = hyperzoo.list_models("image-classification")
-# Narrower than they are, where that saves time and the widths do not matter.
+# Narrower or shallower networks, where that saves time and the size does not matter.
 THREE = dict(widths=(4, 6, 8))
 NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} | {
     "_imagenet": dict(channels=(8, 16, 24, 32)),
@@ -23,7 +23,7 @@ NARROW = {part: THREE for part in ("_wide", "_cnn", "cnn6_w", "cnn9_w", "wrn")} 
     "fixup_": dict(depth=20),
     "_pad_": dict(depth=20),
 }
-# The shallow ones of most kinds, for what is slow and does not depend on depth; the other kinds are in the full tier.
+# Shallow networks of most kinds, for slow tests that do not depend on depth; the full tier has the other kinds.
 SMALL = [arch for arch in ARCHS if "20" in arch] + [
     "plain_cnn3", "sphere_cnn3", "sphere_cnn9_learnable", "spherenet32_wide_linear", "resnet32_wide_cifar",
     "spherenet18_imagenet", "fixup_resnet56_cifar", "resnet56_pad_cifar",
@@ -31,7 +31,7 @@ SMALL = [arch for arch in ARCHS if "20" in arch] + [
 BY_DEPTH = sorted(ARCHS, key=lambda arch: [int(number) for number in re.findall(r"\d+", arch)])
 KINDS = {
     re.sub(r"\d+", "", arch): arch for arch in reversed(BY_DEPTH)
-}  # the shallowest one of each name but for numbers
+}  # the shallowest network of each name without its numbers
 AS_PUBLISHED = [arch for arch in SMALL if not any(part in arch for part in ("_wide", "_imagenet"))]
 OPERATORS = {"": "cosine", "_linear": "linear", "_sigmoid": "sigmoid", "_learnable": "learnable"}
 BLOCKS = {20: 3, 32: 5, 44: 7, 56: 9, 110: 18}  # of two convolutions in each of three stages
@@ -48,7 +48,7 @@ def depth(arch):
 
 
 def each(archs):
-    """The deep and the wide ones belong to the full tier."""
+    """Parametrize by architecture; the deep and the wide ones belong to the full tier."""
     return pytest.mark.parametrize(
         "arch", [pytest.param(arch, marks=pytest.mark.full) if is_large(arch) else arch for arch in archs]
     )
@@ -74,7 +74,7 @@ def images(batch=2, channels=3, size=16):
 
 
 def last_map(model, size=16):
-    """Height and width of the last feature map, from the description."""
+    """Height and width of the last feature map according to the pretrained_cfg."""
     cfg = model.pretrained_cfg
     return (max(1, size * cfg["pool_size"][0] // cfg["input_size"][1]),) * 2
 
@@ -121,7 +121,7 @@ def residual_parameters(blocks, widths=(16, 32, 64), classes=10, bias=True):
 
 
 def cnn_parameters(convolutions, widths=(128, 192, 256), classes=10):
-    """Three stages of convolutions with batch norm, the 4 x 4 layer with one too, a classifier without bias."""
+    """Three stages of convolutions with batch norm, the 4 x 4 layer with batch norm, a classifier without bias."""
     count, channels, filters = 0, 3, widths[-1]
     for width in widths:
         for _ in range(convolutions // 3):
@@ -131,7 +131,7 @@ def cnn_parameters(convolutions, widths=(128, 192, 256), classes=10):
 
 
 def expected_parameters(arch):
-    """Number of parameters without a learned k, and number of filters that would have one."""
+    """Parameters without a learned k, and the number of filters that can have one."""
     if "_cnn" in arch:
         return cnn_parameters(depth(arch))
     if "_imagenet" in arch:
@@ -164,9 +164,9 @@ def test_parameter_count_and_kind_of_convolutions(arch):
         return
     assert {m.operator for m in main} == {OPERATORS[sphere[2] or ""]}
     plain = {"_cnn": f"plain_cnn{sphere[1]}", "_imagenet": "resnet18"}
-    twin = next((name for part, name in plain.items() if part in arch), f"resnet{sphere[1]}_cifar")
+    baseline = next((name for part, name in plain.items() if part in arch), f"resnet{sphere[1]}_cifar")
     state = {key: v.shape for key, v in model.state_dict().items() if not key.endswith("raw_k")}
-    assert state == {k: v.shape for k, v in timm.create_model(twin, device="meta").state_dict().items()}
+    assert state == {k: v.shape for k, v in timm.create_model(baseline, device="meta").state_dict().items()}
 
 
 @each(ARCHS)
@@ -191,7 +191,7 @@ def test_forward_backward_and_heads(arch):
 
 
 @each_kind
-def test_the_size_of_the_map_is_that_of_the_description(arch):
+def test_the_last_map_has_the_pool_size_of_the_cfg(arch):
     model = make(arch)
     size = model.pretrained_cfg["input_size"][1:]
     assert model.forward_features(images(1, size=size[0])).shape[2:] == model.pretrained_cfg["pool_size"]
@@ -245,7 +245,7 @@ def test_pruned_and_getter_features(arch):
         pruned = make(arch)
         pruned.prune_intermediate_layers([i], prune_norm=True)
         features = pruned.forward_features(images())
-        if i < last:  # behind the last stage comes what `pool_size` knows of
+        if i < last:  # the features after the last stage are checked by `pool_size`
             torch.testing.assert_close(features, maps[i])
         (own,) = pruned.train().forward_intermediates(images(), indices=[i], intermediates_only=True)
         (own.sum() + pruned.forward_features(images()).sum()).backward()
@@ -301,7 +301,7 @@ def test_sizes_batches_dtypes_and_devices(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_wrong_input_is_refused_with_the_shape_that_is_expected(arch):
+def test_wrong_input_is_refused_and_the_expected_shape_is_named(arch):
     model = timm.create_model(arch, device="meta")
     for bad in (torch.zeros(3, 32, 32), torch.zeros(2, 1, 32, 32), torch.zeros(2, 3, 32, 32, dtype=torch.uint8)):
         expected = rf"\(batch, 3, height, width\); got {str(bad.dtype)[6:]} {re.escape(str(tuple(bad.shape)))}"
@@ -344,7 +344,7 @@ def test_names_and_storage_of_tensors(arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_description_agrees_with_its_model(arch):
+def test_every_pretrained_cfg_agrees_with_its_model(arch):
     for name in [arch, *timm.list_pretrained(f"{arch}.*")]:
         model = timm.create_model(name, device="meta")  # a tag may have other classes
         cfg = timm.get_pretrained_cfg(name)

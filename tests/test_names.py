@@ -1,4 +1,4 @@
-"""A name is checked before any file is touched; an unknown one names close ones; a taken one is refused at import."""
+"""Names are checked before any file is touched, unknown names list close ones, and taken names are refused."""
 
 import subprocess
 import sys
@@ -82,7 +82,7 @@ def test_hostile_names_touch_no_file(name):
     assert _opened == []
 
 
-def test_the_watch_on_files_sees_one():
+def test_the_audit_hook_sees_an_opened_file():
     _opened.clear()
     _watching.set()
     try:
@@ -92,7 +92,7 @@ def test_the_watch_on_files_sees_one():
     assert _opened == [f"open {__file__}"]
 
 
-def test_parse_takes_a_name_apart():
+def test_parse_returns_the_parts_of_a_name():
     name = names.parse("resnet20_cifar.mhe_c100")
     assert (name.arch, name.method, name.dataset, name.tag) == ("resnet20_cifar", "mhe", "c100", "mhe_c100")
     assert str(name) == "resnet20_cifar.mhe_c100"
@@ -133,7 +133,7 @@ def fake(name, module):
 
 
 @pytest.mark.parametrize("name, module", [("resnet18", "hyperzoo.models.x"), ("spherenet20", "another.package")])
-def test_a_taken_name_is_refused_and_the_holder_keeps_it(name, module):
+def test_a_taken_name_is_refused_and_keeps_its_entry_point(name, module):
     holder, cfgs = timm.model_entrypoint(name), timm.list_pretrained(f"{name}.*")
     with pytest.raises(errors.RegistrationError, match=f"{name}.*{holder.__module__} holds this name"):
         register(fake(name, module))

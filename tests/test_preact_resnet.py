@@ -1,4 +1,4 @@
-"""Pre-activation and wide ResNets compute what the sheet says and keep timm's contract; narrow perceptrons."""
+"""Pre-activation and wide ResNets equal the fact sheet's forward pass and keep timm's contract; bottleneck MLPs."""
 
 import re
 import warnings
@@ -76,7 +76,7 @@ def test_parts_of_preact_resnet18_and_wide_nets_without_biases():
 
 
 def reference(model, x, wide):
-    """The forward pass of the sheet, section 3.1, on the tensors of a model."""
+    """The forward pass of the fact sheet, section 3.1, with the tensors of a model."""
     state = model.state_dict()
 
     def norm_relu(x, name):

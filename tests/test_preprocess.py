@@ -1,4 +1,4 @@
-"""`preprocess` gives what timm's evaluation transform gives, bit for bit, for a PIL image and for a batch of bytes."""
+"""`preprocess` equals timm's evaluation transform bit for bit, for PIL images and for uint8 batches."""
 
 import json
 
@@ -52,18 +52,18 @@ def test_the_formula_and_the_manifests_numbers(tmp_path, monkeypatch):
         withdraw(monkeypatch)
 
 
-def test_the_input_is_left_alone_and_layouts_do_not_matter():
+def test_the_input_is_unchanged_and_memory_formats_do_not_matter():
     prepare, batch = hyperzoo.preprocess("spherenet20"), pictures()
     before = batch.clone()
     expected = prepare(batch)
     assert torch.equal(batch, before)
     assert torch.equal(prepare(batch.to(memory_format=torch.channels_last)), expected)
     assert prepare(batch[:0]).shape == (0, 3, 32, 32) and prepare(pictures(0, (9, 9))).shape == (0, 3, 32, 32)
-    grey = pil(batch[0]).convert("L")
-    assert torch.equal(prepare(grey), prepare(grey.convert("RGB")))
+    gray = pil(batch[0]).convert("L")
+    assert torch.equal(prepare(gray), prepare(gray.convert("RGB")))
 
 
-def test_a_run_folder_is_prepared_for_as_its_config_says(tmp_path):
+def test_a_run_folder_uses_its_own_config(tmp_path):
     folder = weight_files.MANIFEST.folder("spherenet20.sphere_c10")
     config = json.loads((folder / "config.json").read_text())
     config["pretrained_cfg"] |= dict(mean=[0.5, 0.4, 0.3], std=[0.2, 0.25, 0.3])

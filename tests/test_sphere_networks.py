@@ -1,4 +1,4 @@
-"""The networks of the SphereNet paper: counts of parameters, options, norms without a batch, the ImageNet factory."""
+"""The networks of the SphereNet paper: parameter counts, options, norms without batch statistics, the ImageNet form."""
 
 import re
 
@@ -32,7 +32,7 @@ def images(batch=2, size=16):
 
 
 def train_step(model):
-    """One backward pass; every parameter must get a finite gradient."""
+    """One backward pass; every parameter must receive a finite gradient."""
     model.train()(images()).square().sum().backward()
     bad = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
     assert not bad
@@ -71,11 +71,11 @@ def test_shapes_of_cnn_9_are_those_of_the_table():
     assert model.fc6.conv.kernel_size == (4, 4) and model.fc6.conv.padding == (0, 0)
     assert model.fc.bias is None
     activations = [m for m in model.modules() if isinstance(m, nn.ReLU)]
-    assert len(activations) == 9  # none behind fc6
+    assert len(activations) == 9  # none after fc6
 
 
 def test_cnn_equals_its_formula():
-    """Layer by layer from the table, with the layers of the model."""
+    """Layer by layer from the paper's table, with the layers of the model."""
     torch.manual_seed(0)
     model = SphereCNN(3, (4, 6, 8), operator="linear").eval()
     x = expected = images(size=32)
@@ -96,7 +96,7 @@ def test_other_sizes_are_averaged_to_the_size_of_fc6():
     torch.testing.assert_close(model.forward_features(x), model.fc6(averaged))
 
 
-def test_initial_filters_have_the_deviation_of_the_paper():
+def test_initial_filters_have_the_standard_deviation_of_the_paper():
     torch.manual_seed(0)
     model = timm.create_model("sphere_cnn3")
     for module in (model.stage3[0].conv, model.fc6.conv, model.fc):
@@ -124,7 +124,7 @@ def test_without_batch_statistics_an_image_does_not_depend_on_its_batch():
         torch.testing.assert_close(model(images())[:1], model(images()[:1]), atol=1e-5, rtol=1e-4)
 
 
-def test_twins_take_no_norm_of_angles_but_do_without_any():
+def test_networks_of_inner_products_refuse_sphere_norm_and_train_without_a_norm():
     for arch in ("plain_cnn3", "resnet20_cifar"):
         train_step(timm.create_model(arch, norm="none", **NARROW))
         with pytest.raises(InputError, match="norm='sphere' rescales angles"):
@@ -134,7 +134,7 @@ def test_twins_take_no_norm_of_angles_but_do_without_any():
 
 
 def test_networks_without_relu_are_nearly_linear():
-    """No ReLU (Table 3 of the paper): with inner products, no norm and no max only linear maps are left."""
+    """No ReLU (Table 3 of the paper): with inner products, no norm and no max, only linear maps remain."""
     model = timm.create_model("plain_cnn3", relu=False, norm="none", **NARROW).eval()
     assert not any(isinstance(m, nn.ReLU) for m in model.modules())
     for i in (1, 2, 3):
@@ -178,28 +178,28 @@ def test_the_imagenet_net_is_timms_resnet_with_other_convolutions(operator):
     torch.manual_seed(0)
     channels = dict(channels=(64, 6, 8, 10))  # 64 are in the stem
     model = timm.create_model("spherenet18_imagenet", operator=operator, **channels)
-    twin = timm.create_model("resnet18", **channels)
+    plain = timm.create_model("resnet18", **channels)
     left = [m for m in model.modules() if type(m) is nn.Conv2d]
     assert {m.kernel_size for m in left} == {(1, 1)} and len(left) == 3
-    assert {type(a) for a in model.modules()} - {type(b) for b in twin.modules()} == {type(model), SphereConv2d}
-    missing, unexpected = model.load_state_dict(twin.state_dict(), strict=False)
+    assert {type(a) for a in model.modules()} - {type(b) for b in plain.modules()} == {type(model), SphereConv2d}
+    missing, unexpected = model.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected and all(name.endswith("raw_k") for name in missing)
     train_step(model)
 
 
 @pytest.mark.parametrize("operator", ["cosine", "linear", "sigmoid", "learnable"])
-def test_a_sphereized_twin_is_the_sphere_network(operator):
+def test_a_sphereized_network_is_the_sphere_network(operator):
     pairs = (("plain_cnn3", "sphere_cnn3", None), ("resnet20_cifar", "spherenet20", ["*.shortcut.*"]))
-    for twin, sphere, exclude in pairs:
+    for plain, sphere, exclude in pairs:
         torch.manual_seed(0)
-        model = timm.create_model(twin, **NARROW)
+        model = timm.create_model(plain, **NARROW)
         sphereize(model, operator, exclude=exclude)
         other = timm.create_model(sphere, operator=operator, **NARROW)
         other.load_state_dict(model.state_dict())
         assert torch.equal(other.eval()(images()), model.eval()(images()))
 
 
-def test_a_network_prints_as_what_it_is():
+def test_a_network_prints_its_class_name():
     printed = {"spherenet20": "SphereNet", "spherenet18_imagenet": "SphereResNet", "resnet20_cifar": "ResNetCifar"}
     for arch, name in printed.items():
         assert str(timm.create_model(arch, device="meta")).startswith(f"{name}(\n")

@@ -23,7 +23,7 @@ def stems(folder, pattern, suffix):
     return sorted(path.name.removesuffix(suffix) for path in folder.glob(pattern))
 
 
-def test_the_two_weights_of_the_foundation_are_published():
+def test_the_first_two_weights_are_published():
     assert {"spherenet20.sphere_c10", "resnet20_cifar.plain_c10"} <= set(PUBLISHED)
 
 
@@ -41,14 +41,14 @@ def test_all_places_hold_the_same_weights():
     assert sorted(tags) == sorted(f"{names.parse(name).arch}.{name}" for name in PUBLISHED)
 
 
-def test_a_recipe_lies_in_the_folder_of_its_model_file():
+def test_a_recipe_is_in_the_folder_of_its_model_file():
     for path in CHECKOUT.recipes.rglob("*.*_*.yaml"):
         if path.parent.name != "drafts":
             module = timm.model_entrypoint(names.parse(path.stem).arch).__module__
             assert path.parent.name == module.rpartition(".")[2], path
 
 
-def test_every_recipe_is_without_faults():
+def test_every_recipe_is_valid():
     others = {*sweep_files(), CHECKOUT.recipes / "queue.yaml"}
     found = sorted(path for path in CHECKOUT.recipes.rglob("*.yaml") if path not in others)
     assert len(found) >= 3
@@ -68,12 +68,12 @@ def test_bundled_weights_stay_small():
     assert not [name for name, size in sizes.items() if size > MAX_BYTES] and sum(sizes.values()) < MAX_TOTAL_BYTES
 
 
-def test_generated_texts_are_those_that_would_be_generated_now():
+def test_generated_texts_are_up_to_date():
     assert cards.check(weight_files.MANIFEST, CHECKOUT) == []
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
+def test_a_weight_agrees_with_its_manifest_entry(name, monkeypatch):
     monkeypatch.delenv("HYPERZOO_DATA", raising=False)
     found = {check.what: (check.ok, check.detail) for check in verify(name)}
     assert {what: ok for what, (ok, _) in found.items()} == {
@@ -87,7 +87,7 @@ def test_a_weight_is_what_its_manifest_entry_says(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_recipe_is_the_one_that_made_the_weight(name):
+def test_the_recipe_is_the_one_of_the_published_runs(name):
     info = hyperzoo.weight_info(name)
     recipe = load_recipe(CHECKOUT.recipes / info.recipe)
     assert recipe.name == name and recipe.digest() == info.recipe_sha256

@@ -1,4 +1,4 @@
-"""A damaged, foreign or hostile weight file gives one clear error, executes nothing and changes no model."""
+"""A damaged, foreign or hostile weight file raises one clear error, executes nothing and changes no model."""
 
 import copy
 import io
@@ -42,7 +42,7 @@ def with_header(header, data=b"", length=None):
 
 @pytest.fixture
 def small(tmp_path):
-    """One whole file of 2 x 3 floats: 24 bytes of data."""
+    """A complete file of 2 x 3 floats: 24 bytes of data."""
     file = tmp_path / "model.safetensors"
     save_file({"a": torch.arange(6.0).view(2, 3)}, file)
     return file
@@ -124,14 +124,14 @@ def test_pickles_are_refused_under_any_name(tmp_path, kind, ending):
 
 
 @pytest.mark.parametrize("ending", [".bin", ".pt", ".pth", ".ckpt", ""])
-def test_the_extension_alone_is_reason_enough(small, ending):
+def test_another_extension_alone_is_refused(small, ending):
     file = small.rename(small.with_suffix(ending))
     with pytest.raises(errors.WeightFileError, match=r"is not a \.safetensors file"):
         weight_files.check_file(file)
 
 
 def test_the_bomb_is_live(tmp_path):
-    """What a reader of the pickle would be told to call writes the file; the pickle itself is read by no one."""
+    """The call in the pickle writes the file; nothing here unpickles it."""
     marker = tmp_path / "marker"
     told = [(opcode.name, value) for opcode, value, _ in pickletools.genops(pickle.dumps(Bomb(marker), protocol=2))]
     assert ("GLOBAL", "io open") in told and ("BINUNICODE", str(marker)) in told and ("REDUCE", None) in told
@@ -271,7 +271,7 @@ def test_a_published_file_never_survives_random_damage(zoo):
 
 
 def test_the_second_fetch_repairs_a_rotted_cache_or_is_the_last(zoo, monkeypatch):
-    """The Hub is made of a folder here: the double with real requests belongs to the tests of publishing."""
+    """Here a folder stands in for the Hub; `test_hub.py` makes real requests."""
     calls, good = [], zoo.root / "good"
     folder = zoo.copy(zoo.file(PLAIN).parent, zoo.snapshot("someone", PLAIN))
     zoo.copy(folder, good)
@@ -330,7 +330,7 @@ def test_a_false_manifest_entry_is_refused_by_name(zoo, path, value, message):
     assert (ARCH if path == ["default"] and value is False else PLAIN) in str(caught.value)
 
 
-def test_two_defaults_and_a_manifest_that_is_none(zoo):
+def test_two_defaults_and_a_malformed_manifest(zoo):
     zoo.entries[MHE]["default"] = True
     zoo.save()
     with pytest.raises(errors.WeightFileError, match=f"{ARCH} has 2 default weights"):

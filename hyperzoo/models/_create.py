@@ -1,4 +1,4 @@
-"""The one builder of models: timm's, with a verified file; and the one door into timm's registry."""
+"""Build models through timm from verified files, and register architectures with timm."""
 
 import logging
 import sys
@@ -65,14 +65,14 @@ def register(entry: Entry) -> Entry:
     Registering the same function again (a reload) is silent.
 
     Raises:
-        RegistrationError: timm or another module holds the name. InvalidNameError: the name breaks the grammar.
+        RegistrationError: the name is taken, by timm or another module. InvalidNameError: it breaks the grammar.
     """
     name = names.check_arch(entry.__name__)
     if timm.is_model(name):
         held = timm.model_entrypoint(name)
         if (held.__module__, held.__name__) != (entry.__module__, name):
             raise RegistrationError(
-                f"cannot register {name!r} for {entry.__module__}: {held.__module__} holds this name. Choose another"
+                f"cannot register {name!r} for {entry.__module__}: {held.__module__} has this name. Choose another"
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", f"Overwriting {name} in registry", UserWarning)
@@ -81,7 +81,7 @@ def register(entry: Entry) -> Entry:
 
 
 def weight_cfgs(architectures: Mapping[str, Mapping[str, Any]]) -> dict[str, DefaultCfg]:
-    """timm's `default_cfgs` of a model file: a description per architecture, and one per weight in the manifest."""
+    """timm's `default_cfgs` of a model file: one per weight in the manifest, or one for an architecture without any."""
     cfgs: dict[str, dict[str, Any] | PretrainedCfg] = {}
     for arch, base in architectures.items():
         published = weight_files.MANIFEST.names(arch)
@@ -128,9 +128,9 @@ def create(
 ) -> Model:
     """Build an architecture as timm does; with `pretrained`, from a file with the manifest's sha256.
 
-    A published weight is verified by whatever route its name came: default, tag, `hf-hub:` id, or a description taken
-    from timm. A file that the caller names (overlay, `local-dir:`, another `hf-hub:` repository) must be a safetensors
-    file; it gets the comparison of tensor names and shapes, not a hash.
+    A published weight is verified whether it is named by default, by tag, by `hf-hub:` id or by timm's pretrained_cfg.
+    A file of the caller's (overlay, `local-dir:`, another `hf-hub:` repository) must be safetensors; its tensor names
+    and shapes are compared, but it has no hash to compare with.
 
     Args:
         defaults: arguments that define the architecture; `kwargs` override them, except for a published weight.
@@ -143,7 +143,7 @@ def create(
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
-        overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source must not lose against the registered one
+        overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source takes precedence over the registered one
     cfg = resolved_cfg(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
     changed = {key: kwargs[key] for key, own in (defaults or {}).items() if _plain(kwargs.get(key, own)) != _plain(own)}
     if pretrained:
@@ -167,7 +167,7 @@ def _plain(value: Any) -> Any:
 
 
 def _with_angles(model_cls: Callable[..., Model], operator: str, k: float) -> Callable[..., Model]:
-    """The same network with a classifier of angles, if it has one."""
+    """The same network, with a classifier of angles if it has a classifier."""
 
     def build(*args: Any, **kwargs: Any) -> Model:
         model = model_cls(*args, **kwargs)
@@ -179,7 +179,7 @@ def _with_angles(model_cls: Callable[..., Model], operator: str, k: float) -> Ca
 
 
 def resolved_cfg(arch: str, pretrained_cfg: Any, overlay: dict[str, Any] | None) -> PretrainedCfg:
-    """The description that timm will take, or UnknownTagError."""
+    """The pretrained_cfg that timm will use, or UnknownTagError."""
     try:
         return resolve_pretrained_cfg(arch, pretrained_cfg, overlay)
     except RuntimeError as error:
@@ -194,7 +194,7 @@ def _tags(arch: str) -> str:
 def _verified(
     arch: str, cfg: PretrainedCfg, cache_dir: str | Path | None, changed: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What to lay over a resolved description so that timm reads a file that was checked."""
+    """The overlay of the resolved pretrained_cfg that makes timm read a checked file."""
     if cfg.source == "hf-hub":
         repo, _, revision = (cfg.hf_hub_id or "").partition("@")
         name = repo.rpartition("/")[2]
@@ -213,17 +213,17 @@ def _verified(
 
 
 def _check_unchanged(name: str, changed: Mapping[str, Any]) -> None:
-    """Refuse what would make another function of the same tensors, such as another operator."""
+    """Refuse arguments with which the same tensors compute another function, such as another operator."""
     if changed:
         given = ", ".join(f"{key}={value!r}" for key, value in changed.items())
         raise InputError(f"{name} was trained without {given}; pass pretrained=False for an untrained network")
 
 
 def _hashed(name: str, **where: Any) -> str:
-    """The tensors of a published weight, after all its files, config.json too, were found to be the manifest's."""
+    """The path of a published weight's tensors, after every file, config.json too, matched its sha256."""
     for part in sorted(weight_files.MANIFEST.info(name).files.keys() - {"model.safetensors"}):
         weight_files.path(name, part, **where)
-    file = weight_files.path(name, **where)  # last, so that no other download comes between its hash and its use
+    file = weight_files.path(name, **where)  # last, so that no other download separates its hash from its use
     weight_files.check_file(file)
     return str(file)
 
@@ -234,13 +234,15 @@ def _is_registered_source(name: str, cfg: PretrainedCfg) -> bool:
 
 
 def _callers_source(arch: str, cfg: PretrainedCfg) -> dict[str, Any]:
-    """Keep timm from opening a pickle at a place that the caller named."""
-    _logger.info("%s: the caller named the weights; their names and shapes are checked, no hash", arch)
+    """Check a source that the caller named, so that timm never opens a pickle."""
+    _logger.info("%s: weights of the caller's; their names and shapes are compared, no hash", arch)
     if cfg.source == "local-dir":
         weight_files.check_file(Path(cfg.file or "") / "model.safetensors")
     elif cfg.source == "hf-hub" or not (cfg.state_dict or cfg.file):
         if not cfg.hf_hub_id:
-            raise WeightFileError(f"{arch}: weights at a url may be pickles. Download {cfg.url}, then name it by file=")
+            raise WeightFileError(
+                f"{arch}: {cfg.url} may be a pickle, so it is not loaded. Download a safetensors file, then pass file="
+            )
         filename = cfg.hf_hub_filename or "model.safetensors"
         if not filename.endswith(".safetensors"):
             raise WeightFileError(

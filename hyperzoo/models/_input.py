@@ -1,4 +1,4 @@
-"""The check at the door of an image model; model files make it a leaf for fx, so that tracing sees no control flow."""
+"""The input check of image models. Model files wrap it as an fx leaf, so that tracing sees no control flow."""
 
 import torch
 from torch import Tensor
@@ -7,12 +7,12 @@ from hyperzoo.errors import InputError
 
 
 def check_images(x: Tensor, in_chans: int) -> Tensor:
-    """Return x, floating point of shape (B, in_chans, H, W), or raise InputError with what was got and expected."""
+    """Return x if it is floating point of shape (B, in_chans, H, W); raise InputError otherwise."""
     if not torch.jit.is_scripting():
         if x.dim() != 4 or x.shape[1] != in_chans or not x.is_floating_point():
             kind = str(x.dtype).removeprefix("torch.")
             raise InputError(
                 f"the model expects floating-point images (batch, {in_chans}, height, width); "
-                f"got {kind} {tuple(x.shape)}. Normalise with hyperzoo.preprocess(name)"
+                f"got {kind} {tuple(x.shape)}. Prepare images with hyperzoo.preprocess(name)"
             )
     return x

@@ -1,4 +1,4 @@
-"""Networks in stages: the part of timm's contract that every network for small images shares."""
+"""Networks in stages: what every network for small images shares to fulfill timm's contract."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ torch.fx.wrap("check_images")
 class Staged(nn.Module):
     """Stages, then pooling and a classifier `fc`.
 
-    A network sets what is annotated here, names its stages in `feature_info`, and calls `_add_head` in its `__init__`.
-    Behind the stage of index i stands the module `pool{i+1}` if there is one. `_before` and `_behind` compute what
-    comes before the first stage and after the last; `behind` names the modules of the latter. `forward_features` is
-    written out in each network, for TorchScript.
+    A subclass sets the attributes annotated here, names its stages in `feature_info`, and calls `_add_head` in its
+    `__init__`. Stage i is followed by the module `pool{i+1}` if that exists. `_before` computes what precedes the first
+    stage, `_after` what follows the last one, and `after` names the modules of the latter. Each subclass writes out
+    `forward_features`, for TorchScript.
     """
 
     num_classes: int
@@ -33,7 +33,7 @@ class Staged(nn.Module):
     drop_rate: float
     grad_checkpointing: bool
     head_bias: bool = True
-    behind: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
     if TYPE_CHECKING:  # torch.jit.script takes no annotation of a module
         feature_info: list[dict[str, Any]]
         global_pool: SelectAdaptivePool2d
@@ -42,11 +42,11 @@ class Staged(nn.Module):
     def _before(self, x: Tensor) -> Tensor:
         return check_images(x, self.in_chans)
 
-    def _behind(self, x: Tensor) -> Tensor:
+    def _after(self, x: Tensor) -> Tensor:
         return x
 
     def _add_head(self, num_classes: int, global_pool: str, **dd: Any) -> None:
-        """Set timm's pooling and the classifier, which has a bias if `head_bias` says so."""
+        """Set timm's pooling and the classifier, with a bias if `head_bias`."""
         self.num_classes = num_classes
         self.global_pool, self.fc = create_classifier(self.num_features, num_classes, pool_type=global_pool, **dd)
         if not self.head_bias and isinstance(self.fc, nn.Linear):
@@ -70,13 +70,13 @@ class Staged(nn.Module):
         self.fc.train(self.training)
 
     def _stages(self) -> Iterator[tuple[nn.Sequential, nn.Module]]:
-        """Every stage, and the pool behind it."""
+        """Every stage, with the pool that follows it."""
         for i, info in enumerate(self.feature_info):
             yield getattr(self, info["module"]), getattr(self, f"pool{i + 1}", nn.Identity())
 
     @torch.jit.ignore
     def _checkpointed(self, x: Tensor) -> Tensor:
-        """All stages, with their activations computed again in the backward pass."""
+        """All stages, whose activations are recomputed in the backward pass."""
         for stage, pool in self._stages():
             x = pool(checkpoint_seq(stage, x))
         return x
@@ -90,7 +90,7 @@ class Staged(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Outputs of the stages in `indices` (the last n for a number, all for None), beside the last features."""
+        """The last features, and the outputs of the stages in `indices` (the last n for an integer, all for None)."""
         if output_fmt != "NCHW":
             raise InputError(f"output_fmt must be 'NCHW'; got {output_fmt!r}")
         take, last = feature_take_indices(len(self.feature_info), indices)
@@ -104,12 +104,12 @@ class Staged(nn.Module):
             x = pool(x)
         if intermediates_only:
             return intermediates
-        return self._behind(x) if end == len(self.feature_info) else x, intermediates
+        return self._after(x) if end == len(self.feature_info) else x, intermediates
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages behind the last one asked for, what follows them, and the head; returns the indices kept."""
+        """Drop every stage after the last requested one, what follows, and the head; returns the indices kept."""
         take, last = feature_take_indices(len(self.feature_info), indices)
         dropped = self.feature_info[last + 1 :]
         for info in dropped:
@@ -118,7 +118,7 @@ class Staged(nn.Module):
             if dropped and hasattr(self, f"pool{i + 1}"):
                 setattr(self, f"pool{i + 1}", nn.Identity())
         if dropped or prune_norm:
-            for name in self.behind:
+            for name in self.after:
                 setattr(self, name, nn.Identity())
         if prune_head:
             self.reset_classifier(0, "")

@@ -1,4 +1,4 @@
-"""The units of the networks for small images: a convolution of any kind, and what normalises it."""
+"""The units of the networks for small images: a convolution of any kind, and its normalization."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ BN_EPS = 1e-3
 def make_conv(
     in_chs: int, out_chs: int, kernel_size: int, *, operator: str | None, k: float, norm: str, **kwargs: Any
 ) -> nn.Conv2d:
-    """A convolution without bias: of inner products (operator None), of angles, or of angles rescaled by SphereNorm."""
+    """A convolution without bias: inner products (operator None), angles, or angles rescaled by SphereNorm."""
     if operator is None:
         return nn.Conv2d(in_chs, out_chs, kernel_size, bias=False, **kwargs)
     layer = SphereNorm if "sphere" in norm else SphereConv2d
@@ -22,7 +22,7 @@ def make_conv(
 
 
 def make_norm(channels: int, norm: str, **dd: Any) -> nn.Module:
-    """What stands behind a convolution: batch norm if the norm has one, else nothing."""
+    """The module after a convolution: batch norm, or the identity if `norm` has none."""
     return nn.BatchNorm2d(channels, eps=BN_EPS, **dd) if "batch" in norm else nn.Identity()
 
 
@@ -32,6 +32,6 @@ def check_norm(norm: str, operator: str | None) -> None:
         raise InputError(f"norm must be one of {', '.join(NORMS)}; got {norm!r}")
     if "sphere" in norm and operator is None:
         raise InputError(
-            f"norm={norm!r} rescales angles, and this network has inner products: take the one with an operator in its "
-            "name, or norm='batch' or 'none'"
+            f"norm={norm!r} rescales angles, but this network computes inner products. Pass norm='batch' or 'none', or "
+            "use a sphere network"
         )

@@ -2,11 +2,11 @@
 
 Ten convolutions of 5 x 5, 3 x 3, 2 x 2 and 1 x 1 with biases, and a classifier (Regularizing activations in
 neural networks, Joo et al., ICLR 2020, arXiv 2002.05366; the layers are those of avirambh/vcl_pytorch, models/ELU.py,
-with k = 1, which fits the parameter counts of the paper). The name says the activation, and `_bn` that batch norm
-stands before it. ReLU and leaky ReLU have one scalar bias behind each activation.
-Differs: weights start with a variance that keeps the second moment of the activations (He et al., arXiv 1502.01852),
-where that code leaves torch's own, three times smaller or more; the last dropout stands behind the pooling; pools take
-the rest of an odd map, so any size is taken. The slope of leaky ReLU, which no source names, is torch's 0.01.
+with k = 1, which matches the parameter counts of the paper). The name states the activation; `_bn` adds batch norm
+before it. ReLU and leaky ReLU have one scalar bias after each activation.
+Differs: the initial variance of the weights preserves the second moment of the activations (He et al., arXiv
+1502.01852), where that code keeps torch's default, at least three times smaller. The last dropout follows the pooling.
+Pooling rounds up, so that any size works. The slope of leaky ReLU, which no source states, is torch's 0.01.
 """
 
 from collections import OrderedDict
@@ -29,7 +29,7 @@ from hyperzoo.models.resnet_cifar import cfg_cifar
 __all__ = ["CNN11"]
 PAPERS = ("2002.05366", "1502.01852")  # arXiv numbers, on the cards of weights
 
-# (channels, kernel size) of the convolutions of each stage; all stages but the last end in max pooling and dropout
+# (channels, kernel size) of the convolutions of each stage; max pooling and dropout follow all stages but the last
 STAGES = (
     ((192, 5),),
     ((192, 1), (240, 3)),
@@ -48,15 +48,15 @@ SECOND_MOMENT = {"relu": 0.5, "leaky_relu": 0.50005, "elu": 0.644944}  # E[act(z
 
 
 class CNN11(Staged):
-    """A plain network of six stages of convolutions, of which five end in max pooling.
+    """A plain network of six stages of convolutions, with max pooling after the first five.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; any size, designed for 32 x 32.   return: (B, num_classes).
     Args:
         activation: 'relu', 'leaky_relu' or 'elu'.
-        batch_norm: whether batch norm stands before each activation.
-        stage_drop_rates: dropout behind the five pools, 0 to 1.
-        global_pool: a pooling type of timm, '' for none; of 32 x 32 pixels a 1 x 1 map is left.
+        batch_norm: whether batch norm precedes each activation.
+        stage_drop_rates: dropout after the five pools, 0 to 1.
+        global_pool: a pooling type of timm, '' for none; 32 x 32 pixels end in a 1 x 1 map.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
         InputError: an unknown activation, not five rates, or an input of another rank, channel count or dtype.
@@ -134,7 +134,7 @@ class CNN11(Staged):
 
 
 def _unit(in_chs: int, out_chs: int, size: int, activation: str, batch_norm: bool, **dd: Any) -> nn.Sequential:
-    """conv - batch norm - activation - scalar bias; even kernels see one more pixel to the right and below."""
+    """conv - batch norm - activation - scalar bias; even kernels reach one pixel further to the right and below."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if size % 2 == 0:
         parts["pad"] = nn.ZeroPad2d((size // 2 - 1, size // 2, size // 2 - 1, size // 2))

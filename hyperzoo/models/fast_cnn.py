@@ -33,15 +33,15 @@ class FastCNN(Staged):
     """A plain network of eight weighted layers: whitening, three groups of two convolutions, classifier.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalized, 16 x 16 or larger; made for 32 x 32.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; 16 x 16 or larger, designed for 32 x 32.   return: (B, num_classes).
     Args:
         widths: channels of the three groups.
         operator, k: of the 3 x 3 convolutions, as for `SphereConv2d`; None for inner products.
-        plain_first: the first 3 x 3 convolution, which reads the whitened image, has inner products in any case.
+        plain_first: give the first 3 x 3 convolution, which reads the whitened image, inner products in any case.
         global_pool: a pooling type of timm, '' for none.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
-        InputError: not three widths, an unknown operator; an input of another rank, channel count or dtype.
+        InputError: not three widths, an unknown operator, or an input of another rank, channel count or dtype.
     """
 
     head_bias = False

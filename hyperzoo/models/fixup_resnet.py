@@ -1,10 +1,10 @@
-"""Residual networks without normalization for 32 x 32 images, and their batch-norm twins; shortcuts without parameters.
+"""Residual networks without normalization for 32 x 32 images, and matched baselines with batch norm.
 
 `fixup_resnet*_cifar`: Fixup Initialization, Zhang et al., ICLR 2019 (arXiv 1901.09321), section 3.2, with the layers of
 hongyi-zhang/Fixup (cifar/models/fixup_resnet_cifar.py). Residual branches start at zero, their first convolutions with
-standard deviation sqrt(2 / (9 C_out)) L^(-1/2) for L blocks, and scalar biases and multipliers stand where batch norm
-would be. `resnet*_pad_cifar`: the networks of He et al., CVPR 2016 (arXiv 1512.03385), section 4.2, option A. In both,
-a shortcut that changes the width takes every second pixel and fills the new channels with zeros.
+standard deviation sqrt(2 / (9 C_out)) L^(-1/2) for L blocks, and scalar biases and multipliers replace batch norm.
+`resnet*_pad_cifar`: the networks of He et al., CVPR 2016 (arXiv 1512.03385), section 4.2, option A. In both, a shortcut
+that changes the width has no parameters: it takes every second pixel and fills the new channels with zeros.
 """
 
 from functools import partial
@@ -75,7 +75,7 @@ class BatchNormBlock(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Every `stride`-th pixel, and `channels` more channels of zeros."""
+    """Every `stride`-th pixel, and `channels` additional channels of zeros."""
 
     def __init__(self, stride: int, channels: int) -> None:
         super().__init__()
@@ -90,18 +90,18 @@ class FixupResNet(Staged):
     """A residual network with a 3 x 3 stem, without normalization or with batch norm.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; any size, designed for 32 x 32.   return: (B, num_classes).
     Args:
         depth: weighted layers, 6n + 2.
-        batch_norm: the twin.
-        widths: channels of the three stages, not falling.
+        batch_norm: the baseline with batch norm instead of Fixup.
+        widths: channels of the three stages, in ascending order.
         global_pool: a pooling type of timm, '' for none.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
-        InputError: a depth that is not 6n + 2, falling widths, or an input of another rank, channel count or dtype.
+        InputError: a depth that is not 6n + 2, descending widths, or an input of another rank, channel count or dtype.
     """
 
-    behind = ("bias2",)
+    after = ("bias2",)
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class FixupResNet(Staged):
         if depth < 8 or (depth - 2) % 6:
             raise InputError(f"depth must be 6n + 2 with n of at least 1 (20, 56, 110); got {depth}")
         if len(widths) != 3 or list(widths) != sorted(widths):
-            raise InputError(f"widths must be three numbers of channels, none below the one before; got {widths!r}")
+            raise InputError(f"widths must be three numbers of channels in ascending order; got {widths!r}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -142,13 +142,13 @@ class FixupResNet(Staged):
             for i, (width, reduction) in enumerate(zip(widths, (1, 2, 4), strict=True))
         ]
         self.num_features = widths[2]
-        self.bias2 = nn.Identity() if batch_norm else ScalarBias(**dd)  # pooling may come before it or after
+        self.bias2 = nn.Identity() if batch_norm else ScalarBias(**dd)  # it commutes with average pooling
         self._add_head(num_classes, global_pool, **dd)
         self.init_weights()
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Fixup for its blocks, with a classifier of zeros; convolutions beside batch norm as in `resnet_cifar.py`."""
+        """Fixup, with a classifier of zeros; for the baseline, the convolutions as in `resnet_cifar.py`."""
         blocks = [module for module in self.modules() if isinstance(module, FixupBlock)]
         for block in blocks:
             nn.init.normal_(block.conv1.weight, std=(2 / (9 * block.conv1.out_channels) / len(blocks)) ** 0.5)
@@ -168,7 +168,7 @@ class FixupResNet(Staged):
     def _before(self, x: Tensor) -> Tensor:
         return self.act1(self.norm1(self.conv1(check_images(x, self.in_chans))))
 
-    def _behind(self, x: Tensor) -> Tensor:
+    def _after(self, x: Tensor) -> Tensor:
         return self.bias2(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class FixupResNet(Staged):
             x = self._checkpointed(x)
         else:
             x = self.layer3(self.layer2(self.layer1(x)))
-        return self._behind(x)
+        return self._after(x)
 
 
 VARIANTS = {

@@ -1,9 +1,8 @@
 """Word language models: an embedding, LSTM layers, and a softmax over the vocabulary.
 
-Two layers of 650 units are those of projected error function regularisation (PER, arXiv 2002.05366); 200 units suit a
-processor. `lstm200` and `lstm650` reuse the embedding as the matrix of the softmax (RE, arXiv 1608.05859); those called
-`_untied` have a matrix for each, and `_bn` has recurrent batch norm. Variational dropout (VD) is an argument and not
-another name: it has no parameters and does nothing in evaluation.
+Two layers of 650 units are the networks of projected error function regularization (PER, arXiv 2002.05366); 200 units
+train on a CPU. `lstm200` and `lstm650` reuse the embedding as the softmax matrix (RE, arXiv 1608.05859); `_untied`
+networks have separate matrices. Recurrent batch norm and variational dropout (VD) are arguments.
 """
 
 from typing import Any
@@ -28,20 +27,20 @@ class LSTMLanguageModel(nn.Module):
     """Predicts the next word from all words before it.
 
     Shapes:
-        tokens: (B, T), integers from 0 to V - 1.   return: (B, T, V), logits of the word behind each.
+        tokens: (B, T), integers from 0 to V - 1.   return: (B, T, V), logits of the next word after each.
     Args:
         width: units of the embedding and of every layer, D.
-        depth: LSTM layers, L; one module each, so that hooks see the hidden states of each.
+        depth: LSTM layers, L; each is a module, so that hooks see its hidden states.
         num_classes: words of the vocabulary, V.
-        tied: use the embedding as the matrix of the softmax too.
+        tied: use the embedding as the softmax matrix too.
         drop_rate: dropout of the embedded words, between layers and before the softmax, 0 to 1.
-        dropout: 'standard', or 'variational': one mask a sequence for all of its steps (Gal and Ghahramani, arXiv
-            1512.05287).
+        dropout: 'standard', or 'variational': one mask per sequence for all of its steps (Gal and Ghahramani, arXiv
+            1512.05287). It has no parameters.
         batch_norm: recurrent batch norm in every layer, see `layers.BatchNormLSTM`.
     Raises:
-        InputError: an argument out of these ranges, or anything but token numbers.
+        InputError: an argument outside these ranges, or an input other than token ids.
     Differs:
-        Variational dropout leaves the recurrent connections alone: torch's fused LSTM has no place for a mask there.
+        Variational dropout does not mask the recurrent connections, which torch's fused LSTM does not allow.
     Example:
         >>> model = LSTMLanguageModel(width=8, num_classes=20).eval()
         >>> text = torch.tensor([[3, 1, 4, 1]])
@@ -86,33 +85,33 @@ class LSTMLanguageModel(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Embedding and softmax: uniform in [-0.1, 0.1]; the LSTMs: as torch makes them, uniform within 1 / sqrt(D)."""
+        """Embedding and softmax: uniform in [-0.1, 0.1]. LSTMs: torch's default, uniform within 1 / sqrt(D)."""
         for module in (self.embedding, self.decoder):
             if module is not None:
                 nn.init.uniform_(module.weight, -0.1, 0.1)
 
     def get_classifier(self) -> nn.Embedding | nn.Linear:
-        """The matrix of the softmax; for a tied model that is the embedding."""
+        """The softmax matrix, which is the embedding of a tied model."""
         return self.embedding if self.decoder is None else self.decoder
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Refused: the words belong to the weights."""
+        """Raises InputError: the vocabulary belongs to the weights."""
         raise InputError(f"{self._name()} has a fixed vocabulary of {self.num_classes} words; build another model")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Refused."""
+        """Raises InputError if enabled."""
         if enable:
             raise InputError(f"{self._name()} has no gradient checkpointing: torch runs its layers as a whole")
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
-        """Patterns of parameter names, in the order of the layers, for learning rates that differ by layer."""
+        """Patterns of parameter names in the order of the layers, for layer-wise learning rates."""
         return dict(stem=r"^embedding", blocks=r"^layers\.(\d+)")
 
     def run(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-        """Logits and the state behind the last token; with a state, the text goes on from there.
+        """Logits, and the state after the last token; pass a state to continue a text.
 
         Shapes:
-            state: L pairs (hidden, cell) of (B, D) each; None starts with zeros.   return: (B, T, V), and a state.
+            state: L pairs (hidden, cell) of (B, D) each; None means zeros.   return: (B, T, V), and a state.
         """
         features, state = self._features(tokens, state)
         return self.forward_head(features), state
@@ -165,7 +164,7 @@ class LSTMLanguageModel(nn.Module):
 
 
 def _cfg() -> dict[str, Any]:
-    return dict(  # timm wants the description of an image: one channel, one row of 35 tokens
+    return dict(  # timm requires the shape of an image: one channel, one row of 35 tokens
         num_classes=10_000,
         input_size=(1, 1, 35),
         mean=(0.0,),

@@ -1,9 +1,9 @@
 """CNN-n of the MHE paper for 32 x 32 images: plain networks of n convolutions of 3 x 3, in five widths.
 
 Learning towards Minimum Hyperspherical Energy, Liu et al., NeurIPS 2018 (arXiv 1805.09298), with the layers of the code
-at wy1iu/MHE: three stages of w, 2w and 4w channels, batch norm and ReLU behind each convolution, 2 x 2 max pooling
-behind each stage; `fc6`, a 4 x 4 convolution to 256 channels without norm and ReLU; a classifier without bias. These
-are the networks of `sphere_cnn.py` with inner products, other widths and another `fc6`.
+at wy1iu/MHE: three stages of w, 2w and 4w channels, batch norm and ReLU after each convolution, and 2 x 2 max pooling
+after each stage; `fc6`, a 4 x 4 convolution to 256 channels without norm and ReLU; a classifier without bias. These are
+the networks of `sphere_cnn.py` with inner products, other widths and another `fc6`.
 """
 
 from collections.abc import Sequence
@@ -20,11 +20,11 @@ from hyperzoo.models.sphere_cnn import SphereCNN
 __all__ = ["PlainCNN"]
 PAPERS = ("1805.09298",)  # arXiv numbers, on the cards of weights
 
-HIDDEN = 256  # channels of `fc6`, whatever the widths
+HIDDEN = 256  # channels of `fc6` for all widths
 
 
 class PlainCNN(SphereCNN):
-    """A plain network of inner products: three stages, `fc6` of 256 channels without norm, a classifier without bias.
+    """Three stages of inner products, `fc6` with 256 channels and without norm, a classifier without bias.
 
     Shapes, Args and Raises: as for `SphereCNN`.
     """

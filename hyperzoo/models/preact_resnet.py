@@ -1,11 +1,12 @@
-"""Pre-activation ResNets and wide ResNets for 32 x 32 images: batch norm and ReLU stand before each convolution.
+"""Pre-activation ResNets and wide ResNets for 32 x 32 images: batch norm and ReLU precede each convolution.
 
 Identity Mappings in Deep Residual Networks, He et al., ECCV 2016 (arXiv 1603.05027); Wide Residual Networks, Zagoruyko
 and Komodakis, BMVC 2016 (arXiv 1605.07146). Both as trained with Manifold Mixup (Verma et al., ICML 2019,
-arXiv 1806.05236), which fixes what the papers leave open: PreActResNets have 64 channels in the first stage, four
-stages, shortcuts from the pre-activated tensor, and no norm before the pooling; wide ones have three stages, biases in
-the convolutions, the stride in the second one, shortcuts from the bare tensor, and a norm before the pooling. Weights
-start as torch starts them. Differs: that last norm has torch's momentum of 0.1, not 0.9, which forgets all but a batch.
+arXiv 1806.05236), which settles what the papers leave open: PreActResNets have four stages, the first of 64 channels,
+shortcuts from the pre-activated tensor, and no norm before the pooling. Wide ResNets have three stages, biases in the
+convolutions, the stride in the second one, shortcuts from the block's input, and a norm before the pooling. Weights
+have torch's default initialization. Differs: that last norm has torch's momentum of 0.1 instead of 0.9, which keeps
+little more than the last batch.
 """
 
 from functools import partial
@@ -29,7 +30,7 @@ torch.fx.wrap("check_images")
 
 
 class Basic(nn.Module):
-    """Twice norm - ReLU - 3 x 3 convolution; plus x, or its pre-activation projected."""
+    """Twice norm - ReLU - 3 x 3 convolution; plus x, or its projected pre-activation."""
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
         super().__init__()
@@ -49,7 +50,7 @@ class Basic(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Norm - ReLU before convolutions of 1 x 1, 3 x 3 and 1 x 1, the middle ones of a quarter of the width."""
+    """Norm - ReLU before convolutions of 1 x 1, 3 x 3 and 1 x 1; the first two have a quarter of the width."""
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
         super().__init__()
@@ -73,7 +74,7 @@ class Bottleneck(nn.Module):
 
 
 class Wide(nn.Module):
-    """As `Basic`, with the stride in the second convolution and a shortcut from the bare x."""
+    """As `Basic`, with the stride in the second convolution and a shortcut from x itself."""
 
     def __init__(self, in_chs: int, out_chs: int, stride: int, bias: bool, **dd: Any) -> None:
         super().__init__()
@@ -100,25 +101,25 @@ BLOCKS = {"basic": Basic, "bottleneck": Bottleneck, "wide": Wide}
 
 
 class PreActResNet(Staged):
-    """A residual network of pre-activation blocks behind a 3 x 3 stem.
+    """A 3 x 3 stem, and stages of pre-activation blocks.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; any size, designed for 32 x 32.   return: (B, num_classes).
     Args:
         block: 'basic', 'bottleneck' or 'wide'.
-        depths: blocks of each stage; three or four stages, each but the first with stride 2.
-        widths: channels of each stage, as many as depths; multiples of 4 for bottlenecks.
+        depths: blocks per stage, of three or four stages; each stage but the first has stride 2.
+        widths: channels per stage; multiples of 4 for bottlenecks.
         stem_width: channels of the stem.
         stem_stride: 1; 2 for images of 64 x 64.
         conv_bias: whether the convolutions have biases.
-        final_norm: whether batch norm and ReLU stand before the pooling.
+        final_norm: whether batch norm and ReLU precede the pooling.
         global_pool: a pooling type of timm, '' for none.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
-        InputError: an unknown block, not three or four stages; an input of another rank, channel count or dtype.
+        InputError: an unknown block, not three or four stages, or an input of another rank, channel count or dtype.
     """
 
-    behind = ("norm", "act")
+    after = ("norm", "act")
 
     def __init__(
         self,
@@ -140,7 +141,7 @@ class PreActResNet(Staged):
         if block not in BLOCKS:
             raise InputError(f"block must be one of {', '.join(BLOCKS)}; got {block!r}")
         if len(depths) not in (3, 4) or len(widths) != len(depths) or min(depths) < 1:
-            raise InputError(f"depths and widths must be of the same three or four stages; got {depths} and {widths}")
+            raise InputError(f"depths and widths must have the same length, 3 or 4; got {depths} and {widths}")
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         self.in_chans = in_chans
         self.drop_rate = drop_rate
@@ -171,7 +172,7 @@ class PreActResNet(Staged):
     def _before(self, x: Tensor) -> Tensor:
         return self.conv1(check_images(x, self.in_chans))
 
-    def _behind(self, x: Tensor) -> Tensor:
+    def _after(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x))
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class PreActResNet(Staged):
             x = self._checkpointed(x)
         else:
             x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self._behind(x)
+        return self._after(x)
 
 
 def _wide(depth: int, factor: int) -> dict[str, Any]:

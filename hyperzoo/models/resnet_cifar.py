@@ -2,7 +2,7 @@
 
 Deep Residual Learning for Image Recognition, He et al., CVPR 2016 (arXiv 1512.03385), section 4.2: 6n + 2 weighted
 layers. Differs: shortcuts that change the width are 1 x 1 convolutions with batch norm (option B), and the batch-norm
-eps is 1e-3. Both follow the SphereNet code: this is the plain twin of the SphereNets, which are made by `operator`.
+eps is 1e-3. Both follow the SphereNet code, so that these networks are matched baselines of the SphereNets.
 """
 
 from collections.abc import Callable
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
         self.conv2 = conv(out_chs, out_chs, 3, padding=1)
         self.bn2 = make_norm(out_chs, norm, **dd)
         self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_chs != out_chs:  # inner products, unless only SphereNorm is left to normalise them
+        if stride != 1 or in_chs != out_chs:  # inner products, except where SphereNorm is their only normalization
             conv = partial(conv, operator=operator if norm == "sphere" else None)
             self.shortcut = nn.Sequential(conv(in_chs, out_chs, 1, stride=stride), make_norm(out_chs, norm, **dd))
         self.act2 = nn.ReLU(inplace=True)
@@ -54,18 +54,18 @@ class ResNetCifar(Staged):
     """A residual network with a 3 x 3 stem.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised; made for 32 x 32, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; any size, designed for 32 x 32.   return: (B, num_classes).
     Args:
         depth: weighted layers on the main path, 6n + 2.
         widths: channels of the three stages.
         operator, k: of the 3 x 3 convolutions, as for `SphereConv2d`; None for inner products.
-        norm: 'batch'; 'sphere' for SphereNorm in place of every batch norm, 'sphere+batch' before it; or 'none'.
+        norm: 'batch'; 'sphere' for SphereNorm instead of batch norm, 'sphere+batch' for both; or 'none'.
         head_bias: whether the classifier has a bias.
         global_pool: a pooling type of timm, '' for none.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
-        InputError: a depth that is not 6n + 2, an unknown operator or norm, SphereNorm without an operator; an input of
-            another rank, channel count or dtype.
+        InputError: a depth that is not 6n + 2, an unknown operator or norm, SphereNorm without an operator, or an input
+            of another rank, channel count or dtype.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class ResNetCifar(Staged):
 
 
 def cfg_cifar() -> dict[str, Any]:
-    """timm's description of a network for CIFAR: channel means and deviations of the CIFAR-10 training images."""
+    """timm's cfg of a network for CIFAR, with channel means and deviations of the CIFAR-10 training images."""
     return dict(
         input_size=(3, 32, 32),
         pool_size=(8, 8),

@@ -1,12 +1,11 @@
-"""Plain networks without shortcuts for 32 x 32 images: CNN-n of the SphereNet paper, and their inner-product twins.
+"""Plain networks without shortcuts for 32 x 32 images: CNN-n of the SphereNet paper, and baselines of inner products.
 
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), section 4: n convolutions of 3 x 3 in three
-stages of 128, 192 and 256 channels, each with batch norm and ReLU, 2 x 2 max pooling behind each stage; then `fc6`, a
-4 x 4 convolution without padding and without ReLU; then a plain classifier without bias. n counts the 3 x 3
-convolutions, as in the paper. The operator is part of the name (`sphere_cnn9` has the cosine); the twins have inner
-products everywhere and are called `plain_cnn9`, names that timm has not.
-Differs: `fc6` has batch norm, as in the authors' logged runs (not in their last version; `fc6_norm=False`); the
-batch-norm eps is the authors' 1e-3; maps that are not 4 x 4 before `fc6` are averaged to 4 x 4, so any size is taken.
+stages of 128, 192 and 256 channels, each with batch norm and ReLU, and 2 x 2 max pooling after each stage; then `fc6`,
+a 4 x 4 convolution without padding and ReLU; then a plain classifier without bias. n counts the 3 x 3 convolutions, as
+in the paper. `sphere_cnn9` has the cosine operator, and a suffix names another one; `plain_cnn9` has inner products.
+Differs: `fc6` has batch norm, as in the authors' logged runs (not in their last version; `fc6_norm=False`). The
+batch-norm eps is the authors' 1e-3. Maps of another size than 4 x 4 before `fc6` are averaged to 4 x 4.
 """
 
 from collections import OrderedDict
@@ -35,7 +34,7 @@ WIDTHS = (128, 192, 256)
 
 
 def average_to_4x4(x: Tensor) -> Tensor:
-    """A map of another size becomes 4 x 4, the size that `fc6` reads; a leaf for fx."""
+    """Average a map to 4 x 4, the size that `fc6` expects; an fx leaf."""
     if x.size(-2) == 4 and x.size(-1) == 4:
         return x
     return F.adaptive_avg_pool2d(x, (4, 4))
@@ -52,23 +51,23 @@ class SphereCNN(Staged):
     """A plain network: three stages of convolutions and max pooling, a hidden layer, a classifier.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalised, 8 x 8 or larger; made for 32 x 32.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; 8 x 8 or larger, designed for 32 x 32.   return: (B, num_classes).
     Args:
-        depth: 3 x 3 convolutions, a multiple of 3.
-        widths: channels of the three stages; `fc6` has those of the last.
+        depth: number of 3 x 3 convolutions, a multiple of 3.
+        widths: channels of the three stages; `fc6` has as many as the last.
         operator, k: of all convolutions, as for `SphereConv2d`; None for inner products.
-        norm: 'batch'; 'sphere' for SphereNorm in place of every batch norm, 'sphere+batch' before it; or 'none'.
-        fc6_norm: whether `fc6` has the norm too.
+        norm: 'batch'; 'sphere' for SphereNorm instead of batch norm, 'sphere+batch' for both; or 'none'.
+        fc6_norm: whether `fc6` is normalized too.
         relu: whether the stages have ReLUs.
-        global_pool: a pooling type of timm, '' for none; the map behind `fc6` is 1 x 1.
+        global_pool: a pooling type of timm, '' for none; the map after `fc6` is 1 x 1.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
         InputError: a depth that is not a multiple of 3, not three widths, an unknown operator or norm, SphereNorm
-            without an operator; an input of another rank, channel count or dtype.
+            without an operator, or an input of another rank, channel count or dtype.
     """
 
     head_bias = False
-    behind = ("fc6",)
+    after = ("fc6",)
 
     def __init__(
         self,
@@ -127,7 +126,7 @@ class SphereCNN(Staged):
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         return dict(stem=r"^stage1\.0\.", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(\d+)")
 
-    def _behind(self, x: Tensor) -> Tensor:
+    def _after(self, x: Tensor) -> Tensor:
         return self.fc6(x)
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -138,11 +137,11 @@ class SphereCNN(Staged):
             x = self.pool1(self.stage1(x))
             x = self.pool2(self.stage2(x))
             x = self.pool3(self.stage3(x))
-        return self._behind(x)
+        return self._after(x)
 
 
 def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: int = 0, **kind: Any) -> nn.Sequential:
-    """conv - norm - ReLU; a kernel of 4 x 4 has a map of its size before it."""
+    """conv - norm - ReLU; before a 4 x 4 kernel, the map is averaged to its size."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if size == 4:
         parts["size"] = To4x4()

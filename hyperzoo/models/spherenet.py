@@ -40,7 +40,7 @@ class SphereResNet(ResNet):
     """timm's ResNet in which `sphereize` has replaced every convolution but those of the shortcuts.
 
     Shapes:
-        x: (B, in_chans, H, W), float, normalized; made for 224 x 224, takes any size.   return: (B, num_classes).
+        x: (B, in_chans, H, W), float, normalized; any size, designed for 224 x 224.   return: (B, num_classes).
     Args:
         operator, k: as for `SphereConv2d`.
         kwargs: passed to `timm.models.ResNet`.
