@@ -37,7 +37,7 @@ def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
         >>> variance_constancy(x, torch.tensor([2.0]), group=2)      # variances 2 and 8: (1 - 2 / 10)^2
         tensor(0.6400)
     """
-    check_number("group, the samples behind one variance,", group, low=2, whole=True)
+    check_number("group, the samples per variance,", group, low=2, whole=True)
     if x.dim() < 2 or not x.is_floating_point() or len(x) < 2 * group:
         raise InputError(
             f"VCL takes two groups of {group} samples from a batch; got {x.dtype} of shape {tuple(x.shape)}"
@@ -88,7 +88,7 @@ class VCL(ActivationTerm):
         group: int = 5,
         input_size: Sequence[int] | None = None,
     ) -> None:
-        check_number("group, the samples behind one variance,", group, low=2, whole=True)
+        check_number("group, the samples per variance,", group, low=2, whole=True)
         super().__init__(model, strength=strength, layers=layers)
         self.group = group
         self._betas = {
