@@ -269,7 +269,7 @@ def test_evaluation_uses_the_statistics_of_each_step_and_then_those_of_the_last(
 
 def test_recurrent_batch_norm_refuses_a_single_sequence():
     layer = BatchNormLSTM(3, 4)
-    with pytest.raises(InputError, match="two sequences or more"):
+    with pytest.raises(InputError, match="at least 2 sequences; got 1"):
         layer(torch.zeros(1, 2, 3))
     assert all(
         set(norm.weight.tolist()) == {layer.norm_ih.weight[0].item()} for norm in (layer.norm_hh, layer.norm_cell)

@@ -135,7 +135,7 @@ def fake(name, module):
 @pytest.mark.parametrize("name, module", [("resnet18", "hyperzoo.models.x"), ("spherenet20", "another.package")])
 def test_a_taken_name_is_refused_and_keeps_its_entry_point(name, module):
     holder, cfgs = timm.model_entrypoint(name), timm.list_pretrained(f"{name}.*")
-    with pytest.raises(errors.RegistrationError, match=f"{name}.*{holder.__module__} holds this name"):
+    with pytest.raises(errors.RegistrationError, match=f"{name}.*{holder.__module__} has this name"):
         register(fake(name, module))
     assert timm.model_entrypoint(name) is holder and timm.list_pretrained(f"{name}.*") == cfgs
     assert len(cfgs) > 1 or name != "resnet18"  # timm alone would have wiped these tags

@@ -189,7 +189,7 @@ def test_script_trace_meta_dtypes_and_formats(arch):
     "args, message",
     [
         (dict(block="big"), "block must be one of basic, bottleneck, wide; got 'big'"),
-        (dict(depths=(1, 1)), r"three or four stages; got \(1, 1\)"),
+        (dict(depths=(1, 1)), r"same length, 3 or 4; got \(1, 1\)"),
         (dict(depths=(1, 0, 1, 1)), r"got \(1, 0, 1, 1\)"),
         (dict(widths=(1, 1, 1)), r"and \(1, 1, 1\)"),
     ],
@@ -233,7 +233,7 @@ def test_a_perceptron_by_hand_and_wrong_input():
             expected = torch.where(expected > 0, expected, 0.01 * expected)
     torch.testing.assert_close(model(x), expected)
     for bad in (torch.zeros(7, 3), torch.zeros(2), torch.zeros(7, 2, dtype=torch.int64)):
-        with pytest.raises(InputError, match="rows of 2 numbers; got"):
+        with pytest.raises(InputError, match="rows of 2 values; got"):
             model(bad)
     with pytest.raises(InputError, match=r"before=\(\)"):
         BottleneckMLP(2, 3, before=(), bottleneck=2, after=(6,))
