@@ -80,6 +80,13 @@ def test_the_start_imports_neither_torch_nor_timm(words, variables, expected):
     assert "hyperzoo.cli.main" in imported and not imported & {"torch", "timm", "numpy", "hyperzoo.models"}
 
 
+def test_a_process_spawned_by_the_command_registers_the_architectures_before_it_trains():
+    """Such as the workers of `hyperzoo queue`, which inherit the name of the command."""
+    code = "import sys; sys.argv = ['hyperzoo']; import hyperzoo.experiments.build, timm; "
+    code += "sys.exit(0 if timm.is_model('spherenet20') else 3)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_list_in_a_pipe(zoo, run):
     code, out, _ = run("list")
     header, *rows = [line.split("\t") for line in out.splitlines()]

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+import hyperzoo.models  # noqa: F401  registers the architectures, also in processes that the command spawns
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import RecipeError
