@@ -275,5 +275,5 @@ def test_recurrent_batch_norm_refuses_a_single_sequence():
         set(norm.weight.tolist()) == {layer.norm_ih.weight[0].item()} for norm in (layer.norm_hh, layer.norm_cell)
     )
     assert layer.norm_ih.weight[0].item() == pytest.approx(0.1)  # section 4 of its paper
-    with pytest.raises(InputError, match="steps must be 1 or more; got 0"):
+    with pytest.raises(InputError, match="steps must be a whole number of at least 1; got 0"):
         BatchNormLSTM(3, 4, steps=0)

@@ -13,17 +13,21 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn as nn
 from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
+from hyperzoo.models._input import check_images
 from hyperzoo.models._staged import Staged
 from hyperzoo.models._units import make_conv
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["FastCNN"]
 PAPERS = ("2404.00498", "1711.03189")  # arXiv numbers, on the cards of weights
+
+torch.fx.wrap("check_images")
 
 WIDTHS = (64, 256, 256)
 WIDE = (128, 384, 384)
@@ -107,7 +111,7 @@ class FastCNN(Staged):
         return dict(stem=r"^whiten", blocks=r"^stage(\d+)" if coarse else r"^stage(\d+)\.(?:conv|bn)(\d+)")
 
     def _before(self, x: Tensor) -> Tensor:
-        return self.act(self.whiten(super()._before(x)))
+        return self.act(self.whiten(check_images(x, self.in_chans)))
 
     def forward_features(self, x: Tensor) -> Tensor:
         x = self._before(x)
