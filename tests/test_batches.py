@@ -1,11 +1,14 @@
 """Augmentation and batches follow their formulas, on any device and number of processes."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from support.made_images import toy
 
 from hyperzoo.data import ImageBatches, ImageSet, augment, eval_batches, plan_epoch
+from hyperzoo.data.augment import cutout
 from hyperzoo.errors import InputError
 
 NORM = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
@@ -162,3 +165,25 @@ def test_alternating_flips_show_both_sides_in_each_pair_of_epochs():
     assert 900 < int((flips[0] == other).sum()) < 1100  # another seed, another coin
     random, alternating = (plan_epoch(2000, seed=3, epoch=2, flip=flip) for flip in (True, "alternating"))
     assert torch.equal(random.order, alternating.order) and torch.equal(random.rows[:, :2], alternating.rows[:, :2])
+
+
+@pytest.mark.parametrize("height, width, size", [(5, 7, 3), (6, 4, 4), (4, 4, 9)])
+def test_cutout_is_the_loop(height, width, size):
+    x = torch.rand(30, 2, height, width, generator=torch.Generator().manual_seed(0)) + 1
+    centers = plan_epoch(30, seed=2, epoch=1).centers
+    expected = x.clone()
+    for image, (y, x_) in zip(expected, centers.tolist(), strict=True):
+        top, left = int(y * height) - size // 2, int(x_ * width) - size // 2
+        for row in range(height):
+            for column in range(width):
+                if top <= row < top + size and left <= column < left + size:
+                    image[:, row, column] = 0
+    assert torch.equal(cutout(x, centers, size), expected)
+
+
+def test_centers_are_uniform_and_leave_the_other_choices_alone():
+    plan = plan_epoch(4000, seed=3, epoch=5)
+    assert 0 <= plan.centers.min() and plan.centers.max() < 1
+    assert (plan.centers.mean(0) - 0.5).abs().max() < 0.02  # four standard errors of a uniform mean
+    generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(b"hyperzoo plan 3 5").digest()[:8], "big"))
+    assert torch.equal(plan.order, torch.randperm(4000, generator=generator))  # drawn first, as ever

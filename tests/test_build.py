@@ -3,15 +3,17 @@
 import pytest
 import timm
 import torch
+from accelerate import Accelerator
 from support import tiny
 
 from hyperzoo import losses, mixup, regularizers
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import RecipeError
 from hyperzoo.experiments import build
-from hyperzoo.layers import SphereLinear
+from hyperzoo.layers import SphereLinear, whitening_filters
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.recipe_methods import Method
+from hyperzoo.training.schedule import make_optimizer
 
 TERMS = {
     "mhe": (dict(hidden=1.0, output=10.0, power=0, half_space=True), regularizers.MHE),
@@ -186,3 +188,30 @@ def test_nothing_is_compiled_without_a_compiler(monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: None)
     got, said = build.compiles(recipe("spherenet20"), torch.nn.Identity(), 9999, torch.device("cpu"))
     assert not got and "no C++ compiler" in said
+
+
+def test_whitening_takes_the_first_convolution_and_leaves_it_out_of_training(data_mirror):
+    plan = recipe("fast_cnn8").model_dump()
+    plan["model"]["init"] = "whiten"
+    plan = Recipe.model_validate(plan)
+    train = build.images(plan)[0]
+    network = build.model(plan, 10, 3)
+    build.initialize(plan, network, train)
+    config = network.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+    expected = whitening_filters((train.images.float() / 255 - mean) / std, (2, 2))
+    torch.testing.assert_close(network.whiten.weight.detach(), torch.cat([expected, -expected]), rtol=1e-3, atol=1e-4)
+    optimizer = make_optimizer(build.step(plan, network), plan.optim)
+    assert not {id(network.whiten.weight)} & {id(p) for group in optimizer.param_groups for p in group["params"]}
+    before = network.stage1.conv1.weight.clone()
+    build.initialize(recipe("fast_cnn8"), network, train)  # no init: nothing happens
+    assert torch.equal(before, network.stage1.conv1.weight)
+
+
+def test_a_cutout_of_the_recipe_reaches_the_batches(data_mirror):
+    plan = recipe("resnet20_cifar").model_dump()
+    plan["data"] |= dict(cutout_px=64, batch_size=10)
+    plan = Recipe.model_validate(plan)
+    train, network = build.images(plan)[0], build.model(plan, 10, 3)
+    images, _, _ = next(build.batches(plan, train, network, Accelerator()).epoch(1))
+    assert not images[..., 15:17, 15:17].any()  # a square of twice the size covers the middle, wherever its center is

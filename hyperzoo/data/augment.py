@@ -1,4 +1,4 @@
-"""Random crops and flips: drawn for a whole epoch on the CPU, then applied in batches on the training device.
+"""Random crops, flips and cutouts: drawn for a whole epoch on the CPU, then applied in batches on the training device.
 
 The plan depends only on seed, epoch and number of samples; device, batch size and number of processes do not change
 the pixels of a sample.
@@ -23,21 +23,23 @@ class Plan(NamedTuple):
         order: (N,) int64, the sample indices in training order.
         rows: (N, 3) int64. Row n has the crop of sample n: dy and dx in [0, 2 crop_px], its upper left corner in the
             padded image, and flip, 0 or 1, which mirrors left and right after the crop.
+        centers: (N, 2) float32 in [0, 1), of the cutout in the image after that: y and x as parts of height and width.
     """
 
     order: Tensor
     rows: Tensor
+    centers: Tensor
 
 
 Flip = bool | Literal["alternating"]
 
 
 def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Flip = True, shuffle: bool = True) -> Plan:
-    """Draw the order, the crops and the flips of one epoch.
+    """Draw the order, the crops, the flips and the centers of the cutouts of one epoch.
 
     The CPU generator is seeded with the first 8 bytes of sha256("hyperzoo plan <seed> <epoch>"), big-endian, so
-    neighboring seeds and epochs are unrelated. Permutation, flips and crops are always drawn, in this order: switching
-    one off does not change the others.
+    neighboring seeds and epochs are unrelated. Permutation, flips, crops and centers are always drawn, in this order:
+    switching one off does not change the others.
 
     Args:
         count: number of samples N.
@@ -58,10 +60,11 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Fli
     order = torch.randperm(count, generator=generator)
     flips = torch.randint(0, 2, (count, 1), generator=generator)
     crops = torch.randint(0, 2 * crop_px + 1, (count, 2), generator=generator)
+    centers = torch.rand(count, 2, generator=generator)
     if flip == "alternating":
         first = torch.randint(0, 2, (count, 1), generator=epoch_generator(seed, 0))
         flips = (first + epoch) % 2
-    return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * bool(flip)], 1))
+    return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * bool(flip)], 1), centers)
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:
@@ -97,6 +100,25 @@ def augment(images: Tensor, rows: Tensor, crop_px: int, pad_mode: str = "zeros")
     pixels = (dy[:, None] + y)[:, :, None] * padded.shape[-1] + columns[:, None, :]
     index = pixels.view(count, 1, -1).expand(-1, channels, -1)
     return padded.flatten(2).gather(2, index).view(images.shape)
+
+
+def cutout(images: Tensor, centers: Tensor, size_px: int) -> Tensor:
+    """Set a square of each image to 0, the mean of normalized pixels.
+
+    Improved Regularization of Convolutional Neural Networks with Cutout, DeVries and Taylor, 2017 (arXiv 1708.04552).
+    The center is uniform over the image, so the square may lie partly outside.
+
+    Shapes:
+        images: (B, C, H, W), normalized.   centers: (B, 2) in [0, 1), as in `Plan`.   return: as images.
+    Args:
+        size_px: side of the square; row floor(H y) - size_px // 2 is the first.
+    """
+    first = (centers * centers.new_tensor(images.shape[-2:])).long() - size_px // 2
+    rows, columns = (
+        (torch.arange(length, device=images.device) - first[:, i, None]) for i, length in enumerate(images.shape[-2:])
+    )
+    inside = ((rows >= 0) & (rows < size_px))[:, :, None] & ((columns >= 0) & (columns < size_px))[:, None, :]
+    return images.masked_fill(inside[:, None], 0)
 
 
 def _pad(images: Tensor, border: int, mode: str) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hyperzoo.data.augment import Flip, augment, plan_epoch
+from hyperzoo.data.augment import Flip, augment, cutout, plan_epoch
 from hyperzoo.data.images import ImageSet
 from hyperzoo.errors import InputError
 
@@ -57,6 +57,7 @@ class ImageBatches:
 
     Args:
         batch_size: samples per global batch, over all processes.
+        cutout_px: see `cutout`; 0 for none.
         crop_px, flip: see `plan_epoch`; mean, std: per channel, of pixels in [0, 1].
     Raises:
         InputError: an empty set, a batch_size that the processes do not divide, or an invalid rank.
@@ -76,6 +77,7 @@ class ImageBatches:
         rank: int = 0,
         processes: int = 1,
         pad_mode: str = "zeros",
+        cutout_px: int = 0,
     ) -> None:
         check_processes(rank, processes)
         size = min(batch_size, len(images))
@@ -88,6 +90,7 @@ class ImageBatches:
         self._pixels, self._labels = images.images.to(device), images.labels.to(device)
         self._normalize = Normalize(images.images.shape[1], mean, std, device=device)
         self._seed, self._crop_px, self._flip, self._pad_mode = seed, crop_px, flip, pad_mode
+        self._cutout_px = cutout_px
         self._rank, self._share = rank, size // processes
 
     def __len__(self) -> int:
@@ -96,12 +99,15 @@ class ImageBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield this process's share of every global batch of an epoch."""
         plan = plan_epoch(len(self._labels), seed=self._seed, epoch=epoch, crop_px=self._crop_px, flip=self._flip)
-        order, rows = (values.to(self._labels.device) for values in plan)
+        order, rows, centers = (values.to(self._labels.device) for values in plan)
         for step in range(len(self)):
             first = step * self.batch_size + self._rank * self._share
             indices = order[first : first + self._share]
             pixels, labels, choices = (values.index_select(0, indices) for values in (self._pixels, self._labels, rows))
-            yield Batch(self._normalize(augment(pixels, choices, self._crop_px, self._pad_mode)), labels, indices)
+            x = self._normalize(augment(pixels, choices, self._crop_px, self._pad_mode))
+            if self._cutout_px:
+                x = cutout(x, centers.index_select(0, indices), self._cutout_px)
+            yield Batch(x, labels, indices)
 
 
 def eval_batches(

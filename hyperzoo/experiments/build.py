@@ -182,4 +182,5 @@ def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelera
     if isinstance(train, data.StreamedSet):
         size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
         return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)
-    return data.ImageBatches(train, crop_px=recipe.data.crop_px, pad_mode=recipe.data.border, **common)
+    crops: dict[str, Any] = dict(crop_px=recipe.data.crop_px, pad_mode=recipe.data.border)
+    return data.ImageBatches(train, cutout_px=recipe.data.cutout_px, **crops, **common)

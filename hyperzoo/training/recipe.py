@@ -54,6 +54,7 @@ class Data(Block):
     keep_seed: Count = 0  # draws the images that `keep` keeps; not `train.seed`, so that all seeds share them
     crop_px: Count = 4  # border on each side before the random crop; 0: no crop. Images in memory only
     border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # content of that border
+    cutout_px: Count = 0  # side of a square set to the mean, anywhere in the image; 0: none. Images in memory only
     flip: bool | Literal["alternating"] = True  # horizontal, at random; alternating: every second epoch per image
     min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # streamed images: smallest fraction of the area in a crop
     workers: Count = 0  # streamed images: decoding processes; 0: the main process decodes
