@@ -4,9 +4,9 @@ Ten convolutions of 5 x 5, 3 x 3, 2 x 2 and 1 x 1 with biases, and a classifier 
 neural networks, Joo et al., ICLR 2020, arXiv 2002.05366; the layers are those of avirambh/vcl_pytorch, models/ELU.py,
 with k = 1, which matches the parameter counts of the paper). The name states the activation; `_bn` adds batch norm
 before it. ReLU and leaky ReLU have one scalar bias after each activation.
-Differs: the initial variance of the weights preserves the second moment of the activations (He et al., arXiv
-1502.01852), where that code keeps torch's default, at least three times smaller. The last dropout follows the pooling.
-Pooling rounds up, so that any size works. The slope of leaky ReLU, which no source states, is torch's 0.01.
+Differs: the initial variance of the weights preserves the second moment of the activations (arXiv 1502.01852, He et
+al.), where that code keeps torch's default, at least three times smaller. The last dropout follows the pooling. Pooling
+rounds up, so that any size works. The slope of leaky ReLU, which no source states, is torch's 0.01.
 """
 
 from collections import OrderedDict
