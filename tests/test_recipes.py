@@ -95,6 +95,7 @@ def test_overrides_go_through_the_same_checks(tmp_path):
         ("method.mhe={hiden: 1, output: 1}", "unknown key 'hiden' (did you mean 'hidden'?)."),
         ("method.mhe={hidden: 1}", "method.mhe.output is missing."),
         ("optim.lr=[1", "not valid YAML: "),
+        ("optm.lr=1", "unknown key 'optm' (did you mean 'optim'?)"),
         ("optim.lr=", "optim.lr: should be a valid number, got None."),
         ("model.arch=spherenet2", "unknown architecture 'spherenet2'. Closest: "),
     ],

@@ -88,7 +88,8 @@ class Reader:
         key, equals, value = text.partition("=")
         reader, path = Reader(), tuple(key.split("."))
         parsed = reader.read(value, path)
-        self.overrides |= dict.fromkeys((path, *reader.lines), text)
+        made = [path[:end] for end in range(1, len(path)) if path[:end] not in self.lines]  # blocks the file lacks
+        self.overrides |= dict.fromkeys((*made, path, *reader.lines), text)
         self.faults += [(0, f"override {text}: {fault}") for _, fault in reader.faults]
         if not reader.faults:
             self.set(values, key if equals else "", parsed, text)
