@@ -45,7 +45,7 @@ def test_only_what_a_figure_reads_is_kept_of_earlier_epochs(file, tmp_path, monk
         assert plots.curves(file, tmp_path / "x.png") == tmp_path / "x.png"
     else:
         assert all(len(run["log"]) == 1 for run in runs)
-        with pytest.raises(RunError, match="has the last epoch of each run only"):
+        with pytest.raises(RunError, match="has only the last epoch of each run"):
             plots.curves(file, tmp_path / "x.png")
 
 
