@@ -51,7 +51,7 @@ def test_a_private_name_is_seen(source):
 
 
 def test_torch_knows_whether_torch_func_is_running():
-    """`torch._C._are_functorch_transforms_active`: the fused backward of `SphereConv2d` is for use outside `torch.func`."""
+    """`torch._C._are_functorch_transforms_active`: inside `torch.func`, `SphereConv2d` takes its plain backward."""
     seen = []
     torch.func.grad(lambda x: (seen.append(_torch.is_in_functorch()), x)[1])(torch.tensor(1.0))
     assert seen == [True] and _torch.is_in_functorch() is False
