@@ -38,7 +38,7 @@ COMMANDS = {
     "plot": (["operators"], TRAIN),
     "energy": (["spherenet20"], TRAIN),
     "activations": (["spherenet20"], TRAIN),
-    "generate": (["spherenet20"], "is no language model"),
+    "generate": (["spherenet20"], "is not a language model"),
     "site": (["page", "--no-demo"], TRAIN),
 }
 
