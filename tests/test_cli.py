@@ -11,11 +11,11 @@ import pytest
 from support.published import ARCH, MHE, MIXUP, PLAIN, publish, withdraw
 
 from hyperzoo import errors
-from hyperzoo.cli import group, main, tables, weights
+from hyperzoo.cli import commands, main, tables, weights
 from hyperzoo.publishing import verify
 from hyperzoo.zoo import weight_files
 
-COMMANDS = list(group.COMMANDS)
+COMMANDS = list(commands.COMMANDS)
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def test_each_command_has_help(run, words):
 def test_help_lists_every_command_on_one_line(run):
     _, out, _ = run("--help")
     listed = [line.split(maxsplit=1) for line in out.partition("Commands:\n")[2].splitlines()]
-    assert listed == [[name, row.help] for name, row in group.COMMANDS.items()]
-    assert all(len(row.help) <= 60 for row in group.COMMANDS.values())
+    assert listed == [[name, row.help] for name, row in commands.COMMANDS.items()]
+    assert all(len(row.help) <= 60 for row in commands.COMMANDS.values())
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_prints_json(name):
-    command = group.cli.get_command(None, name)
+    command = commands.cli.get_command(None, name)
     assert command.name == name and "--json" in {option for one in command.params for option in one.opts}
 
 

@@ -16,7 +16,7 @@ import pytest
 from click import Context
 from PIL import Image
 
-from hyperzoo.cli.group import cli
+from hyperzoo.cli.commands import cli
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

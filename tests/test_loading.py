@@ -309,3 +309,16 @@ def hub_local(file):
 def test_bundled_weights_are_of_registered_architectures():
     bundled = [hyperzoo.weight_info(name) for name in weight_files.MANIFEST.bundled()]
     assert bundled and {info.arch for info in bundled} <= set(hyperzoo.list_models())
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"architecture": 3}'])
+def test_a_damaged_config_of_a_folder_is_named(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    for use in (hyperzoo.load, hyperzoo.preprocess):
+        with pytest.raises(errors.WeightFileError, match="config.json is damaged"):
+            use(f"local-dir:{tmp_path}")
+
+
+def test_a_folder_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(errors.WeightUnavailableError, match="absent does not exist"):
+        hyperzoo.load(f"local-dir:{tmp_path / 'absent'}")

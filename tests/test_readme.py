@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 from ruamel.yaml import YAML
 
-from hyperzoo.cli.group import COMMANDS, cli
+from hyperzoo.cli.commands import COMMANDS, cli
 from hyperzoo.cli.main import TRAIN_EXTRA
 from hyperzoo.training.recipe import load_recipe
 

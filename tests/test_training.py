@@ -270,12 +270,12 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     assert len(train.run(changed, out, allow_change=True).values["recipe"]["optim"]) > 1
 
 
-@pytest.mark.fault("damaged result of a run", 4)
+@pytest.mark.fault("damaged result of a run", 7)
 def test_a_damaged_result_is_named_with_its_remedy(small_recipe, tmp_path, capsys):
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
     metrics = train.run(recipe, out).values["metrics"]
     whole = (out / "result.json").read_text()
-    for damaged in ("", whole[: len(whole) // 2], "[]", "\0" * len(whole)):
+    for damaged in ("", whole[: len(whole) // 2], "[]", "\0" * len(whole), "{}", '{"metrics": {}}', '{"metrics": 3}'):
         (out / "result.json").write_text(damaged)
         with pytest.raises(
             RunError, match=r"out/result.json is damaged: .* Delete it and train with --out .*out again"

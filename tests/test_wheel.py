@@ -16,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hyperzoo.cli import group
+from hyperzoo.cli import commands
 from hyperzoo.zoo import weight_files
 
 pytestmark = pytest.mark.full
@@ -179,7 +179,7 @@ def test_every_bundled_weight_loads_from_the_installed_package(outcome, clean):
 
 
 def test_every_command_is_tried():
-    assert COMMANDS.keys() == group.COMMANDS.keys(), "write into COMMANDS what the new command is to be tried with"
+    assert COMMANDS.keys() == commands.COMMANDS.keys(), "write into COMMANDS what the new command is to be tried with"
 
 
 @pytest.mark.fault("command without the extras and without a checkout")

@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from hyperzoo.cli.group import cli
+from hyperzoo.cli.commands import cli
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
 
 TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # packages of the extra [train]

@@ -31,8 +31,11 @@ def read_result(folder: Path) -> dict[str, Any]:
     file = folder / "result.json"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object, got {type(values).__name__}")
+        metrics = values.get("metrics") if isinstance(values, dict) else None
+        if not isinstance(metrics, dict) or not isinstance(
+            metrics.get("accuracy", metrics.get("perplexity")), int | float
+        ):
+            raise ValueError("it has no metrics with an accuracy or a perplexity")
     except OSError as error:
         raise RunError(f"cannot read {file}: {error}. A run writes it after the last epoch") from error
     except ValueError as error:

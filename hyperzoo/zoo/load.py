@@ -64,13 +64,22 @@ def local_folder(name: str) -> Path | None:
     """The folder of the name 'local-dir:FOLDER'; None for any other name.
 
     Raises:
-        WeightUnavailableError: the folder has no config.json.
+        WeightUnavailableError: no such folder, or it has no config.json.
+        WeightFileError: config.json is damaged.
     """
     if not (isinstance(name, str) and name.startswith(LOCAL)):
         return None
     folder = Path(name.removeprefix(LOCAL))
-    if not (folder / "config.json").is_file():
+    if not folder.is_dir():
+        raise WeightUnavailableError(f"{folder} does not exist or is not a folder")
+    config = folder / "config.json"
+    if not config.is_file():
         raise WeightUnavailableError(f"{folder} has no config.json, so it is not a saved model")
+    try:
+        if not isinstance(json.loads(config.read_text(encoding="utf-8"))["architecture"], str):
+            raise ValueError("its architecture is not a name")
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightFileError(f"{config} is damaged ({error!r}); save the model again, or restore the file") from error
     return folder
 
 
