@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"  # prefix of temporary names; a killed process leaves them behind
+_UMASK = os.umask(0o077)  # reading it means setting it
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -32,9 +34,12 @@ def whole(path: Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             for file in temporary.iterdir():
+                _share(file)
                 _flush(file)
             if path.is_dir():
                 remove_folder(path)
+        else:
+            _share(temporary)
         _flush(temporary)
         temporary.replace(path)
         _flush(path.parent)
@@ -78,6 +83,11 @@ def sha256(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(TEMPORARY + uuid.uuid4().hex)
+
+
+def _share(file: Path) -> None:
+    """Give a file the permissions of any new file; safetensors writes files that only their owner can read."""
+    file.chmod(0o666 & ~_UMASK)
 
 
 def _flush(path: Path) -> None:

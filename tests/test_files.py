@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from hyperzoo import files
 
@@ -112,3 +114,14 @@ def test_kills_leave_a_whole_file(tmp_path):
     assert done.returncode == 0, (seed, done.stderr)
     written, torn = map(int, done.stdout.split())
     assert written > 10 and torn > 5, (seed, done.stdout)  # the moments met writes
+
+
+def test_tensors_have_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "ordinary").touch()
+    with files.whole(tmp_path / "x.safetensors") as temporary:
+        save_file({"x": torch.zeros(2)}, temporary)
+    with files.whole(tmp_path / "folder") as temporary:
+        temporary.mkdir()
+        save_file({"x": torch.zeros(2)}, temporary / "x.safetensors")
+    modes = {name: (tmp_path / name).stat().st_mode for name in ("ordinary", "x.safetensors", "folder/x.safetensors")}
+    assert len(set(modes.values())) == 1, modes
