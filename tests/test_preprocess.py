@@ -71,7 +71,7 @@ def test_a_run_folder_uses_its_own_config(tmp_path):
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
     got = hyperzoo.preprocess(f"local-dir:{tmp_path}")(pictures())
     torch.testing.assert_close(got, (pictures() / 255 - mean) / std, rtol=0, atol=1e-6)  # rounding only
-    with pytest.raises(errors.WeightUnavailableError, match="nowhere has no config.json"):
+    with pytest.raises(errors.WeightUnavailableError, match="nowhere does not exist"):
         hyperzoo.preprocess("local-dir:nowhere")
     words = weight_files.MANIFEST.folder("lstm200.plain_ptb")
     with pytest.raises(errors.InputError, match="reads token ids"):
