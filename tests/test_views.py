@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hyperzoo.analysis import evaluate, views
+from hyperzoo.cli.networks import eval_
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError
 
@@ -71,3 +72,8 @@ def test_metrics_are_those_of_the_averaged_logits():
     images = ImageSet("c10", "test", pixels, torch.tensor([1, 1, 0, 0]), ("right", "left"), "made")
     assert evaluate.measure(Left(), images).correct == 4
     assert evaluate.measure(Left(), images, tta="flip").correct == 2  # a mirrored average knows no sides
+
+
+def test_the_command_offers_every_kind():
+    (option,) = (option for option in eval_.params if option.name == "tta")
+    assert tuple(option.type.choices) == views.KINDS  # written out there: help must not import torch
