@@ -197,8 +197,9 @@ def test_logs_come_first_then_finished_weights_then_the_furthest_checkpoints(tmp
         (task.folder / "checkpoints" / ".tmp-1").mkdir()
     for part in ("model.safetensors", "config.json"):
         (tasks[2].folder / part).touch()
-    (tasks[2].folder / "result.json").write_text(json.dumps({"recipe_sha256": tasks[2].recipe.digest()}))
-    (tasks[3].folder / "result.json").write_text(json.dumps({"recipe_sha256": "of another recipe"}))
+    for task, digest in ((tasks[2], tasks[2].recipe.digest()), (tasks[3], "of another recipe")):
+        result = {"recipe_sha256": digest, "metrics": {"accuracy": 90.0}}
+        (task.folder / "result.json").write_text(json.dumps(result))
     found = [[str(file.relative_to(tmp_path / "runs")) for file in group] for group in transfer.groups(tasks)]
     plain, sphere = "resnet20_cifar.plain_c10", "spherenet20.sphere_c10"
     last = "checkpoints/epoch-00002/step.safetensors"
