@@ -1,4 +1,4 @@
-"""Save a model as the folder that the Hub and timm's `local-dir:` read: model.safetensors and config.json."""
+"""Save a model as the folder that the Hub, timm and transformers read: model.safetensors and config.json."""
 
 import copy
 import json
@@ -61,4 +61,5 @@ def save_model(
             safe_serialization=True,
         )
         config = json.loads((Path(scratch) / "config.json").read_text())
+    config.get("model_args", {}).pop("num_classes", None)  # stated at the top; transformers would pass it twice
     files.write_json(folder / "config.json", config)
