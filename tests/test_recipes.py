@@ -51,7 +51,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         ("epochs: 2", "epochs: !!python/object/apply:os.system ['true']", "is not allowed"),
         ("train:", "expect: {accuracy: 101}\ntrain:", "Line 7: expect.accuracy"),
         ("model:", "modle:", "did you mean 'model'?"),
-        ("data:", "data: [", "not valid YAML"),
+        ("data:", "data: [", "not readable as YAML"),
         (GOOD, "", "model is missing"),
         (GOOD, "- 1", "model is missing"),
         ("epochs: 2", "epochs: 2\n  accumulate: 3", "does not divide by accumulate 3"),
@@ -94,16 +94,67 @@ def test_overrides_go_through_the_same_checks(tmp_path):
         ("optim.momentum=2", "optim.momentum: should be less than 1, got 2."),
         ("method.mhe={hiden: 1, output: 1}", "unknown key 'hiden' (did you mean 'hidden'?)."),
         ("method.mhe={hidden: 1}", "method.mhe.output is missing."),
-        ("optim.lr=[1", "not valid YAML: "),
+        ("optim.lr=[1", "not readable as YAML: "),
         ("optm.lr=1", "unknown key 'optm' (did you mean 'optim'?)"),
         ("optim.lr=", "optim.lr: should be a valid number, got None."),
         ("model.arch=spherenet2", "unknown architecture 'spherenet2'. Closest: "),
+        ("optim.momentum=high", "optim.momentum: should be a valid number, got 'high'."),  # the file lacks this key
+        ("method.mhe={hidden: 1, output: 1", "not readable as YAML: "),
+        ("method.mhe={hidden: 1, hidden: 2, output: 1}", "repeated key 'hidden'."),
+        ("optim.betas=[0.9, 0.99", "not readable as YAML: "),
+        ("optim.clip_norm=[5", "not readable as YAML: "),
+        ("optim.clip_norm=!x 5", "the tag '!x' is not allowed."),
+        ("optim.clip_norm=!!null 5", "'5' is not a null."),
+        ("data.flip=!!bool maybe", "'maybe' is not a bool."),
+        ("train.processes=@2", "not readable as YAML: "),
+        ("train.seed=9223372036854775808", "train.seed: should be less than 9223372036854775808, got"),
     ],
 )
+@pytest.mark.fault("malformed override")
 def test_a_fault_of_an_override_is_blamed_on_the_override(tmp_path, override, fault):
     with pytest.raises(RecipeError) as caught:
         read(tmp_path, GOOD, override)
-    assert f"override {override}: {fault}" in str(caught.value) and "Line" not in str(caught.value)
+    message = str(caught.value)
+    assert f"override {override}: {fault}" in message and "Line" not in message
+
+
+def levels(depth):
+    return "".join(f"{' ' * i}a:\n" for i in range(depth))
+
+
+def bomb(lines):
+    """Ten to the power of `lines` values."""
+    return "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(lines))
+
+
+@pytest.mark.parametrize(
+    "text, fault",
+    [
+        ("a: &a [*a]", "Line 1: not readable as YAML: more than 20 levels of nesting."),
+        ("a: &a {b: *a}", "Line 1: not readable as YAML: more than 20 levels of nesting."),
+        (levels(21), "Line 21: not readable as YAML: more than 20 levels of nesting."),
+        ("[" * 1_000, "not readable as YAML: more than 20 levels of nesting."),
+        ("? " * 9_000, "not readable as YAML: more than 20 levels of nesting."),
+        ("[" * 200_000, "not readable as YAML: longer than 20,000 characters."),
+        (bomb(9), "not readable as YAML: more than 10,000 values."),
+        ("a: " + "9" * 15_000, "unknown key 'a'"),
+        ("".join(f"{i}{'a' * 990}: 1\n" for i in range(9)), "unknown key '0aaa"),
+        (b"model: \xff", "cannot read the recipe "),
+    ],
+    ids=["list in itself", "map in itself", "levels", "lists", "keys", "long", "bomb", "number", "key", "not UTF-8"],
+)
+@pytest.mark.fault("hostile recipe")
+def test_a_hostile_text_is_one_error(tmp_path, text, fault):
+    path = tmp_path / "some.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert fault in str(caught.value) and len(str(caught.value)) < 10_000
+
+
+def test_anchors_within_the_limits_are_read(tmp_path):
+    text = GOOD.replace("name: c10", "name: c10\n  keep: {cat: &part 0.5, dog: *part}")
+    assert read(tmp_path, text).data.keep == {"cat": 0.5, "dog": 0.5}
 
 
 def test_a_fault_of_the_file_keeps_its_line_beside_an_override(tmp_path):

@@ -1,15 +1,16 @@
 """Strict reading of YAML settings: all faults are reported at once, each with its line and the nearest key.
 
 YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unknown tags and unknown keys are faults.
+So is a text beyond the limits below: an alias repeats its values, so a few lines can stand for billions of them.
 """
 
 import difflib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hyperzoo.errors import InvalidNameError, RecipeError
@@ -17,9 +18,18 @@ from hyperzoo.errors import InvalidNameError, RecipeError
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
-AtLeastOne = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+AtLeastOne = Annotated[int, Field(ge=1, lt=2**63)]
 Settings = TypeVar("Settings", bound=BaseModel)
+LONGEST = 20_000  # characters of a text; the longest of the package has 4,500
+MOST = 10_000  # values of a text, after the expansion of aliases
+DEEPEST = 20  # levels of nesting
+_TOO_DEEP = f"more than {DEEPEST} levels of nesting"
+
+_WORDS: dict[str, dict[str, Any]] = {
+    "null": {"": None, "~": None, "null": None},
+    "bool": {"true": True, "false": False},
+}
 
 
 class Block(BaseModel):
@@ -32,11 +42,12 @@ def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
     """The values of a YAML file, and the reader with their lines and the faults so far.
 
     Raises:
-        RecipeError: the file is missing or not text.
+        RecipeError: the file is missing or not UTF-8 text.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)  # one more shows that it is too long
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the path
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     reader = Reader()
     values = reader.read(text)
@@ -52,7 +63,7 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
     except ValidationError as error:
         reader.faults += [reader.fault(detail, block) for detail in error.errors()]
     if reader.faults:
-        faults = sorted(set(reader.faults))
+        faults = sorted({(line, text if len(text) <= 500 else text[:500] + "...") for line, text in reader.faults})
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
         raise RecipeError(f"{where} has {count}. {listed}")
@@ -62,26 +73,24 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
 class Reader:
     """Turns YAML nodes into plain values; keeps their lines and the faults."""
 
-    _plain: dict[str, Callable[[str], Any]] = {
-        "null": lambda text: None,
-        "bool": lambda text: text.lower() == "true",
-        "str": str,
-    }
-
     def __init__(self) -> None:
         self.lines: dict[tuple[Any, ...], int] = {}
         self.overrides: dict[tuple[Any, ...], str] = {}  # the override that set a key, by its path
         self.faults: list[tuple[int, str]] = []
+        self._values = 0
 
     def read(self, text: str, at: tuple[Any, ...] = ()) -> Any:
         try:
+            if len(text) > LONGEST:
+                raise YAMLError(f"longer than {LONGEST:,} characters")
             node = YAML(typ="safe", pure=True).compose(text)
-        except YAMLError as error:
+            return None if node is None else self._value(node, at)
+        except (YAMLError, RecursionError) as error:  # `compose` recurses once a level
             mark = getattr(error, "problem_mark", None)
             reason = getattr(error, "problem", None) or str(error).splitlines()[0]
-            self.faults.append((mark.line + 1 if mark else 1, f"not valid YAML: {reason}"))
+            reason = _TOO_DEEP if isinstance(error, RecursionError) else reason
+            self.faults.append((mark.line + 1 if mark else 1, f"not readable as YAML: {reason}"))
             return None
-        return None if node is None else self._value(node, at)
 
     def override(self, values: dict[str, Any], text: str) -> None:
         """Set 'block.key=value' in values; the value is read as YAML."""
@@ -122,6 +131,10 @@ class Reader:
 
     def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1
+        self._values += 1
+        if self._values > MOST or len(at) > DEEPEST:
+            reason = f"more than {MOST:,} values" if self._values > MOST else _TOO_DEEP
+            raise MarkedYAMLError(problem=reason, problem_mark=node.start_mark)
         self.lines.setdefault(at, line)
         kind = str(node.tag).removeprefix("tag:yaml.org,2002:")
         if isinstance(node, MappingNode) and kind == "map":
@@ -139,10 +152,14 @@ class Reader:
         if isinstance(node, SequenceNode) and kind == "seq":
             return [self._value(item, (*at, i)) for i, item in enumerate(node.value)]
         if isinstance(node, ScalarNode):
-            if kind in self._plain:
-                return self._plain[kind](node.value)
             if kind in ("int", "float"):
                 return _number(node.value, kind)
+            if kind == "str":
+                return node.value
+            if kind in _WORDS:
+                if (word := node.value.lower()) not in _WORDS[kind]:
+                    self.faults.append((line, f"{node.value!r} is not a {kind}"))
+                return _WORDS[kind].get(word)
         self.faults.append((line, f"the tag {str(node.tag)!r} is not allowed"))
         return None
 
