@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.operators import angular, steepness
@@ -44,23 +45,24 @@ def _unit_rows(weight: Tensor, eps: float) -> Tensor:
     return (w * torch.rsqrt((w * w).sum(dims, keepdim=True) + eps)).to(weight.dtype)
 
 
-def _energy(x: Tensor, groups: int) -> Tensor:
-    """Sum of squares over the channels of each group, (B, groups, H, W)."""
-    x = full_precision(x)
-    if groups == 1:
-        return (x * x).sum(-3, keepdim=True)
-    return (x * x).unflatten(-3, [groups, x.size(-3) // groups]).sum(-3)
-
-
 def _channel_sums(x: Tensor, groups: int) -> Tensor:
-    """Sums over the channels of each group in float32, (B, groups, H, W).
+    """Sums over the channels of each group in full precision, (B, groups, H, W).
 
     For bfloat16 by a convolution with ones, which accumulates in float32 and rounds once: on a CPU this takes a quarter
     of the time of a sum that converts every element first.
     """
     if x.dtype == torch.bfloat16:
-        return F.conv2d(x, x.new_ones(groups, x.size(1) // groups, 1, 1), groups=groups).float()
-    return full_precision(x).unflatten(1, (groups, -1)).sum(2)
+        return F.conv2d(x, x.new_ones(groups, x.size(-3) // groups, 1, 1), groups=groups).float()
+    x = full_precision(x)
+    if groups == 1:
+        return x.sum(-3, keepdim=True)
+    return x.unflatten(-3, [groups, x.size(-3) // groups]).sum(-3)
+
+
+def _energy(x: Tensor, groups: int) -> Tensor:
+    """Sum of squares over the channels of each group in full precision, (B, groups, H, W)."""
+    x = full_precision(x)
+    return _channel_sums(x * x, groups)
 
 
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
@@ -184,13 +186,16 @@ def pad_tf_same(x: Tensor, kernel: tuple[int, int], stride: tuple[int, int], dil
 
 
 def _in_eager_training(x: Tensor, weight: Tensor) -> bool:
-    """Whether autograd itself records a graph, not a compiler and not `torch.func`."""
+    """Whether reverse-mode autograd alone records the graph: no compiler, tracer, `torch.func` or forward-mode AD."""
     return (
         x.dim() == 4
         and torch.is_grad_enabled()
         and (x.requires_grad or weight.requires_grad)
         and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
         and not is_in_functorch()
+        and unpack_dual(x).tangent is None
+        and unpack_dual(weight).tangent is None
     )
 
 
