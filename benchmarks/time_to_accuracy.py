@@ -1,0 +1,140 @@
+"""Time to the published accuracy on this machine, for every published image recipe.
+
+    python benchmarks/time_to_accuracy.py [recipe ...]      # names of weights or drafts; default: all image weights
+
+For each recipe: its FLOPs (convolutions and matrix products, forward and backward), images per second of the engine on
+synthetic images, and the minutes that all its epochs take at that rate. The ratio compares the engine with a bare torch
+loop over the same network, optimizer, precision and image size, on resident tensors and without the method; it costs
+what the method and the augmentation cost. Both alternate, so that other load affects them equally. Limit for recipes
+without a method: at least 0.95.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from engine_rate import median_rate
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hyperzoo import zoo
+from hyperzoo.data import ImageSet
+from hyperzoo.experiments import build
+from hyperzoo.training.recipe import Recipe, load_recipe
+from hyperzoo.training.schedule import make_optimizer
+
+ROUNDS, IMAGES_PER_ROUND, LIMIT = 4, 2000, 0.95
+TRAINING_IMAGES = 50_000  # of CIFAR-10 and CIFAR-100
+
+
+def stages(recipe: Recipe) -> dict[int, int]:
+    """Number of epochs by image size."""
+    starts = sorted(recipe.data.resize_px.items()) or [(1, 32)]
+    starts = starts if starts[0][0] == 1 else [(1, 32), *starts]
+    ends = [epoch for epoch, _ in starts[1:]] + [recipe.train.epochs + 1]
+    epochs: dict[int, int] = {}
+    for (start, size), end in zip(starts, ends, strict=True):
+        epochs[size] = epochs.get(size, 0) + end - start
+    return epochs
+
+
+def network(recipe: Recipe, classes: int) -> nn.Module:
+    return build.model(recipe, classes, 3).to(memory_format=torch.channels_last).train()
+
+
+def flops_per_image(recipe: Recipe, classes: int, size: int) -> float:
+    """FLOPs of a training step; a multiply-add counts as two."""
+    count, model = 16, network(recipe, classes)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.randn(count, 3, size, size)).sum().backward()
+    return counter.get_total_flops() / count
+
+
+def bare_loop(recipe: Recipe, engine: Accelerator, model: nn.Module, classes: int, size: int) -> Callable[[], float]:
+    """A function that trains the model for one round and returns images per second."""
+    batch = recipe.data.batch_size
+    rounds = max(1, IMAGES_PER_ROUND // batch)
+    x = torch.randn(batch, 3, size, size, device=engine.device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(0, classes, (batch,), device=engine.device)
+    optimizer = make_optimizer(nn.ModuleDict({"model": model}), recipe.optim)  # names as in a training step
+    low = build.precision(recipe) == "bf16"
+
+    def loss() -> Tensor:
+        with torch.autocast(engine.device.type, torch.bfloat16, enabled=low):
+            return F.cross_entropy(model(x).float(), y, label_smoothing=recipe.method.label_smoothing)
+
+    def run() -> float:
+        started = time.perf_counter()
+        for _ in range(rounds):
+            optimizer.zero_grad(set_to_none=True)
+            loss().backward()
+            optimizer.step()
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize()
+        return rounds * batch / (time.perf_counter() - started)
+
+    return run
+
+
+def rates(recipe: Recipe, engine: Accelerator, classes: int, size: int) -> tuple[float, float]:
+    """Images per second of the engine and of the bare loop."""
+    data = recipe.data.model_copy(update=dict(resize_px={1: size}))
+    plan = recipe.model_copy(update=dict(data=data, train=recipe.train.model_copy(update=dict(epochs=ROUNDS, ema=0.0))))
+    count = max(1, IMAGES_PER_ROUND // data.batch_size) * data.batch_size
+    pixels, labels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(0, classes, (count,))
+    images = ImageSet(data.name, "train", pixels, labels, tuple(map(str, range(classes))), "made")
+    model, twin = network(plan, classes), network(plan, classes)
+    for each in (model, twin):
+        build.initialize(plan, each, images)
+    updates = TRAINING_IMAGES // data.batch_size * recipe.train.epochs
+    compile_model, _ = build.compiles(recipe, model, updates, engine.device)
+    if compile_model:
+        twin.compile(dynamic=False)
+    step = build.step(plan, model).to(engine.device)
+    bare = bare_loop(plan, engine, twin.to(engine.device), classes, size)
+    bare()
+    measured: list[float] = []
+
+    def take_turns(_: nn.Module) -> dict[str, float]:
+        measured.append(bare())
+        return {}
+
+    batches = build.batches(plan, images, model, engine)
+    ours = median_rate(plan, engine, step, batches, take_turns, compile_model)
+    return ours, statistics.median(measured[1:])
+
+
+def row(recipe: Recipe, stated: str, engine: Accelerator) -> list[str]:
+    classes = 100 if recipe.data.name == "c100" else 10
+    flops = minutes = bare_minutes = 0.0
+    for size, epochs in stages(recipe).items():
+        seen = epochs * TRAINING_IMAGES
+        flops += seen * flops_per_image(recipe, classes, size)
+        ours, bare = rates(recipe, engine, classes, size)
+        minutes, bare_minutes = minutes + seen / ours / 60, bare_minutes + seen / bare / 60
+    ratio = bare_minutes / minutes
+    has_method = bool(recipe.method.model_dump(exclude_defaults=True, exclude={"label_smoothing"}))
+    missed = " **missed**" if ratio < LIMIT and not has_method else ""
+    rate = recipe.train.epochs * TRAINING_IMAGES / minutes / 60
+    numbers = [f"{flops / 1e15:.2f}", f"{rate:.0f}", f"{minutes:.0f}", f"{ratio:.2f}{missed}"]
+    return [f"`{recipe.name}`", stated, str(recipe.train.epochs), *numbers]
+
+
+def main(chosen: list[str]) -> None:
+    engine = Accelerator()
+    published = {name: info for name in zoo.list_weights() if (info := zoo.weight_info(name)).metric == "accuracy"}
+    threads = torch.get_num_threads()
+    print(f"{engine.device.type}, {threads} threads, {torch.backends.cpu.get_cpu_capability()}\n")
+    print("| recipe | test accuracy (%) | epochs | PFLOP | images/s | minutes | engine / bare loop |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for name in chosen or list(published):
+        stated = f"{published[name].score.mean:.2f}" if name in published else "not published"
+        print(f"| {' | '.join(row(load_recipe(name), stated, engine))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,126 @@
+"""Predict the classes of image files, as a table, CSV or contact sheet."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hyperzoo import zoo
+from hyperzoo.analysis import plots
+from hyperzoo.data.streamed import SUFFIXES
+from hyperzoo.errors import DataError, InputError
+
+BATCH = 64
+SHEET = 48  # images on a contact sheet
+THUMBNAIL_PX = 160
+COLUMNS = ("file", "class", "probability (%)", "next")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest classes of a file, likeliest first.
+
+    Attributes:
+        classes, probabilities: the same number of each; probabilities in [0, 1].
+    """
+
+    file: Path
+    classes: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+    def shown(self) -> tuple[str, ...]:
+        """A row of `COLUMNS`."""
+        others = (f"{name} {100 * p:.1f}" for name, p in zip(self.classes[1:], self.probabilities[1:], strict=True))
+        return (str(self.file), self.classes[0], f"{100 * self.probabilities[0]:.1f}", ", ".join(others))
+
+
+def run(name: str, path: Path, *, top: int = 3) -> list[Prediction]:
+    """Predict the class of an image file, or of every image in a folder and its subfolders, in order of their paths.
+
+    Args:
+        name: a weight, an architecture with a weight, or a run folder; as for `hyperzoo.load`.
+        top: number of classes per file.
+    Raises:
+        InputError: `top` is not between 1 and the number of classes, or a language model.
+        DataError: no such path, no image in it, or a file that cannot be decoded.
+        UnknownNameError, WeightHashError, ...: as `hyperzoo.load`.
+    """
+    loaded, transform = zoo.load(name), zoo.preprocess(name)
+    if not 1 <= top <= len(loaded.classes):
+        raise InputError(f"top must be between 1 and the {len(loaded.classes)} classes of {name}; got {top}")
+    files = image_files(path)
+    predictions: list[Prediction] = []
+    for first in range(0, len(files), BATCH):
+        part = files[first : first + BATCH]
+        with torch.inference_mode():
+            probabilities = loaded.model(torch.stack([transform(picture) for picture in _opened(part)])).softmax(1)
+        predictions += [
+            _prediction(file, row, loaded.classes, top) for file, row in zip(part, probabilities, strict=True)
+        ]
+    return predictions
+
+
+def _prediction(file: Path, probabilities: Tensor, classes: tuple[str, ...], top: int) -> Prediction:
+    values, numbers = probabilities.topk(top)
+    return Prediction(file, tuple(classes[number] for number in numbers.tolist()), tuple(values.tolist()))
+
+
+def image_files(path: Path) -> list[Path]:
+    """The file, or all images in a folder and its subfolders.
+
+    Raises:
+        DataError: no such path, or no image in the folder.
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} does not exist; pass an image file or a folder of images")
+    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    if not found:
+        raise DataError(f"{path} has no image ({', '.join(SUFFIXES)}), also not in its subfolders")
+    return found
+
+
+def _opened(files: list[Path]) -> Iterator[Image.Image]:
+    for file in files:
+        try:
+            with Image.open(file) as picture:
+                picture.load()
+                yield picture
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise DataError(f"the image {file} cannot be decoded: {error}. Remove or replace it") from error
+
+
+def as_csv(predictions: list[Prediction]) -> str:
+    """One line per class of a file: file, rank from 1, class, probability."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "rank", "class", "probability"))
+    for found in predictions:
+        for rank, (name, p) in enumerate(zip(found.classes, found.probabilities, strict=True), 1):
+            writer.writerow((found.file, rank, name, f"{p:.6f}"))
+    return text.getvalue()
+
+
+def draw(predictions: list[Prediction], picture: Path, *, title: str) -> Path:
+    """Draw a contact sheet of the first 48 images with class and probability; returns its path."""
+    shown = predictions[:SHEET]
+    columns = min(plots.COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    drawn, axes = plots.figure(rows, columns, (1.6 * columns, 1.75 * rows + 0.5))
+    panels = axes.flat if len(shown) > 1 else [axes]
+    for panel in panels:
+        panel.axis("off")
+    for found, panel in zip(shown, panels, strict=False):
+        (thumbnail,) = _opened([found.file])
+        thumbnail = thumbnail.convert("RGB")
+        thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        panel.imshow(thumbnail)
+        panel.set_title(f"{found.classes[0]}\n{100 * found.probabilities[0]:.0f} %", fontsize=9)
+    drawn.suptitle(title)
+    return plots.save(drawn, picture)
