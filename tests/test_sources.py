@@ -1,6 +1,7 @@
 """SVHN and Tiny-ImageNet are read from made files in the layout of the Hub; every row has its terms."""
 
 import io
+import json
 
 import datasets
 import pytest
@@ -10,7 +11,8 @@ from PIL import Image
 
 import hyperzoo
 from hyperzoo import names
-from hyperzoo.data import load_images
+from hyperzoo.analysis import evaluate
+from hyperzoo.data import ImageSet, load_images
 from hyperzoo.data.sources import NOT_EXAMINED, REPOSITORIES
 from hyperzoo.errors import DataError
 from hyperzoo.experiments import train
@@ -89,3 +91,28 @@ train: {epochs: 1, compile: off, precision: fp32}
     )
     result = train.run(load_recipe(tmp_path / "some.yaml"), tmp_path / "run").values
     assert result["metrics"]["total"] == COUNT and result["split"] == "test"
+
+
+@pytest.mark.fault("size, mean or crop of the images lost in a run folder")
+@pytest.mark.parametrize("arch", ["preact_resnet18", "test_resnet"])  # timm's crops 95 % of the side
+def test_a_run_folder_prepares_images_as_the_run_tested_them(mirror, tmp_path, arch):
+    args = "{widths: [8, 8, 8, 8], stem_width: 8, stem_stride: 2}" if arch == "preact_resnet18" else "{}"
+    (tmp_path / "some.yaml").write_text(
+        f"""
+model: {{arch: {arch}, args: {args}}}
+data: {{name: tiny, batch_size: 3}}
+optim: {{lr: 0.01}}
+train: {{epochs: 1, compile: off, precision: fp32}}
+"""
+    )
+    train.run(load_recipe(tmp_path / "some.yaml"), tmp_path / "run")
+    place = f"local-dir:{tmp_path / 'run'}"
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    made = ImageSet("tiny", "test", pixels, torch.tensor([0, 1]), ("a", "b"), "made")
+    (batch,) = evaluate.batches(hyperzoo.load(place).model, made)
+    prepare = hyperzoo.preprocess(place)
+    torch.testing.assert_close(prepare(pixels), batch.images, rtol=0, atol=1e-6)  # a sum in another order
+    one = Image.fromarray(pixels[0].permute(1, 2, 0).numpy())
+    torch.testing.assert_close(prepare(one), batch.images[0], rtol=0, atol=1e-6)
+    used = json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_cfg"]
+    assert used["input_size"] == [3, 64, 64] and not {"test_input_size", "test_crop_pct"} & used.keys()

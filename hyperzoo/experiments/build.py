@@ -70,7 +70,7 @@ def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
 
 
 def describe_images(network: nn.Module, train: Samples) -> None:
-    """Write the size of the training images into `network.pretrained_cfg`, in place.
+    """Write the size of the training images into `network.pretrained_cfg`, in place; images in memory are never cropped.
 
     If that is for another number of channels (gray images), also write their mean and standard deviation. config.json
     keeps it, and evaluation, preprocessing and export read it.
@@ -78,7 +78,9 @@ def describe_images(network: nn.Module, train: Samples) -> None:
     if not isinstance(train, data.ImageSet):
         return
     cfg: Any = network.pretrained_cfg
-    cfg["input_size"] = tuple(train.images.shape[1:])
+    cfg |= {"input_size": tuple(train.images.shape[1:]), "crop_pct": 1.0}
+    for key in ("test_input_size", "test_crop_pct"):  # timm's larger images in tests
+        cfg.pop(key, None)
     if len(cfg["mean"]) != train.channels:
         cfg["mean"], cfg["std"] = train.statistics()
 
