@@ -113,7 +113,7 @@ def draw(predictions: list[Prediction], picture: Path, *, title: str) -> Path:
     columns = min(plots.COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     drawn, axes = plots.figure(rows, columns, (1.6 * columns, 1.75 * rows + 0.5))
-    panels = axes.flat if len(shown) > 1 else [axes]
+    panels = list(axes.flat) if len(shown) > 1 else [axes]
     for panel in panels:
         panel.axis("off")
     for found, panel in zip(shown, panels, strict=False):
