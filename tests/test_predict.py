@@ -53,7 +53,7 @@ def test_csv_has_one_line_per_class(folder):
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_contact_sheet_is_drawn(folder, tmp_path, count):
-    sheet = predict.draw(predict.run(NAME, folder)[:count], tmp_path / "sheet.png", title="made")
+    sheet = predict.draw(predict.run(NAME, folder)[-count:], tmp_path / "sheet.png", title="made")
     with Image.open(sheet) as drawn:
         assert drawn.width == 160 * count
         assert drawn.convert("RGB").getcolors(256) is None, "only black and gray: no image is on it"
