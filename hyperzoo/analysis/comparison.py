@@ -1,0 +1,68 @@
+"""Compare a method with its baseline over seeds: paired difference, 95 % interval and a verdict."""
+
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from hyperzoo.errors import InputError
+
+CONFIDENCE = 0.95
+Verdict = Literal["gain", "loss", "not told apart"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean difference of a method to its baseline over paired seeds.
+
+    Attributes:
+        n: number of pairs.
+        mean: method minus baseline, in the unit of the metric.
+        low, high: ends of the 95 % interval of Student's t for paired samples; None for a single pair.
+        verdict: 'gain' or 'loss' if the interval excludes 0; a single pair is never told apart.
+    """
+
+    n: int
+    mean: float
+    low: float | None
+    high: float | None
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        if self.low is None or self.high is None:
+            return f"{self.mean:+.2f} (n = {self.n})"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired(method: Mapping[int, float], baseline: Mapping[int, float], *, larger_is_better: bool = True) -> Difference:
+    """Compare the scores of a method with those of its baseline, paired by seed.
+
+    Runs with one seed share their data order and augmentation, so their difference varies less than either score.
+
+    Args:
+        method, baseline: score by seed; seeds that only one of them has are left out.
+        larger_is_better: True for accuracy, False for perplexity or NLL.
+    Raises:
+        InputError: no common seed, or a score that is not finite.
+    Example:
+        >>> print(paired({0: 93.0, 1: 93.4, 2: 93.5}, {0: 92.6, 1: 92.8, 2: 93.2}))
+        +0.43 [+0.05, +0.81]
+    """
+    seeds = sorted(method.keys() & baseline.keys())
+    if not seeds:
+        raise InputError(f"no seed in common: the method has {sorted(method)}, its baseline {sorted(baseline)}")
+    differences = [method[seed] - baseline[seed] for seed in seeds]
+    if not all(map(math.isfinite, differences)):
+        raise InputError(f"scores must be finite; the differences are {differences}")
+    mean = statistics.fmean(differences)
+    if len(seeds) == 1:
+        return Difference(1, mean, None, None, "not told apart")
+    from scipy.stats import t  # a slow import, part of [train]
+
+    spread = statistics.stdev(differences) / math.sqrt(len(seeds))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * spread
+    low, high = mean - half, mean + half
+    better = mean > 0 if larger_is_better else mean < 0
+    told = low > 0 or high < 0
+    return Difference(len(seeds), mean, low, high, ("gain" if better else "loss") if told else "not told apart")
