@@ -68,7 +68,7 @@ def parse(name: str) -> Name:
     match = _NAME.fullmatch(name) if isinstance(name, str) and len(name) <= MAX_LENGTH else None
     if match is None:
         raise InvalidNameError(
-            f"{_shown(name)} is not a weight name: write <architecture>.<method>_<dataset> in lower case with at most "
+            f"{cut(ascii(name))} is not a weight name: write <architecture>.<method>_<dataset> in lower case with at most "
             f"{MAX_LENGTH} characters, for example spherenet20.sphere_c10"
         )
     found = Name(*match.groups())
@@ -88,22 +88,26 @@ def check_arch(arch: str) -> str:
     """Return the architecture name, or raise InvalidNameError unless it matches `[a-z0-9_]+`."""
     if not (isinstance(arch, str) and len(arch) <= MAX_LENGTH and _ARCH.fullmatch(arch)):
         raise InvalidNameError(
-            f"{_shown(arch)} is not an architecture name: use lower-case letters, digits and underscores"
+            f"{cut(ascii(arch))} is not an architecture name: use lower-case letters, digits and underscores"
         )
     return arch
 
 
 def closest_text(word: str, known: Iterable[str]) -> str:
-    """Sentence of an error message that lists up to three known words close to a misspelled one."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.4)
-    return f"Closest: {', '.join(close)}." if close else f"Known: {', '.join(sorted(known)) or 'none'}."
+    """Sentence of an error message: up to three known words close to a misspelled one, or else the first ten."""
+    words = sorted(known)
+    close = difflib.get_close_matches(word, words, n=3, cutoff=0.4) if len(word) < 1000 else []
+    if close:
+        return f"Closest: {', '.join(close)}."
+    more = f", and {len(words) - 10} more" if len(words) > 10 else ""
+    return f"Known: {', '.join(words[:10]) or 'none'}{more}."
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a well-formed name that does not exist."""
-    return UnknownNameError(f"no {kind} {name!r}. {closest_text(name, known)} See: hyperzoo list")
+    return UnknownNameError(f"no {kind} {cut(repr(name))}. {closest_text(name, known)} See: hyperzoo list")
 
 
-def _shown(name: object) -> str:
-    text = ascii(name)
-    return text if len(text) <= MAX_LENGTH + 20 else text[:MAX_LENGTH] + "..."
+def cut(text: str, length: int = MAX_LENGTH + 20) -> str:
+    """A text for a message, without its end if it is long."""
+    return text if len(text) <= length else f"{text[: length - 20]}..."

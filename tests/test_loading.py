@@ -254,7 +254,8 @@ def test_load_takes_a_folder_with_its_class_names(zoo):
     loaded = hyperzoo.load(f"local-dir:{folder}", num_classes=7)
     assert not loaded.model.training and loaded.model.num_classes == 7
     assert agrees_but_for(loaded.model, zoo.tensors[PLAIN], "fc.")
-    assert loaded.classes == tuple(LABELS) and loaded.info is None
+    assert loaded.classes == () and loaded.info is None  # no name fits these seven outputs
+    assert hyperzoo.load(f"local-dir:{folder}").classes == tuple(LABELS)
     with pytest.raises(errors.WeightUnavailableError, match=r"has no config\.json, so it is not a saved model"):
         hyperzoo.load(f"local-dir:{folder.parent}")
     config = folder / "config.json"

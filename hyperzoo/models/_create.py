@@ -21,7 +21,8 @@ from torch import nn
 from hyperzoo import names
 from hyperzoo.errors import InputError, RegistrationError, UnknownTagError, WeightFileError
 from hyperzoo.layers import sphereize_classifier
-from hyperzoo.zoo import weight_files
+from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo.model_folder import check_folder
 
 _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
@@ -237,7 +238,7 @@ def _callers_source(arch: str, cfg: PretrainedCfg) -> dict[str, Any]:
     """Check a source that the caller named, so that timm never opens a pickle."""
     _logger.info("%s: weights of the caller's; their names and shapes are compared, no hash", arch)
     if cfg.source == "local-dir":
-        weight_files.check_file(Path(cfg.file or "") / "model.safetensors")
+        check_folder(Path(cfg.file or ""))
     elif cfg.source == "hf-hub" or not (cfg.state_dict or cfg.file):
         if not cfg.hf_hub_id:
             raise WeightFileError(

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, get_token, hf_hub_download, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HTTPError
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 
 from hyperzoo.errors import PublishError, WeightUnavailableError
 
@@ -63,6 +64,15 @@ def push(repo: str, files: Mapping[str, bytes], message: str) -> str:
     except _ERRORS as error:
         reason = "HF_HUB_OFFLINE=1 forbids requests" if offline() else f"the Hub answered {_reason(error)}"
         raise PublishError(f"pushing to {repo} failed; {reason}") from error
+
+
+def is_repository(repo: str) -> bool:
+    """Whether a text can be the id of a repository, `<owner>/<name>` or `<name>`."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return True
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:

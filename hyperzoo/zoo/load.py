@@ -1,27 +1,30 @@
 """List published weights and load them by name; any other network by timm's name or from a folder."""
 
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import load_file
 from torch import nn
 
 from hyperzoo import names
-from hyperzoo.errors import InputError, WeightFileError, WeightUnavailableError
-from hyperzoo.zoo import weight_files
-from hyperzoo.zoo.manifest import TASKS, VOCABULARY, WeightInfo
+from hyperzoo.errors import InputError, InvalidNameError, WeightFileError, WeightUnavailableError
+from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo.manifest import FILES, TASKS, VOCABULARY, WeightInfo
+from hyperzoo.zoo.model_folder import check_folder, read_config
 
-LOCAL = "local-dir:"
-"""timm's prefix for a folder that holds a model; a run folder is one."""
+LOCAL, HUB = "local-dir:", "hf-hub:"
+"""timm's prefixes for a folder that holds a model, such as a run folder, and for a repository of the Hub."""
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A network in eval mode, the names of its classes (the words, for a language model), and its manifest entry.
 
-    `info` is None for a folder, which has no manifest entry.
+    `classes` is empty if the caller asked for other outputs than those with names. `info` is None for a folder, which
+    has no manifest entry.
     """
 
     model: nn.Module
@@ -35,8 +38,8 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     Published files are checked against the sha256 in the manifest on every load.
 
     Args:
-        name: a weight ('spherenet20.sphere_c10'), an architecture for its default weight ('spherenet20'), or
-            'local-dir:FOLDER' for a folder with model.safetensors and config.json, such as a run folder.
+        name: a weight ('spherenet20.sphere_c10'), an architecture for its default weight ('spherenet20'), or the path
+            of a folder with model.safetensors and config.json, such as a run folder; also as 'local-dir:FOLDER'.
         cache_dir: cache folder of the Hub client [default: the client's own].
         model_args: passed to `timm.create_model`: num_classes, in_chans, features_only, device, dtype, ...
     Raises:
@@ -51,52 +54,79 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
         {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & model_args.keys()
     ):
         raise InputError(f"load always takes the weights of {name}; pass {', '.join(other)} to timm.create_model")
+    info: WeightInfo | None = None
     if folder := local_folder(name):
-        model = timm.create_model(name, pretrained=True, **model_args)
-        return Loaded(model.eval(), class_names(folder), None)
-    info = weight_info(name)
-    folder = weight_files.path(info.name, "config.json", cache_dir=cache_dir).parent
-    model = timm.create_model(info.name, pretrained=True, cache_dir=cache_dir, **model_args)
-    return Loaded(model.eval(), class_names(folder), info)
+        model = _from_folder(folder, **model_args)
+    else:
+        info = weight_info(name)
+        folder = weight_files.path(info.name, "config.json", cache_dir=cache_dir).parent
+        model = timm.create_model(info.name, pretrained=True, cache_dir=cache_dir, **model_args)
+    classes = class_names(folder)
+    return Loaded(model.eval(), classes if getattr(model, "num_classes", None) == len(classes) else (), info)
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of the name 'local-dir:FOLDER'; None for any other name.
+    """The folder of a saved model, named by its path or as 'local-dir:FOLDER'; None for any other name.
 
     Raises:
-        WeightUnavailableError: no such folder, or it has no config.json.
+        WeightUnavailableError: no such folder, or it has no config.json; only after `local-dir:`.
         WeightFileError: config.json is damaged.
     """
-    if not (isinstance(name, str) and name.startswith(LOCAL)):
+    if not isinstance(name, str):
         return None
     folder = Path(name.removeprefix(LOCAL))
-    if not folder.is_dir():
-        raise WeightUnavailableError(f"{folder} does not exist or is not a folder")
-    config = folder / "config.json"
-    if not config.is_file():
-        raise WeightUnavailableError(f"{folder} has no config.json, so it is not a saved model")
-    try:
-        if not isinstance(json.loads(config.read_text(encoding="utf-8"))["architecture"], str):
-            raise ValueError("its architecture is not a name")
-    except (ValueError, KeyError, TypeError) as error:
-        raise WeightFileError(f"{config} is damaged ({error!r}); save the model again, or restore the file") from error
+    if not name.startswith(LOCAL) and (not os.path.isfile(folder / "config.json") or timm.is_model(name)):
+        return None
+    read_config(folder)
     return folder
+
+
+def _from_folder(folder: Path, **model_args: Any) -> nn.Module:
+    """The network of a folder, after a check of its files."""
+    config = check_folder(folder)
+    try:
+        model = timm.create_model(f"{LOCAL}{folder}", pretrained=True, **model_args)
+    except (WeightFileError, WeightUnavailableError):
+        raise
+    except Exception as error:  # whatever a constructor raises for the arguments in config.json, or the caller's
+        where, kind = f"{folder / 'config.json'} describes no {config['architecture']}", WeightFileError
+        if model_args:
+            where, kind = f"{folder} cannot be loaded with {', '.join(model_args)}", InputError  # type: ignore[assignment]
+        raise kind(f"{where} that fits its tensors: {names.cut(str(error), 300)}") from error
+    if not is_registered(config["architecture"]):  # timm's own loading compares names and shapes only
+        faults = weight_files.value_faults(load_file(folder / FILES[0]), model.state_dict())
+        if listed := "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys):
+            raise WeightFileError(f"{folder / FILES[0]} does not fit {config['architecture']}. {listed}")
+    return model
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """The name of each output of the network in a folder: the lines of vocab.txt, or config.json's `label_names`.
 
     Raises:
-        WeightFileError: the folder has neither.
+        WeightFileError: the folder has neither, or their number is not that of the outputs.
     """
-    try:
-        if (folder / VOCABULARY).is_file():
-            return tuple((folder / VOCABULARY).read_text(encoding="utf-8").splitlines())
-        return tuple(json.loads((folder / "config.json").read_text(encoding="utf-8"))["label_names"])
-    except (OSError, ValueError, KeyError) as error:
+    config, source = read_config(folder), f"label_names of {folder / 'config.json'}"
+    found = config.get("label_names", config.get("pretrained_cfg", config).get("label_names"))
+    if (vocabulary := folder / VOCABULARY).is_file():
+        source = str(vocabulary)
+        try:
+            found = vocabulary.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        except (OSError, ValueError) as error:
+            raise WeightFileError(f"cannot read {vocabulary}: {error}") from error
+    if found is None:
         raise WeightFileError(
-            f"{folder} has neither {VOCABULARY} nor label_names in config.json, so its classes have no names: {error!r}"
-        ) from error
+            f"{folder} has neither {VOCABULARY} nor label_names in config.json, so its {_outputs(config)} classes have "
+            "no names"
+        )
+    if not isinstance(found, list) or len(found) != _outputs(config) or not all(isinstance(x, str) for x in found):
+        got = f"{len(found)} values" if isinstance(found, list) else type(found).__name__
+        raise WeightFileError(f"{source} must be a list of {_outputs(config)} names; got {got}")
+    return tuple(found)
+
+
+def _outputs(config: dict[str, Any]) -> Any:
+    return config.get("num_classes", config.get("pretrained_cfg", config).get("num_classes"))
 
 
 def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
@@ -108,8 +138,10 @@ def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
     Raises:
         UnknownNameError: neither hyperzoo nor timm knows the name. And what `load` raises.
     """
-    if local_folder(name) or name.startswith("hf-hub:"):
-        return timm.create_model(name, pretrained=True).eval()
+    if folder := local_folder(name):
+        return _from_folder(folder).eval()
+    if name.startswith(HUB):
+        return _from_folder(_hub_folder(name.removeprefix(HUB))).eval()
     if ":" in name:
         raise names.unknown("model", name, list_models())
     if is_registered(name.partition(".")[0]):
@@ -117,6 +149,18 @@ def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
     if not timm.is_model(name):
         raise names.unknown("model", name, timm.list_models())
     return timm.create_model(name, pretrained=pretrained).eval()
+
+
+def _hub_folder(name: str) -> Path:
+    """The folder of the downloaded files of 'REPOSITORY[@REVISION]'; those of a published weight are hashed."""
+    repo, _, revision = name.partition("@")
+    if not hub.is_repository(repo):
+        raise InvalidNameError(f"{names.cut(ascii(name))} is not a repository of the Hub: write {HUB}<owner>/<name>")
+    weight = repo.rpartition("/")[2]
+    if weight in weight_files.MANIFEST.weights:
+        parts = weight_files.MANIFEST.info(weight).files
+        return [weight_files.path(weight, part, repo=repo, revision=revision or None) for part in parts][0].parent
+    return [hub.fetch(repo, revision or "main", part) for part in reversed(FILES)][0].parent
 
 
 def list_models(task: str | None = None) -> list[str]:

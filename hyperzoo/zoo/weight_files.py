@@ -5,14 +5,19 @@ Every load hashes whole files. No code of a file is ever executed.
 
 import json
 import logging
+import os
 import struct
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from timm.models import clean_state_dict
+from torch import Tensor, nn
 
+from hyperzoo import names
 from hyperzoo.errors import WeightFileError, WeightHashError, WeightUnavailableError
 from hyperzoo.files import sha256
 from hyperzoo.zoo import hub
@@ -20,6 +25,9 @@ from hyperzoo.zoo.manifest import Manifest
 from hyperzoo.zoo.manifest import WeightInfo as WeightInfo
 
 _logger = logging.getLogger(__name__)
+
+NESTED = ("model", "model_ema", "state_dict", "state_dict_ema")
+"""Names under which timm looks for a checkpoint inside a file."""
 
 MANIFEST = Manifest(Path(__file__).parent.parent)
 """The weights that this version of the package publishes."""
@@ -96,16 +104,17 @@ def _fetch(
         ) from error
 
 
-def check_file(file: Path) -> None:
-    """Refuse anything but a complete safetensors file; no tensor is read and nothing is executed.
+def check_file(file: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a complete safetensors file; no tensor is read and nothing is executed.
 
     Raises:
         WeightUnavailableError: no such file.
         WeightFileError: a pickle or another format (by extension or first bytes), a Git LFS pointer, or a file that is
-            cut short or malformed; the message states the bytes found and expected.
+            cut short or malformed; the message states the bytes found and expected. Or a name that stands twice, or
+            that timm would open as a nested checkpoint.
     """
-    if not file.is_file():
-        raise WeightUnavailableError(f"{file} does not exist")
+    if not os.path.isfile(file):
+        raise WeightUnavailableError(f"{names.cut(str(file), 300)} does not exist")
     if file.suffix != ".safetensors":
         raise WeightFileError(f"{file} is not a .safetensors file. Pickles can run code and are never opened.")
     found = file.stat().st_size
@@ -123,6 +132,24 @@ def check_file(file: Path) -> None:
         raise WeightFileError(
             f"{file} is cut short or malformed: {found} bytes found, {_expected_bytes(file)} expected ({error})"
         ) from error
+    return _shapes(file)
+
+
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor of a well-formed file, after a check of the names."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        entries = json.loads(stream.read(length), object_pairs_hook=list)  # a dict would keep the last of two
+    tensors = [(name, dict(entry)) for name, entry in entries if name != "__metadata__"]
+    # timm leaves out prefixes such as `module.`
+    seen = Counter(key for name, _ in tensors for key in clean_state_dict({name: None}))
+    if twice := [name for name, count in seen.items() if count > 1]:
+        raise WeightFileError(f"{file} names {names.cut(', '.join(twice))} twice; save the model again")
+    if nested := [name for name, _ in tensors if name in NESTED]:
+        raise WeightFileError(
+            f"{file} has a tensor named {', '.join(nested)}, which timm reads as a nested checkpoint; rename it"
+        )
+    return {name: tuple(entry["shape"]) for name, entry in tensors}
 
 
 def _expected_bytes(file: Path) -> str:
@@ -148,14 +175,16 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
 
     With another `num_classes`, timm loads non-strictly and would accept a missing backbone tensor. Here only what the
     caller changed may differ: the classifier with another `num_classes`, the stem's input channels with another
-    `in_chans`.
+    `in_chans`. The counters of frozen batch norms may be missing.
 
     Raises:
-        WeightFileError: lists all missing, unexpected and misshaped tensors. It is no TypeError, because timm reacts to
-            a TypeError by calling again with one argument.
+        WeightFileError: lists all missing, unexpected and misshaped tensors, those of another kind of number, and those
+            with NaN or infinity. It is no TypeError, because timm reacts to a TypeError by calling again with one
+            argument.
     """
     cfg: dict[str, Any] = getattr(model, "pretrained_cfg", {})
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    own = model.state_dict()
+    expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
     got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
     if getattr(model, "num_classes", None) != cfg.get("num_classes"):
         head = [f"{module}.{kind}" for module in _modules(cfg, "classifier") for kind in ("weight", "bias")]
@@ -167,11 +196,12 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
             if key in got and key in expected:
                 shapes[key] = (expected[key][0], *got[key][1:2], *expected[key][2:])
     faults = {
-        "missing": [key for key in expected if key not in got],
+        "missing": [key for key in expected if key not in got and not key.endswith(".num_batches_tracked")],
         "unexpected": [key for key in got if key not in expected],
         "other shape": [
             f"{key} {got[key]}, not {shapes[key]}" for key in shapes if got.get(key, shapes[key]) != shapes[key]
         ],
+        **value_faults({key: state[key] for key in got}, own),
     }
     if any(faults.values()):
         source = cfg.get("file") or cfg.get("hf_hub_id") or "the given tensors"
@@ -179,6 +209,32 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
         listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
         raise WeightFileError(f"{name}: {source} does not fit {type(model).__name__}. {listed}")
     return state
+
+
+def value_faults(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The tensors of a file that a model would convert or take without a word: of another kind of number, or not finite.
+
+    Args:
+        own: the tensors of the model; names that it lacks are left out.
+    """
+    shared = {key: value for key, value in state.items() if key in own and isinstance(value, Tensor)}
+    other = [key for key, value in shared.items() if _kind(value.dtype) != _kind(own[key].dtype)]
+    return {
+        "other dtype": [f"{key} {_text(shared[key].dtype)}, not {_text(own[key].dtype)}" for key in other],
+        "NaN or infinity": [key for key in shared if key not in other and not torch.isfinite(shared[key]).all()],
+    }
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Numbers that convert into each other: floats of 16 to 64 bits, integers; any other dtype is of its own kind."""
+    if dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        return "float"
+    is_integer = not (dtype.is_floating_point or dtype.is_complex or dtype is torch.bool)
+    return "integer" if is_integer else _text(dtype)
+
+
+def _text(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _modules(cfg: Mapping[str, Any], key: str) -> tuple[str, ...]:
