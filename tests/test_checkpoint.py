@@ -1,6 +1,7 @@
 """A checkpoint is complete or absent: damage, a full disk and kill -9 leave the last complete one."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -50,6 +51,101 @@ def test_damage_falls_back_to_the_one_before(tmp_path, name, damage, caplog):
     path.unlink() if damage == "gone" else path.write_bytes(data)
     assert checkpoint.newest(tmp_path).epoch == 1
     assert "epoch-00002 cannot be used" in caplog.text
+
+
+def bits(text):
+    """The text with each one of its bits flipped."""
+    data = text.encode()
+    return [data[:i] + bytes([data[i] ^ 1 << bit]) + data[i + 1 :] for i in range(len(data)) for bit in range(8)]
+
+
+@pytest.mark.fault("flipped bit in the manifest of a checkpoint", 2_360)
+def test_every_flipped_bit_of_a_manifest_means_the_checkpoint_before(tmp_path):
+    for epoch in (2, 3):
+        checkpoint.save(tmp_path, made(epoch))
+    file = tmp_path / "epoch-00003" / "manifest.json"
+    whole, used = file.read_text(), []
+    for damaged in bits(whole):
+        file.write_bytes(damaged)
+        found = checkpoint.newest(tmp_path)
+        assert found.tensors["step"]["w"][0] == found.epoch and found.state == {"rows": [found.epoch]}
+        used += [damaged] if found.epoch == 3 else []
+    assert used == [] and len(bits(whole)) == 2_360
+
+
+@pytest.mark.fault("manifest of a checkpoint of another kind", 14)
+def test_a_manifest_that_is_no_manifest_means_the_checkpoint_before(tmp_path, caplog):
+    for epoch in (2, 3):
+        checkpoint.save(tmp_path, made(epoch))
+    file = tmp_path / "epoch-00003" / "manifest.json"
+    good = json.loads(file.read_text())
+    for manifest in (
+        *(None, [], "text", 3, {}, {**good, "epoch": "3"}, {**good, "epoch": None}, {**good, "epoch": 2}),
+        *({**good, "files": None}, {**good, "files": []}, {**good, "files": {}}, {**good, "files": {"state.json": 3}}),
+        {**good, "files": {**good["files"], "../epoch-00002/step.safetensors": 0}},
+    ):
+        file.write_text(json.dumps(manifest))
+        assert checkpoint.newest(tmp_path).epoch == 2, manifest
+    file.write_text("[" * 200_000)
+    assert checkpoint.newest(tmp_path).epoch == 2
+    file.write_text(json.dumps(good))
+    assert checkpoint.newest(tmp_path).epoch == 3
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path):
+    """Copies of the user, and names that only look like those of a checkpoint."""
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path, made(epoch))
+    names = (
+        "epoch-00003-keep",
+        "epoch-²",
+        "epoch-٣",
+        "epoch-00009 (copy)",
+        "epoch-9",
+        "epoch-000009",
+        "epoch-",
+        "notes",
+    )
+    for name in names:
+        shutil.copytree(tmp_path / "epoch-00003", tmp_path / name)
+    (tmp_path / "epoch-00008").write_text("a file")
+    assert checkpoint.newest(tmp_path).epoch == 3
+    for epoch in (4, 5):
+        checkpoint.save(tmp_path, made(epoch))
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {*names, "epoch-00008", "epoch-00004", "epoch-00005"}
+    assert all((tmp_path / name / "manifest.json").is_file() for name in names)
+
+
+@pytest.mark.fault("damaged later checkpoints, and a kill after an earlier epoch")
+def test_epochs_trained_since_come_before_later_ones_that_were_damaged(tmp_path):
+    for epoch in (8, 9, 10):
+        checkpoint.save(tmp_path, made(epoch))
+    whole = {path: path.read_bytes() for path in tmp_path.glob("*/state.json")}
+    for path in whole:
+        path.unlink()
+    assert checkpoint.newest(tmp_path) is None  # the run starts again, and is killed after its first epoch
+    checkpoint.save(tmp_path, made(1))
+    assert checkpoint.newest(tmp_path).epoch == 1
+    names = ["epoch-00001", "unusable-epoch-00009", "unusable-epoch-00010"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for epoch in range(2, 12):
+        checkpoint.save(tmp_path, made(epoch))
+        assert checkpoint.newest(tmp_path).epoch == epoch
+    shutil.copytree(tmp_path / "epoch-00011", tmp_path / "epoch-00012")  # once more, under a name that is taken
+    shutil.copytree(tmp_path / "epoch-00011", tmp_path / "unusable-epoch-00012")
+    checkpoint.save(tmp_path, made(11))
+    assert checkpoint.newest(tmp_path).epoch == 11 and not (tmp_path / "epoch-00012").exists()
+
+
+@pytest.mark.fault("NaN in a checkpoint")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_checkpoint_that_is_not_finite_is_skipped(tmp_path, value, caplog):
+    """Versions before 0.6 saved them."""
+    checkpoint.save(tmp_path, made(1))
+    checkpoint.save(tmp_path, Checkpoint(2, {"step": {"w": torch.tensor([1.0, value]), "n": torch.tensor(3)}}, {}))
+    assert checkpoint.newest(tmp_path).epoch == 1
+    assert "epoch-00002 cannot be used (NaN or infinity in step.w)" in caplog.text
 
 
 def test_another_format_is_not_guessed_at(tmp_path, monkeypatch, caplog):

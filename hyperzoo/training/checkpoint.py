@@ -1,11 +1,13 @@
 """Training checkpoints: folders of safetensors and JSON, written as a whole; resuming takes the newest valid one.
 
 A folder holds *.safetensors, state.json, and manifest.json with the sha256 of each. It is read back before older
-checkpoints are removed, so kill -9 at any moment leaves the last complete one.
+checkpoints are removed, so kill -9 at any moment leaves the last complete one. Other files and folders next to the
+checkpoints are left alone.
 """
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ from hyperzoo.errors import CheckpointError
 
 FORMAT = 1
 KEEP = 2
+UNUSABLE = "unusable-"  # prefix of damaged checkpoints of later epochs than those trained since
+_NAME = re.compile(r"epoch-([0-9]{5}|[1-9][0-9]{5,})")
 _logger = logging.getLogger(__name__)
 
 
@@ -36,6 +40,8 @@ class Checkpoint:
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint below `folder`, then remove all but the newest two.
+
+    Checkpoints of later epochs were skipped as unusable when the run resumed. They are renamed to `unusable-epoch-N`.
 
     Raises:
         CheckpointError: the disk is full or not writable, or the file reads back wrong. Older checkpoints are intact.
@@ -54,22 +60,33 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _check(final)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write the checkpoint {final}: {error}. Free some space and run again") from error
-    _prune(folder)
+    _prune(folder, checkpoint.epoch)
     return final
 
 
+def folders(folder: Path) -> list[Path]:
+    """The folders of all checkpoints, the newest epoch first."""
+    named = [path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(named, key=_epoch, reverse=True)
+
+
+def not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Which tensors hold NaN or infinity: '<group>.<name> and N more'; '' if none does."""
+    values = ((f"{group}.{name}", value) for group, named in tensors.items() for name, value in named.items())
+    bad = [name for name, value in values if not torch.isfinite(value).all()]
+    return bad[0] + (f" and {len(bad) - 1} more" if bad[1:] else "") if bad else ""
+
+
 def newest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint whose hashes all agree; a damaged one is skipped with a warning."""
-    for path in sorted(folder.glob("epoch-*"), key=_epoch, reverse=True):
+    """Read the newest checkpoint whose hashes agree and whose tensors are finite; others are skipped with a warning."""
+    for path in folders(folder):
         try:
-            manifest = _check(path)
-            tensors = {
-                file[: -len(".safetensors")]: load_file(path / file)
-                for file in manifest["files"]
-                if file != "state.json"
-            }
-            return Checkpoint(manifest["epoch"], tensors, json.loads((path / "state.json").read_text()))
-        except (OSError, ValueError, KeyError, SafetensorError, CheckpointError) as error:
+            names = [name for name in _check(path) if name != "state.json"]
+            tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+            if bad := not_finite(tensors):
+                raise CheckpointError(f"NaN or infinity in {bad}")
+            return Checkpoint(_epoch(path), tensors, json.loads((path / "state.json").read_text()))
+        except (OSError, ValueError, RecursionError, SafetensorError, CheckpointError) as error:
             _logger.warning("checkpoint %s cannot be used (%s); trying the previous one", path, error)
     return None
 
@@ -99,24 +116,40 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Ten
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
-def _check(path: Path) -> dict[str, Any]:
+def _check(path: Path) -> list[str]:
+    """Compare a checkpoint with its manifest; returns the names of its files.
+
+    Raises:
+        CheckpointError: another format or epoch than expected, no list of files, or a file with another sha256.
+    """
     manifest = json.loads((path / "manifest.json").read_text())
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"it has format {manifest['format']}, this version reads {FORMAT}")
-    for name, expected in manifest["files"].items():
-        found = files.sha256(path / name)
-        if found != expected:
-            raise CheckpointError(f"{name} has sha256 {found[:12]}..., its manifest says {expected[:12]}...")
-    return manifest
+    found = manifest if isinstance(manifest, dict) else {}
+    if found.get("format") != FORMAT:
+        raise CheckpointError(f"it has format {found.get('format')}, this version reads {FORMAT}")
+    if found.get("epoch") != _epoch(path):
+        raise CheckpointError(f"its manifest says epoch {found.get('epoch')!r}")
+    digests = found.get("files")
+    if not isinstance(digests, dict) or "state.json" not in digests:
+        raise CheckpointError("its manifest lists no state.json")
+    for name, expected in digests.items():
+        if files.sha256(path / name) != expected:
+            raise CheckpointError(f"{name} has another sha256 than its manifest says")
+    return list(digests)
 
 
-def _prune(folder: Path) -> None:
-    for path in sorted(folder.glob("epoch-*"), key=_epoch)[:-KEEP]:
+def _prune(folder: Path, epoch: int) -> None:
+    """Keep the newest checkpoints up to `epoch`, the last that was trained."""
+    saved = folders(folder)
+    for path in (path for path in saved if _epoch(path) > epoch):
+        aside = path.with_name(UNUSABLE + path.name)
+        if aside.exists():
+            files.remove_folder(aside)
+        path.rename(aside)
+    for path in [path for path in saved if _epoch(path) <= epoch][KEEP:]:
         files.remove_folder(path)
     for path in folder.glob(f"{files.TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _epoch(path: Path) -> int:
-    digits = path.name.removeprefix("epoch-")
-    return int(digits) if digits.isdigit() else -1
+    return int(path.name.removeprefix("epoch-"))
