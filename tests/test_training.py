@@ -21,6 +21,7 @@ from hyperzoo.data import ImageBatches, load_images
 from hyperzoo.errors import BusyError, LaunchError, NonFiniteError, RunError
 from hyperzoo.experiments import build, queue, train
 from hyperzoo.training import checkpoint
+from hyperzoo.training.log import read_result
 from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe import load_recipe
 
@@ -144,6 +145,11 @@ class BadGradient(nn.CrossEntropyLoss):
         return loss + ((logits.sum() * 0).sqrt() if self.calls == 7 else 0)
 
 
+class SteepLoss(nn.CrossEntropyLoss):
+    def forward(self, logits, labels):
+        return 1000 * super().forward(logits, labels)
+
+
 @pytest.mark.fault("NaN in a training run")
 @pytest.mark.parametrize("fault", ["image", "loss", "gradient"])
 def test_no_step_on_nonsense(tmp_path, fault):
@@ -168,6 +174,67 @@ def test_no_step_on_nonsense(tmp_path, fault):
         assert f"images with NaN or infinity: [{run.batches.sample}]" in message
     assert equal(before, run.step.state_dict())
     assert checkpoint.newest(tmp_path / "checkpoints").epoch == 1
+
+
+def overflow_of_the_weights(run):
+    """An update that overflows, as the last of an epoch: no loss sees it."""
+    with torch.no_grad():
+        run.step.model[0].weight.mul_(float("inf"))
+
+
+def overflow_of_a_running_mean(run):
+    run.step.model[1].running_mean.fill_(float("nan"))
+
+
+def overflow_of_the_average(run):
+    """Weights that are finite, and an average that is not."""
+    run._ema.module[0].weight.data.fill_(float("inf"))
+
+
+def overflow_of_the_optimizer(run):
+    next(iter(run.optimizer.state.values()))["momentum_buffer"].fill_(float("nan"))
+
+
+@pytest.mark.fault("NaN in the state of a training run")
+@pytest.mark.parametrize(
+    ("fault", "named"),
+    [
+        (overflow_of_the_weights, "step.model.0.weight"),
+        (overflow_of_a_running_mean, "step.model.1.running_mean"),
+        (overflow_of_the_average, "ema.0.weight"),
+        (overflow_of_the_optimizer, "optimizer.0.momentum_buffer"),
+    ],
+)
+@pytest.mark.parametrize("epoch", [2, 3], ids=["middle", "end"])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, fault, named, epoch):
+    plan = tiny.recipe(3, ema=0.9 if fault is overflow_of_the_average else 0.0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *tiny.network()[3:])
+    run = tiny.trainer(tmp_path, plan, model=network)
+    epoch_of, seen = run._epoch, []
+
+    def trained(number):
+        row = epoch_of(number)
+        if number == epoch:
+            fault(run)
+        return row
+
+    run._epoch, run.evaluate = trained, lambda _: seen.append(len(seen) + 1) or {}
+    expected = rf"epoch {epoch}, after its last step: NaN or infinity in {named}; .* checkpoint: epoch {epoch - 1}\."
+    with pytest.raises(NonFiniteError, match=expected):
+        run.run()
+    assert seen == list(range(1, epoch)) and len(run.rows) == epoch - 1  # nothing is measured on it
+    assert checkpoint.newest(tmp_path / "checkpoints").epoch == epoch - 1
+
+
+@pytest.mark.fault("NaN in the state of a training run")
+def test_a_rate_too_large_for_the_only_update_of_an_epoch(tmp_path):
+    plan = tiny.recipe(2)
+    plan = plan.model_copy(update={"optim": plan.optim.model_copy(update={"lr": 3e38, "warmup_epochs": 0.0})})
+    run = tiny.trainer(tmp_path, plan, count=16)
+    run.step.criterion = SteepLoss()
+    with pytest.raises(NonFiniteError, match="epoch 1, after its last step: NaN or infinity in step.model.0.weight"):
+        run.run()
+    assert checkpoint.newest(tmp_path / "checkpoints") is None
 
 
 @pytest.mark.fault("signal in a training run")
@@ -271,23 +338,18 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
 
 
 @pytest.mark.fault("damaged result of a run", 7)
-def test_a_damaged_result_is_named_with_its_remedy(small_recipe, tmp_path, capsys):
+def test_a_damaged_result_is_made_again_and_no_command_reads_it(small_recipe, tmp_path, caplog):
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
     metrics = train.run(recipe, out).values["metrics"]
     whole = (out / "result.json").read_text()
     for damaged in ("", whole[: len(whole) // 2], "[]", "\0" * len(whole), "{}", '{"metrics": {}}', '{"metrics": 3}'):
         (out / "result.json").write_text(damaged)
-        with pytest.raises(
-            RunError, match=r"out/result.json is damaged: .* Delete it and train with --out .*out again"
-        ):
-            train.run(recipe, out)
-        with pytest.raises(RunError, match="damaged"):
-            queue.Task("small", recipe, out).result()
-        with pytest.raises(RunError, match="damaged"):
+        assert queue.Task("small", recipe, out).result() is None
+        with pytest.raises(RunError, match=r"out/result.json is damaged: .* Train with --out .*out again"):
             activation_statistics.load_model_and_batch(str(out), batch_size=4)
-    (out / "result.json").unlink()
-    assert train.run(recipe, out).values["metrics"] == metrics  # of the last checkpoint
-    assert "epoch 1/1" in capsys.readouterr().out and (out / "result.json").is_file()
+        assert train.run(recipe, out).values["metrics"] == metrics  # of the last checkpoint
+        assert "out/result.json is damaged" in caplog.text and read_result(out)["metrics"] == metrics
+        caplog.clear()
 
 
 OWN_ACCELERATOR = """
@@ -339,6 +401,20 @@ def test_two_runs_in_one_folder(small_recipe, tmp_path):
         holder.kill()
         holder.wait()
         holder.stdout.close()
+    assert train.run(recipe, out).values["epochs"] == 1
+
+
+@pytest.mark.fault("two runs in one folder")
+def test_a_lock_file_that_is_deleted_lets_no_second_run_in(small_recipe, tmp_path, monkeypatch):
+    recipe, out, samples = load_recipe(small_recipe), tmp_path / "out", build.samples
+
+    def again(recipe):
+        (out / "run.lock").unlink()
+        with pytest.raises(BusyError, match=f"process {os.getpid()} is training in"):
+            train.run(recipe, out)
+        return samples(recipe)
+
+    monkeypatch.setattr(build, "samples", again)
     assert train.run(recipe, out).values["epochs"] == 1
 
 

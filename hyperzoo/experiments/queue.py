@@ -19,7 +19,7 @@ from typing import Any
 
 from hyperzoo.errors import HyperzooError
 from hyperzoo.experiments import train
-from hyperzoo.training.log import read_result
+from hyperzoo.training.log import finished_result
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import load_queue
 
@@ -46,13 +46,8 @@ class Task:
         return [json.loads(row) for row in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
     def result(self) -> dict[str, Any] | None:
-        """The result of the finished run; None while it is not finished, or if it is one of another recipe.
-
-        Raises:
-            RunError: a damaged result.json.
-        """
-        found = read_result(self.folder) if (self.folder / "result.json").exists() else {}
-        return found if found.get("recipe_sha256") == self.recipe.digest() else None
+        """The result of the finished run, or None; see `finished_result`."""
+        return finished_result(self.folder, self.recipe.digest())
 
 
 @dataclass

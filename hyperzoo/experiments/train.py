@@ -1,30 +1,47 @@
 """Train a recipe into a run folder; with torchrun or accelerate launch, `-m hyperzoo train RECIPE` is distributed."""
 
+import fcntl
 import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 from torch import nn
 
 from hyperzoo import files
 from hyperzoo.analysis import evaluate
-from hyperzoo.errors import BusyError, LaunchError, RunError
+from hyperzoo.errors import BusyError, HyperzooError, LaunchError, RunError
 from hyperzoo.experiments import build
 from hyperzoo.training import allocator, checkpoint, seeding
-from hyperzoo.training.log import read_result
+from hyperzoo.training.log import finished_result
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.zoo.model_folder import save_model
 
+PATIENCE = timedelta(minutes=10)  # longest wait for another process; epochs are shared, so waits are short
+FILES = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")  # result.json has the sha256 of each
+FIXED = (  # keys that even --allow-change does not change: weights, optimizer state or validation images would not fit
+    "model",
+    "data.name",
+    "data.hold_out",
+    "method.angular",
+    "method.vcl",
+    "optim.optimizer",
+    "optim.args",
+    "optim.decay",
+    "optim.lr_scale",
+    "train.ema",
+)
 TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo train RECIPE"
 
 
@@ -46,33 +63,41 @@ class RunResult:
 def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) -> RunResult:
     """Train a recipe, from the newest checkpoint in its run folder if there is one; a finished run is only read.
 
+    A run is finished if result.json is of this recipe and describes the files next to it. It is removed when training
+    starts, and written last.
+
     Args:
         out: run folder [default: runs/<name>/<seed>].
-        allow_change: resume a run that another recipe began.
+        allow_change: resume a run that another recipe began; result.json lists the changes. The keys in `FIXED` cannot
+            change.
     Raises:
         LaunchError: another number of processes than requested; nothing was written.
         BusyError: another process is training in the folder.
-        RunError: the recipe has changed, result.json is damaged, or the folder cannot be written.
+        RunError: the recipe has changed, the folder cannot be written, or another process of the run does not answer.
         NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
         Stopped: SIGINT or SIGTERM; carries the exit code.
     """
     folder = out or Path("runs") / recipe.name / str(recipe.train.seed)
     seeding.seed_epoch(recipe.train.seed, 0)
-    engine = (
-        Accelerator()
-    )  # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
+    # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
+    engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     _check_processes(recipe, engine)
-    with _locked(folder, engine):
-        done = folder / "result.json"
+    with _locked(folder, engine), _lost_process(engine):
+        done = finished_result(folder, recipe.digest())
+        if done:
+            return RunResult(folder, done, trained=False)
         saved = checkpoint.newest(folder / "checkpoints")
-        if saved:
-            _check_recipe(recipe, saved, allow_change)
-        if done.exists() and saved and saved.epoch == recipe.train.epochs:
-            return RunResult(folder, read_result(folder), trained=False)
-        return _run(recipe, folder, engine, saved)
+        changes = _recipe_changes(recipe, saved, allow_change) if saved else []
+        return _run(recipe, folder, engine, saved, changes)
 
 
-def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Checkpoint | None) -> RunResult:
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    engine: Accelerator,
+    saved: checkpoint.Checkpoint | None,
+    changes: list[dict[str, Any]],
+) -> RunResult:
     started, environment = time.time(), seeding.environment()  # now: the code may change during a long run
     if engine.device.type == "cpu":
         allocator.keep()
@@ -109,7 +134,10 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         progress=progress,
         evaluate=on_held_out if held else None,
         compile_model=compiled,
+        recipe_changes=changes,
     )
+    if engine.is_main_process:
+        (folder / "result.json").unlink(missing_ok=True)
     published = trainer.run(saved)
     if held is not None and (recipe.data.hold_out or recipe.data.choice):
         split = "held-out part of train" if recipe.data.hold_out else "validation"
@@ -125,6 +153,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
         f"train_{step.unit}": len(train),
         "recipe_sha256": recipe.digest(),
         "recipe": recipe.model_dump(mode="json"),
+        "recipe_changes": changes,
         "precision": build.precision(recipe),
         "compiled": compiled,
         "epochs": recipe.train.epochs,
@@ -134,6 +163,7 @@ def _run(recipe: Recipe, folder: Path, engine: Accelerator, saved: checkpoint.Ch
     }
     if engine.is_main_process:
         save_model(published, folder, classes=train.classes, args=build.model_args(recipe))
+        values["files"] = {name: files.sha256(folder / name) for name in FILES if (folder / name).exists()}
         files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)
@@ -157,12 +187,30 @@ def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
         raise LaunchError("ACCELERATE_USE_FSDP asks for FSDP, but accelerate does not use it on this device; unset it")
 
 
-def _check_recipe(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> None:
+def _recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> list[dict[str, Any]]:
+    """The changes of the recipe since the run began: after which epoch, and each key with its values before and after.
+
+    Raises:
+        RunError: a change without `allow_change`, of a fixed key, or with no epoch left to train.
+    """
+    earlier = saved.state.get("recipe_changes", [])
     before, now = _flat(Recipe.stored(saved.state["recipe"]).settings()), _flat(recipe.settings())
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if changed and not allow_change:
-        shown = ", ".join(f"{key} ({before.get(key)!r} -> {now.get(key)!r})" for key in changed)
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if not keys:
+        return earlier
+    changed = {key: [before.get(key), now.get(key)] for key in keys}
+    shown = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
+    if not allow_change:
         raise RunError(f"the recipe has changed since this run began: {shown}. Use another --out, or --allow-change")
+    fixed = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in FIXED)]
+    if fixed:
+        raise RunError(f"a run cannot resume with another {', '.join(fixed)}: {shown}. Use another --out")
+    if recipe.train.epochs <= saved.epoch:
+        raise RunError(
+            f"the run has trained {saved.epoch} epochs, so none is left for the changed recipe: {shown}. Set "
+            f"train.epochs above {saved.epoch}, or use another --out"
+        )
+    return [*earlier, {"after_epoch": saved.epoch, "changed": changed}]
 
 
 def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -185,11 +233,49 @@ def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(FileLock(folder / "run.lock", timeout=0))
+            stack.enter_context(_locked_directory(folder))
             files.write_whole({owner: str(os.getpid()).encode()})
-        except Timeout as error:
-            process = owner.read_text() if owner.exists() else "unknown"
+        except (Timeout, BlockingIOError) as error:
+            process = owner.read_text(errors="replace") if owner.exists() else "unknown"
             raise BusyError(f"process {process} is training in {folder}; use another --out") from error
         except OSError as error:
             raise RunError(f"cannot write to the run folder {folder}: {error}") from error
         engine.wait_for_everyone()
         yield
+
+
+@contextmanager
+def _locked_directory(folder: Path) -> Iterator[None]:
+    """Lock the directory itself, for the case that somebody deletes run.lock.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # NFS locks files only, so run.lock decides alone
+        pass
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _lost_process(engine: Accelerator) -> Iterator[None]:
+    """Turn the backend's error about a process that was killed or does not answer into a RunError."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # no type of its own
+        if isinstance(error, HyperzooError) or not lost:
+            raise
+        raise RunError(
+            f"process {engine.process_index} of {engine.num_processes} lost another one, which ended or did not answer "
+            f"for {PATIENCE.total_seconds() / 60:g} minutes: {error}. Start the run again; it resumes after its last "
+            "whole epoch"
+        ) from error

@@ -1,10 +1,14 @@
 """What a run leaves in its folder: metrics.jsonl, one line per epoch, and result.json after the last."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
+from hyperzoo import files
 from hyperzoo.errors import RunError
+
+_logger = logging.getLogger(__name__)
 
 
 def read_log(metrics: Path) -> list[dict[str, Any]]:
@@ -36,13 +40,36 @@ def read_result(folder: Path) -> dict[str, Any]:
             metrics.get("accuracy", metrics.get("perplexity")), int | float
         ):
             raise ValueError("it has no metrics with an accuracy or a perplexity")
+        if not isinstance(values.get("files", {}), dict):
+            raise ValueError("its key files is no mapping")
     except OSError as error:
         raise RunError(f"cannot read {file}: {error}. A run writes it after the last epoch") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(
-            f"{file} is damaged: {error}. Delete it and train with --out {folder} again: the run evaluates its last "
-            "checkpoint and writes the file anew"
+            f"{file} is damaged: {error}. Train with --out {folder} again: the run evaluates its last checkpoint and "
+            "writes the file anew"
         ) from error
+    return values
+
+
+def finished_result(folder: Path, recipe_sha256: str) -> dict[str, Any] | None:
+    """The result.json of a finished run of a recipe.
+
+    Returns None if there is none, if it belongs to another recipe, or, with a warning, if it is damaged or a file that
+    it describes is missing or has changed since. Results of versions before 0.6 describe no files.
+    """
+    if not (folder / "result.json").exists():
+        return None
+    try:
+        values = read_result(folder)
+        if values.get("recipe_sha256") != recipe_sha256:
+            return None
+        for name, expected in values.get("files", {}).items():
+            if files.sha256(folder / name) != expected:
+                raise RunError(f"{folder / name} has changed since the run ended")
+    except (OSError, RunError) as error:
+        _logger.warning("the result in %s cannot be used (%s)", folder, error)
+        return None
     return values
 
 

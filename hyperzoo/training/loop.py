@@ -16,13 +16,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from hyperzoo import files
-from hyperzoo.errors import NonFiniteError, RunError
+from hyperzoo.errors import CheckpointError, NonFiniteError, RunError
 from hyperzoo.training import checkpoint
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import Schedule
 from hyperzoo.training.seeding import seed_epoch
 from hyperzoo.training.step import TrainStep
+
+RECIPE_SETTINGS = ("lr", "weight_decay", "momentum", "betas")  # of a parameter group; a resumed run may change them
 
 
 class Stopped(RunError):
@@ -49,6 +51,7 @@ class Trainer:
         step: model and criterion, on the accelerator's device.
         batches: this process's share of the training set.
         evaluate: called after each epoch with the model to be published; its metrics go into the log.
+        recipe_changes: kept in the checkpoints, for result.json.
     """
 
     recipe: Recipe
@@ -60,6 +63,7 @@ class Trainer:
     progress: Progress
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     compile_model: bool = False
+    recipe_changes: list[dict[str, Any]] = field(default_factory=list)
     _pending: int | None = field(default=None, init=False)
     rows: list[dict[str, Any]] = field(default_factory=list, init=False)
 
@@ -67,7 +71,9 @@ class Trainer:
         """Train to the last epoch; returns the model to be published.
 
         Raises:
-            NonFiniteError: a NaN or infinite loss or gradient; the update was not made.
+            NonFiniteError: NaN or infinity in a loss or gradient, whose update was not made, or in the state after an
+                epoch, which was not saved.
+            CheckpointError: a checkpoint does not fit the model, or cannot be written.
             Stopped: SIGINT or SIGTERM.
         """
         train, optim = self.recipe.train, self.recipe.optim
@@ -84,6 +90,7 @@ class Trainer:
                 seed_epoch(train.seed, epoch)
                 self.step.begin_epoch(torch.initial_seed())
                 row = self._epoch(epoch)
+                self._check_state(epoch)
                 if self.evaluate is not None:
                     row |= self.evaluate(self.published)
                 self.rows.append(row)
@@ -157,10 +164,7 @@ class Trainer:
             sums += per_label * y.numel()
             terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}
         norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.recipe.optim.clip_norm or math.inf)
-        finite = torch.isfinite(sums[0]) & torch.isfinite(norm)
-        if self.accelerator.num_processes > 1:
-            finite = self.accelerator.reduce(finite.float(), "mean") == 1
-        if not finite:
+        if not self._everywhere(torch.isfinite(sums[0]) & torch.isfinite(norm)):
             raise self._non_finite(batch, terms, norm, epoch, number)
         self.optimizer.step()
         if self._ema:
@@ -185,6 +189,24 @@ class Trainer:
             f"Last good checkpoint: epoch {epoch - 1}. Lower optim.lr or set optim.clip_norm"
         )
 
+    def _check_state(self, epoch: int) -> None:
+        """Raise a NonFiniteError if the state after an epoch is not finite.
+
+        The check before an update sees neither an overflow of the update itself nor the buffers.
+        """
+        bad = checkpoint.not_finite(self._snapshot(epoch).tensors)
+        if not self._everywhere(torch.tensor(not bad, device=self.accelerator.device)):
+            raise NonFiniteError(
+                f"epoch {epoch}, after its last step: NaN or infinity in {bad or 'another process'}; this was not "
+                f"saved. Last good checkpoint: epoch {epoch - 1}. Lower optim.lr or set optim.clip_norm"
+            )
+
+    def _everywhere(self, flag: Tensor) -> bool:
+        """Whether a flag () is true in every process."""
+        if self.accelerator.num_processes > 1:
+            flag = self.accelerator.reduce(flag.float(), "mean") == 1
+        return bool(flag)
+
     @staticmethod
     def _finite(terms: dict[str, Tensor], norm: Tensor) -> bool:
         return bool(torch.isfinite(norm)) and all(bool(torch.isfinite(value)) for value in terms.values())
@@ -203,14 +225,30 @@ class Trainer:
         if self._ema:
             groups["ema"] = self._ema.module.state_dict()
         state = {"optimizer": rest, "recipe": self.recipe.settings(), "rows": self.rows}
+        state["recipe_changes"] = self.recipe_changes
         return checkpoint.Checkpoint(epoch, groups, state)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> int:
-        self.step.load_state_dict(saved.tensors["step"])
-        checkpoint.unpack_optimizer(self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
-        if self._ema:
-            self._ema.module.load_state_dict(saved.tensors["ema"])
-        self.rows = list(saved.state["rows"])
+        groups = self.optimizer.param_groups
+        settings = [{key: group[key] for key in RECIPE_SETTINGS if key in group} for group in groups]
+        try:
+            self.step.load_state_dict(saved.tensors["step"])
+            checkpoint.unpack_optimizer(self.optimizer, saved.tensors.get("optimizer", {}), saved.state["optimizer"])
+            if self._ema:
+                self._ema.module.load_state_dict(saved.tensors["ema"])
+            self.rows = list(saved.state["rows"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"the checkpoint of epoch {saved.epoch} in {self.folder} does not fit the recipe and its data: "
+                f"{error}. Use another --out"
+            ) from error
+        if len(self.rows) != saved.epoch:
+            raise CheckpointError(
+                f"the checkpoint of epoch {saved.epoch} in {self.folder} logs {len(self.rows)} epochs; delete it"
+            )
+        for group, of_recipe in zip(self.optimizer.param_groups, settings, strict=True):
+            group.pop("initial_lr", None)  # the schedule sets it anew
+            group |= of_recipe
         return saved.epoch
 
     def _write_log(self) -> None:
