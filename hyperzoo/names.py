@@ -68,8 +68,8 @@ def parse(name: str) -> Name:
     match = _NAME.fullmatch(name) if isinstance(name, str) and len(name) <= MAX_LENGTH else None
     if match is None:
         raise InvalidNameError(
-            f"{cut(ascii(name))} is not a weight name: write <architecture>.<method>_<dataset> in lower case with at most "
-            f"{MAX_LENGTH} characters, for example spherenet20.sphere_c10"
+            f"{cut(ascii(name))} is not a weight name: write <architecture>.<method>_<dataset> in lower case with at "
+            f"most {MAX_LENGTH} characters, for example spherenet20.sphere_c10"
         )
     found = Name(*match.groups())
     for part, table in (("method", METHODS), ("dataset", DATASETS)):

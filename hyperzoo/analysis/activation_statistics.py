@@ -114,7 +114,7 @@ def load_model_and_batch(
     size of the training if the network is a run. Without a known data set it is Gaussian noise of the input size.
 
     Args:
-        what: a run folder, or any name for `zoo.any_network`.
+        what: any name for `zoo.any_network`, such as a run folder.
         dataset: code of the data set [default: the training data set of the weight or run].
         pretrained: load timm's weight, for a model of timm.
         batch_size: number of images, 1 or more.
@@ -123,10 +123,10 @@ def load_model_and_batch(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
-    folder, size_px = Path(what), None
-    if (folder / "result.json").is_file():
+    folder, size_px = zoo.local_folder(what), None
+    if folder and (folder / "result.json").is_file():
         trained_on = read_result(folder)["recipe"]["data"]
-        model, dataset = zoo.any_network(f"local-dir:{folder}"), dataset or trained_on["name"]
+        model, dataset = zoo.any_network(what), dataset or trained_on["name"]
         size_px = trained_on.get("size_px")
     else:
         model = zoo.any_network(what, pretrained=pretrained)

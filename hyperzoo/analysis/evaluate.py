@@ -124,7 +124,7 @@ def load_model_and_samples(
     """
     if dataset is None:
         arch = name.partition(".")[0]
-        if ":" in name or (timm.is_model(arch) and arch not in zoo.list_models()):
+        if zoo.local_folder(name) or ":" in name or (timm.is_model(arch) and arch not in zoo.list_models()):
             codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
             raise InputError(f"{name} is not a hyperzoo weight; pass the data set with --data, one of {codes}")
         hub_id = zoo.weight_info(name).dataset.id

@@ -1,11 +1,15 @@
 """What every command shares: it registers the models before it runs, and it can print JSON."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import click
+
+from hyperzoo.names import cut
 
 
 class ModelCommand(click.Command):
@@ -15,6 +19,30 @@ class ModelCommand(click.Command):
         import hyperzoo.models  # noqa: F401  the import registers them
 
         return super().invoke(ctx)
+
+
+class RunFolder(click.ParamType):
+    """The path of a run folder, also as 'local-dir:FOLDER'."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(str(value).removeprefix("local-dir:"))
+
+
+class Picture(click.ParamType):
+    """The path of a PNG in an existing folder; checked before the work that the picture shows."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(value)
+        folder = path.absolute().parent
+        if path.suffix != ".png":
+            self.fail(f"{cut(str(path))} must end in .png", param, ctx)
+        if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
+            self.fail(f"{cut(str(path))} cannot be written: {cut(str(folder))} must be a writable folder", param, ctx)
+        return path
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, json_option
+from hyperzoo.cli.command import ModelCommand, Picture, json_option
 from hyperzoo.cli.tables import flat, note, show, show_json, write
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's weight, for a model of timm.")
@@ -25,7 +25,7 @@ pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's
 )
 @click.option("--robustness", is_flag=True, help="Also deformations and attacks, with a figure.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the deformations and attacks.")
-@click.option("--out", type=click.Path(path_type=Path), help="Output PNG of --robustness [default: robustness.png]")
+@click.option("--out", type=Picture(), help="Output PNG of --robustness [default: robustness.png]")
 @json_option
 def eval_(
     name: str,
@@ -41,7 +41,7 @@ def eval_(
 ) -> None:
     """Evaluate NAME on a split: accuracy (%), NLL (nats) and calibration error (%), or perplexity.
 
-    NAME is a weight, any model of timm, or local-dir:FOLDER, such as a run folder. --robustness adds accuracy and NLL
+    NAME is a weight, any model of timm, or a run folder. --robustness adds accuracy and NLL
     on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit.
     """
     import hyperzoo
@@ -81,14 +81,14 @@ def eval_(
 @click.option("--half-space", is_flag=True, help="Half-space energy: f and -f count as one direction.")
 @click.option("--angular", is_flag=True, help="Measure distances by angles instead of chords.")
 @pretrained_option
-@click.option("--out", type=click.Path(path_type=Path), help="Output PNG [default: energy.png]")
+@click.option("--out", type=Picture(), help="Output PNG [default: energy.png]")
 @json_option
 def energy(
     model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None, as_json: bool
 ) -> None:
     """Measure how evenly the filters of MODEL cover the sphere.
 
-    MODEL is a weight, any model of timm, or local-dir:FOLDER. Prints, for each layer, its hyperspherical energy, that
+    MODEL is a weight, any model of timm, or a run folder. Prints, for each layer, its hyperspherical energy, that
     of random directions, the least possible energy where it is known, and the closest pair of filters. The figure adds
     the angles of all pairs.
     """
@@ -111,7 +111,7 @@ def energy(
 @click.option("--layers", multiple=True, help="Names, patterns or type:ReLU [default: all nonlinearities and LSTMs]")
 @click.option("--batch-size", default=128, show_default=True, help="Number of images.")
 @pretrained_option
-@click.option("--out", type=click.Path(path_type=Path), help="Output PNG [default: activations.png]")
+@click.option("--out", type=Picture(), help="Output PNG [default: activations.png]")
 @json_option
 def activations(
     model: str,
@@ -127,6 +127,7 @@ def activations(
     MODEL is a weight, any model of timm, or a run folder. Prints and draws, for each layer, mean, variance, quantiles
     and the sliced W1 distance to N(0, I). If a run logged them, a second figure shows them over its training.
     """
+    from hyperzoo import zoo
     from hyperzoo.analysis import activation_statistics as measuring
 
     network, batch, origin = measuring.load_model_and_batch(
@@ -135,9 +136,9 @@ def activations(
     rows = measuring.layer_activations(network, batch, list(layers) or None)
     picture = out or Path("activations.png")
     pictures = [measuring.draw(rows, picture, title=model)]
-    if measuring.has_reports(Path(model)):
+    if (folder := zoo.local_folder(model)) and measuring.has_reports(folder):
         course = picture.with_stem(f"{picture.stem}_training")
-        pictures.append(measuring.draw_training({model: Path(model)}, course))
+        pictures.append(measuring.draw_training({model: folder}, course))
     if as_json:
         show_json({"model": model, "batch": origin, "layers": rows, "pictures": pictures})
         return
@@ -166,7 +167,7 @@ def generate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Sample text from the language model NAME, a weight or local-dir:FOLDER, such as a run folder.
+    """Sample text from the language model NAME, a weight or a run folder.
 
     Unknown words of the prompt become <unk>; a warning lists them.
     """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, json_option
+from hyperzoo.cli.command import ModelCommand, RunFolder, json_option
 from hyperzoo.cli.tables import show_json, write
 
 
@@ -33,7 +33,7 @@ def card(check: bool, as_json: bool) -> int:
 
 @click.command(cls=ModelCommand)
 @click.argument("name")
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=RunFolder())
 @click.option("--push", is_flag=True, help="Also push to the Hub: one commit, read back and pinned; needs HF_TOKEN.")
 @click.option("--namespace", help="Hub namespace for all weights from now on [default: the manifest's]")
 @json_option

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, json_option, progress_on_stderr
+from hyperzoo.cli.command import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
 from hyperzoo.cli.tables import note, show, show_json, write
 
 
@@ -79,8 +79,8 @@ def reproduce(name: str, seeds: int, budget: float, out: Path | None, as_json: b
 
 
 @click.command(cls=ModelCommand)
-@click.argument("what", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Output PNG [default: next to WHAT]")
+@click.argument("what", type=RunFolder())
+@click.option("--out", type=Picture(), help="Output PNG [default: next to WHAT]")
 @json_option
 def plot(what: Path, out: Path | None, as_json: bool) -> None:
     """Draw WHAT: a run folder (learning curve), a sweep.json (its runs compared), or a figure by its name.

@@ -125,8 +125,8 @@ def verify(name: str | None, every: bool, hub: bool, as_json: bool) -> int:
 def export(name: str, out: Path, as_json: bool) -> None:
     """Write NAME as one file OUT that runs without hyperzoo.
 
-    The suffix of OUT is the format: .pt2 for a torch.export program, .onnx for ONNX. NAME is a weight, a run folder or
-    local-dir:FOLDER. The file is opened again and its outputs are compared, for a weight with the golden ones; it is
+    The suffix of OUT is the format: .pt2 for a torch.export program, .onnx for ONNX. NAME is a weight or a run folder.
+    The file is opened again and its outputs are compared, for a weight with the golden ones; it is
     written only if they agree. It holds class names and normalization.
     """
     from hyperzoo.publishing import export as exporting

@@ -21,7 +21,7 @@ from torch import nn
 from hyperzoo import names
 from hyperzoo.errors import InputError, RegistrationError, UnknownTagError, WeightFileError
 from hyperzoo.layers import sphereize_classifier
-from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.model_folder import check_folder
 
 _logger = logging.getLogger(__name__)

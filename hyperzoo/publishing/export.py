@@ -58,7 +58,7 @@ def export(name: str, out: Path) -> Exported:
     strings), a program as an extra file, `torch.export.load(out, extra_files={'hyperzoo.json': ''})`.
 
     Args:
-        name: a weight, an architecture for its default weight, a run folder, or 'local-dir:FOLDER'.
+        name: a weight, an architecture for its default weight, or a folder, such as a run folder; see `hyperzoo.load`.
         out: its suffix is the format: .pt2 for a program, which `torch.export.load(out).module()` runs, .onnx for ONNX;
             an existing file is replaced.
     Raises:
@@ -121,10 +121,8 @@ def _format(out: Path) -> Format:
 
 def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | None]:
     """The network in evaluation mode, the metadata of its file, and its golden tensors if there are any."""
-    folder = Path(name.removeprefix("local-dir:"))
-    ours = name in (*zoo.list_weights(), *zoo.list_models())
-    if name.startswith("local-dir:") or (not ours and (folder / "config.json").is_file()):
-        model = zoo.any_network(f"local-dir:{folder}")
+    if folder := zoo.local_folder(name):
+        model = zoo.any_network(name)
         digest = sha256(folder / "model.safetensors")
         return model, _metadata(model, zoo.class_names(folder), sha256=digest), None
     loaded = zoo.load(name)

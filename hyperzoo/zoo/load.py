@@ -156,11 +156,13 @@ def _hub_folder(name: str) -> Path:
     repo, _, revision = name.partition("@")
     if not hub.is_repository(repo):
         raise InvalidNameError(f"{names.cut(ascii(name))} is not a repository of the Hub: write {HUB}<owner>/<name>")
-    weight = repo.rpartition("/")[2]
-    if weight in weight_files.MANIFEST.weights:
-        parts = weight_files.MANIFEST.info(weight).files
-        return [weight_files.path(weight, part, repo=repo, revision=revision or None) for part in parts][0].parent
-    return [hub.fetch(repo, revision or "main", part) for part in reversed(FILES)][0].parent
+    if (weight := repo.rpartition("/")[2]) in weight_files.MANIFEST.weights:
+        for part in weight_files.MANIFEST.info(weight).files:
+            file = weight_files.path(weight, part, repo=repo, revision=revision or None)
+    else:
+        for part in FILES:
+            file = hub.fetch(repo, revision or "main", part)
+    return file.parent
 
 
 def list_models(task: str | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Save a model as the folder that the Hub, timm and transformers read: model.safetensors and config.json; read its description."""
+"""A saved model: the folder that the Hub, timm and transformers read, model.safetensors and config.json."""
 
 import copy
 import json

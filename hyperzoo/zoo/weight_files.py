@@ -212,7 +212,7 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
 
 
 def value_faults(state: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The tensors of a file that a model would convert or take without a word: of another kind of number, or not finite.
+    """The tensors of a file that a model would convert or take silently: of another kind of number, or not finite.
 
     Args:
         own: the tensors of the model; names that it lacks are left out.
