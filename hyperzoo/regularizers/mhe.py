@@ -161,7 +161,6 @@ class MHE(WeightTerm):
         self._generator = torch.Generator().manual_seed(seed)
         super().__init__(
             model,
-            lambda rows, out: _energies(rows, self._rules[out]),
             hidden=hidden,
             output=output,
             layers=layers,
@@ -171,21 +170,25 @@ class MHE(WeightTerm):
 
     def __call__(self, labels: Tensor | None = None) -> Tensor:
         """The term: (), float32 (float64 for float64 weights). Labels (M,) are required by `output_by_labels`."""
-        parts = [strength * self._values(layers, out, labels).sum() for strength, out, layers in self._groups]
+        parts = [strength * self._drawn(layers, out, labels).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
 
     def seed(self, number: int) -> None:
         """Restart the draws of `neurons` from this seed."""
         self._generator.manual_seed(number)
 
-    def _values(self, layers: Sequence[Layer], out: bool, labels: Tensor | None) -> Tensor:
+    def _values(self, rows: Tensor, is_output: bool) -> Tensor:
+        return _energies(rows, self._rules[is_output])
+
+    def _drawn(self, layers: Sequence[Layer], out: bool, labels: Tensor | None) -> Tensor:
+        """The energies of layers of one shape, (L,), estimated from random rows or from labels where asked."""
         rule = self._rules[out]
         if out and self._output_by_labels:
             if labels is None:
                 raise InputError("output_by_labels needs the labels of the batch: call term(labels)")
             return torch.stack([_label_energy(layer.rows(), labels, rule) for layer in layers])
         if self._neurons is None:
-            return _energies(stack(layers), rule)
+            return self._values(stack(layers), out)
         rows = [layer.rows() for layer in layers]
         count = len(rows[0])
         if count > self._neurons:
@@ -194,7 +197,7 @@ class MHE(WeightTerm):
 
     @torch.compiler.disable
     def _draw(self, count: int) -> Tensor:
-        return torch.randperm(count, generator=self._generator)[: self._neurons]
+        return torch.randperm(count, generator=self._generator, device="cpu")[: self._neurons]
 
 
 def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:

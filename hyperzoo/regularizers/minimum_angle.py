@@ -82,10 +82,12 @@ class MinimumAngle(WeightTerm):
     ) -> None:
         super().__init__(
             model,
-            lambda rows, _: -nearest_angle(rows),
             hidden=hidden,
             output=output,
             layers=layers,
             exclude=exclude,
             output_layer=output_layer,
         )
+
+    def _values(self, rows: Tensor, is_output: bool) -> Tensor:
+        return -nearest_angle(rows)

@@ -73,12 +73,15 @@ class Orthogonality(WeightTerm):
         exclude: str | Sequence[str] = (),
         output_layer: str | None = None,
     ) -> None:
+        self._unit_rows = unit_rows
         super().__init__(
             model,
-            lambda rows, _: orthogonality_penalty(rows, unit_rows=unit_rows),
             hidden=strength,
             output=output,
             layers=layers,
             exclude=exclude,
             output_layer=output_layer,
         )
+
+    def _values(self, rows: Tensor, is_output: bool) -> Tensor:
+        return orthogonality_penalty(rows, unit_rows=self._unit_rows)

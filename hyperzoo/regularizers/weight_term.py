@@ -1,6 +1,6 @@
 """WeightTerm: base class of loss terms that read weights (MHE, orthogonality, minimum angle)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -14,13 +14,12 @@ LARGEST_COPY = 2**18  # elements: up to this size, stacking layers of one shape 
 
 
 class WeightTerm:
-    """hidden * sum over hidden layers of f(rows) + output * f(rows of the output layer).
+    """hidden * sum over hidden layers of f(rows) + output * f(rows of the output layer), f = `_values` of a subclass.
 
     Use it like every term: `with term: loss = task_loss(model(x), y) + term()`. It registers no hooks, so the `with` is
     optional. Create it after the last change to the model: replaced modules (`reset_classifier`) are not tracked.
 
     Args:
-        function: (rows (L, N, D), whether they belong to the output layer) -> (L,), one value per layer.
         hidden, output: strengths, 0 or more; 0 skips that kind of layer.
         layers, exclude, output_layer: see `neurons.select`.
     Attributes:
@@ -36,7 +35,6 @@ class WeightTerm:
     def __init__(
         self,
         model: nn.Module,
-        function: Callable[[Tensor, bool], Tensor],
         *,
         hidden: float,
         output: float,
@@ -49,7 +47,6 @@ class WeightTerm:
         chosen = select(model, layers=layers, exclude=exclude, output_layer=output_layer)
         self.skipped = chosen.skipped
         self._order = [layer.name for layer in chosen.hidden + chosen.output]
-        self._function = function
         self._groups: list[tuple[float, bool, tuple[Layer, ...]]] = []
         for strength, is_output, members in ((hidden, False, chosen.hidden), (output, True, chosen.output)):
             if strength and not members:
@@ -71,8 +68,12 @@ class WeightTerm:
 
     def __call__(self) -> Tensor:
         """The term: (), float32 (float64 for float64 weights)."""
-        parts = [strength * self._function(stack(layers), out).sum() for strength, out, layers in self._groups]
+        parts = [strength * self._values(stack(layers), out).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
+
+    def _values(self, rows: Tensor, is_output: bool) -> Tensor:
+        """f of L layers with these rows, all hidden or all output layers: (L, N, D) -> (L,)."""
+        raise NotImplementedError
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trainable tensors that the term owns: none."""
@@ -83,7 +84,7 @@ class WeightTerm:
         """The value of each layer by name, over all its neurons and without strength."""
         values: dict[str, float] = {}
         for _, out, layers in self._groups:
-            found = self._function(stack(layers), out).tolist()
+            found = self._values(stack(layers), out).tolist()
             values |= zip((layer.name for layer in layers), found, strict=True)
         return {name: values[name] for name in self._order if name in values}
 
