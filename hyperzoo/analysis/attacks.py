@@ -57,7 +57,7 @@ def pgd(
     low, high = (pixels - epsilon).clamp(min=0), (pixels + epsilon).clamp(max=1)
     changed = pixels.detach()
     if generator is not None:
-        noise = torch.rand(pixels.shape, generator=generator, dtype=pixels.dtype).to(pixels.device)
+        noise = torch.rand(pixels.shape, generator=generator, dtype=pixels.dtype, device="cpu").to(pixels.device)
         changed = (changed + epsilon * (2 * noise - 1)).clamp(low, high)
     for _ in range(steps):
         with torch.enable_grad():

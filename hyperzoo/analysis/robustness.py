@@ -106,7 +106,7 @@ def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int
 def _conditions(network: Callable[[Tensor], Tensor], count: int, seed: int) -> dict[str, Callable[[Batch], Tensor]]:
     """The change of the pixels of a batch, by the name of the condition."""
     generator = torch.Generator().manual_seed(seed)
-    draws = {kind: 2 * torch.rand(count, generator=generator) - 1 for kind in DEFORMATIONS}
+    draws = {kind: 2 * torch.rand(count, generator=generator, device="cpu") - 1 for kind in DEFORMATIONS}
 
     def deformed(kind: str, amount: float) -> Callable[[Batch], Tensor]:
         return lambda batch: deform(batch.images, kind, amount, draws[kind][batch.indices.cpu()])

@@ -57,14 +57,16 @@ def plan_epoch(count: int, *, seed: int, epoch: int, crop_px: int = 4, flip: Fli
         if value < 0:
             raise InputError(f"{name} must be at least 0; got {value}")
     generator = epoch_generator(seed, epoch)
-    order = torch.randperm(count, generator=generator)
-    flips = torch.randint(0, 2, (count, 1), generator=generator)
-    crops = torch.randint(0, 2 * crop_px + 1, (count, 2), generator=generator)
-    centers = torch.rand(count, 2, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
+    flips = torch.randint(0, 2, (count, 1), generator=generator, device="cpu")
+    crops = torch.randint(0, 2 * crop_px + 1, (count, 2), generator=generator, device="cpu")
+    centers = torch.rand(count, 2, generator=generator, device="cpu")
     if flip == "alternating":
-        first = torch.randint(0, 2, (count, 1), generator=epoch_generator(seed, 0))
+        first = torch.randint(0, 2, (count, 1), generator=epoch_generator(seed, 0), device="cpu")
         flips = (first + epoch) % 2
-    return Plan(order if shuffle else torch.arange(count), torch.cat([crops, flips * bool(flip)], 1), centers)
+    return Plan(
+        order if shuffle else torch.arange(count, device="cpu"), torch.cat([crops, flips * bool(flip)], 1), centers
+    )
 
 
 def epoch_generator(seed: int, epoch: int) -> torch.Generator:

@@ -32,7 +32,7 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int], *, eps: floa
             f"got {tuple(images.shape)}"
         )
     channels, size = images.shape[1], images.shape[1] * kernel_size[0] * kernel_size[1]
-    moments, count = torch.zeros(size, size, dtype=torch.float64), 0
+    moments, count = torch.zeros(size, size, dtype=torch.float64, device="cpu"), 0
     for part in images.split(1000):
         windows = part.cpu().double().unfold(2, kernel_size[0], 1).unfold(3, kernel_size[1], 1)
         patches = windows.permute(0, 2, 3, 1, 4, 5).reshape(-1, size)

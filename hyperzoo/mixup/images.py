@@ -110,15 +110,15 @@ class Mixup:
         return targets
 
     def _draw(self, x: Tensor, layers: Sequence[str]) -> Draw:
-        layer = layers[int(torch.randint(len(layers), (), generator=self.generator))]
+        layer = layers[int(torch.randint(len(layers), (), generator=self.generator, device="cpu"))]
         source = random.Random(self._number())  # torch's Beta distribution takes no generator
         lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
-        partner = torch.randperm(len(x), generator=self.generator)
+        partner = torch.randperm(len(x), generator=self.generator, device="cpu")
         rows = torch.stack([partner, partner.argsort()]).to(x.device)
         return Draw(layer, torch.tensor(lam, dtype=full_dtype(x), device=x.device), rows[0], rows[1])
 
     def _number(self) -> int:
-        return int(torch.randint(2**62, (), generator=self.generator))
+        return int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
 
 
 class CutMix(Mixup):
@@ -141,7 +141,7 @@ class CutMix(Mixup):
             raise InputError(f"CutMix takes images (B, C, H, W); got {_kind(x)}")
         if not self.alpha:
             return x, targets
-        with torch.random.fork_rng(devices=()):  # torchvision draws from the global generator
+        with torch.random.fork_rng(devices=()), torch.device("cpu"):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(self._number())
             mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=self.alpha, num_classes=self.num_classes)(x, targets)
         return mixed
