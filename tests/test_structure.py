@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # architecture.md, sections 4 and 5. A room imports only rooms above it; `__init__` is what `import hyperzoo` gives.
 ROOMS = """
-    errors names files layers losses regularizers mixup zoo models data __init__ training analysis experiments
+    errors names files pixels layers losses regularizers mixup zoo models data __init__ training analysis experiments
     publishing cli __main__
 """.split()
 METHODS = {"losses", "regularizers", "mixup"}
@@ -30,7 +30,7 @@ MUST_NOT_KNOW = {  # beside the rooms below it
 }
 THIRD_PARTY = {  # every package beside torch and the standard library, and the rooms that import it
     "numpy": {"data"},
-    "PIL": {"zoo", "data", "publishing"},
+    "PIL": {"pixels", "zoo", "data", "publishing"},
     "torchvision": {"mixup", "zoo", "data", "publishing"},
     "timm": {"zoo", "models", "__init__", "training", "analysis", "experiments", "publishing"},
     "huggingface_hub": {"zoo", "data"},

@@ -70,10 +70,10 @@ def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
 
 
 def describe_images(network: nn.Module, train: Samples) -> None:
-    """Write the size of the training images into `network.pretrained_cfg`, in place; images in memory are never cropped.
+    """Write the size of the training images into `network.pretrained_cfg`, in place.
 
-    If that is for another number of channels (gray images), also write their mean and standard deviation. config.json
-    keeps it, and evaluation, preprocessing and export read it.
+    They are tested uncropped. If the description is for another number of channels (gray images), it also gets their
+    mean and standard deviation. config.json keeps it, and evaluation, preprocessing and export read it.
     """
     if not isinstance(train, data.ImageSet):
         return

@@ -14,11 +14,13 @@ from torchvision.transforms.functional import to_pil_image
 
 from hyperzoo import names
 from hyperzoo.errors import InputError
+from hyperzoo.pixels import gray_or_rgb
 from hyperzoo.zoo.load import known_arch, local_folder, weight_info
 
 
 def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
-    """Return the transform from images to the network's input; it equals timm's evaluation transform bit for bit.
+    """Return the transform from images to the network's input; it equals timm's evaluation transform bit for bit,
+    except that images are first made upright, and 16-bit gray ones scaled (see `pixels.gray_or_rgb`).
 
     It serves as the `transform` of torchvision's data sets, and prints what it does.
 
@@ -28,7 +30,8 @@ def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
     Args:
         name: as for `load`; an architecture without a weight is prepared for as its own description says.
     Raises:
-        InputError: a language model. The transform raises it for any other kind of image, with type, dtype and shape.
+        InputError: a language model. The transform raises it for any other kind of image, with type, dtype and shape,
+            and for PIL images that `pixels.gray_or_rgb` refuses.
     Example:
         >>> preprocess('spherenet20')(Image.new('RGB', (40, 32))).shape
         torch.Size([3, 32, 32])
@@ -60,7 +63,7 @@ class Preprocess:
 
     def __call__(self, images: Image.Image | Tensor) -> Tensor:
         if isinstance(images, Image.Image):
-            return self.transform(images.convert("RGB" if self.channels == 3 else "L"))
+            return self.transform(gray_or_rgb(images).convert("RGB" if self.channels == 3 else "L"))
         if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4):
             raise InputError(
                 f"expected a PIL image or uint8 (batch, {self.channels}, height, width); got {_shown(images)}"

@@ -1,0 +1,31 @@
+"""The 8-bit pixels of any picture that Pillow opens."""
+
+from PIL import Image, ImageOps
+
+from hyperzoo.errors import InputError
+
+_HIGH_BYTE = [value >> 8 for value in range(65536)]
+
+
+def gray_or_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to 8 bits, in mode L if it is gray and RGB otherwise, upright as its EXIF orientation says.
+
+    Of 16-bit gray, the high byte is kept, as Pillow does for 16-bit colors. Transparency is dropped, as in timm and
+    torchvision: each pixel keeps its stored color. Palettes, CMYK and other colors become RGB as in Pillow.
+
+    Raises:
+        InputError: 32-bit pixels, whose range is unknown, or a mode that Pillow cannot convert.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("L", "RGB"):
+        return upright
+    if upright.mode.startswith("I;16"):
+        return upright.convert("I").point(_HIGH_BYTE, "L")
+    if upright.mode in ("1", "LA"):
+        return upright.convert("L")
+    try:
+        if upright.mode in ("I", "F"):
+            raise ValueError("32-bit pixels have no fixed range")
+        return upright.convert("RGBA").convert("RGB")  # by way of RGBA, because Pillow warns of transparent palettes
+    except ValueError as error:
+        raise InputError(f"an image of mode {upright.mode} cannot be read: {error}. Save it as 8-bit RGB") from error

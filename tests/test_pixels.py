@@ -1,0 +1,81 @@
+"""Pictures of every mode become the 8-bit gray or RGB pixels that the format stands for."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hyperzoo
+from hyperzoo.errors import InputError
+from hyperzoo.pixels import gray_or_rgb
+
+
+def stored(image, encoding="PNG", **options):
+    """The image, written to a file and opened again."""
+    image.save(file := io.BytesIO(), encoding, **options)
+    return Image.open(file)
+
+
+def palette(**options):
+    image = Image.new("P", (2, 1))
+    image.putpalette([1, 2, 3, 200, 100, 50])
+    image.putpixel((1, 0), 1)
+    return stored(image, **options)
+
+
+def sixteen_bits():
+    return Image.fromarray(np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], np.uint16))
+
+
+def rotated():
+    """Two pixels side by side, with the EXIF orientation of a camera held upright: rotate by 90 degrees clockwise."""
+    image = Image.new("RGB", (2, 1))
+    image.putdata([(10, 20, 30), (40, 50, 60)])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return stored(image, exif=exif)
+
+
+HIGH = [[0, 0, 1, 0x7F, 0x80, 0xFF]]  # of each 16-bit value, the high byte
+CASES = {
+    "16-bit PNG": (stored(sixteen_bits()), "L", HIGH),
+    "16-bit TIFF": (stored(sixteen_bits(), "TIFF"), "L", HIGH),
+    "one bit": (stored(Image.new("1", (1, 1), 1)), "L", [[255]]),
+    "gray": (stored(Image.new("L", (1, 1), 7)), "L", [[7]]),
+    "gray, transparent": (stored(Image.new("LA", (1, 1), (7, 0))), "L", [[7]]),
+    "RGB, transparent": (stored(Image.new("RGBA", (1, 1), (9, 8, 7, 0))), "RGB", [[[9, 8, 7]]]),
+    "palette": (palette(), "RGB", [[[1, 2, 3], [200, 100, 50]]]),
+    "palette, transparent": (palette(transparency=b"\x00\x80"), "RGB", [[[1, 2, 3], [200, 100, 50]]]),
+    "CMYK": (stored(Image.new("CMYK", (1, 1), (255, 0, 51, 0)), "TIFF"), "RGB", [[[0, 255, 204]]]),  # 255 - ink
+    "CMYK, black": (stored(Image.new("CMYK", (1, 1), (0, 0, 0, 255)), "TIFF"), "RGB", [[[0, 0, 0]]]),
+    "EXIF": (rotated(), "RGB", [[[10, 20, 30]], [[40, 50, 60]]]),
+}
+
+
+@pytest.mark.fault("odd kind of picture")
+@pytest.mark.parametrize("name", CASES)
+def test_the_values_are_those_of_the_format(name):
+    image, mode, expected = CASES[name]
+    found = gray_or_rgb(image)
+    assert found.mode == mode and np.asarray(found).tolist() == expected
+
+
+@pytest.mark.fault("odd kind of picture")
+@pytest.mark.parametrize(
+    "image", [Image.new("I", (1, 1), 70000), Image.new("F", (1, 1), 0.5), Image.new("La", (1, 1))]
+)
+def test_pixels_without_a_known_range_are_refused(image):
+    with pytest.raises(InputError, match=f"an image of mode {image.mode} cannot be read: .* Save it as 8-bit RGB"):
+        hyperzoo.preprocess("spherenet20")(image)
+
+
+def test_preprocess_scales_16_bits_and_turns_pictures_upright():
+    prepare = hyperzoo.preprocess("spherenet20")
+    gray = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    high = Image.fromarray((gray >> 8).astype(np.uint8))
+    assert torch.equal(prepare(stored(Image.fromarray(gray))), prepare(high))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    assert torch.equal(prepare(stored(high, exif=exif)), prepare(high.rotate(180)))
