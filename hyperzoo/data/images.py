@@ -21,6 +21,7 @@ from hyperzoo import names
 from hyperzoo.data import sources
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.files import whole
+from hyperzoo.pixels import gray_or_rgb
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,7 @@ def _decode(source: sources.Source) -> ImageSet:
     try:
         for image in rows["image"]:
             arrays.append(_pixels(image))
-    except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
+    except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
         raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
     if {len(array) for array in arrays} == {1, 3}:  # Tiny-ImageNet mixes gray and RGB images
         arrays = [array.repeat(3, 0) if len(array) == 1 else array for array in arrays]
@@ -182,8 +183,8 @@ def _decode(source: sources.Source) -> ImageSet:
 
 
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
-    """(C, H, W) uint8: gray images have one channel; Pillow converts all other modes to RGB."""
-    array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    """(C, H, W) uint8: gray images have one channel, all others three."""
+    array = np.asarray(gray_or_rgb(image))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
@@ -197,6 +198,11 @@ def _identity(source: sources.Source) -> list[list[Any]]:
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
 
 
+def _checksum(images: ImageSet) -> str:
+    """The sha256 of what is cached; the fingerprint, which results state, is without the class names."""
+    return hashlib.sha256(json.dumps([images.fingerprint, images.classes]).encode()).hexdigest()
+
+
 def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
     """The cached set; None if it is absent, if the source has changed, or (with a warning) if it is damaged."""
     if not path.is_file():
@@ -204,13 +210,13 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             header = json.loads(file.metadata()["hyperzoo"])
-            if header["source"] != _identity(source):
+            if header["source"] != _identity(source) or "checksum" not in header:  # not in those of before 0.6
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
         found = ImageSet(source.code, source.split, images, labels, tuple(header["classes"]), source.origin)
-        if found.fingerprint == header["fingerprint"]:
+        if _checksum(found) == header["checksum"]:
             return found
-        reason = f"its fingerprint is {found.fingerprint[:8]}..., not {header['fingerprint'][:8]}..."
+        reason = "its pixels, labels or class names have changed"
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(f"the cache {path} is damaged ({reason}); decoding {source.origin} again", stacklevel=4)
@@ -219,7 +225,7 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
 
 def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
     """Cache a set; if that fails, warn."""
-    header = {"source": _identity(source), "classes": images.classes, "fingerprint": images.fingerprint}
+    header = {"source": _identity(source), "classes": images.classes, "checksum": _checksum(images)}
     tensors = {"images": images.images, "labels": images.labels}
     try:
         with whole(path) as temporary:

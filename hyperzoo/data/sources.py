@@ -4,8 +4,9 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import HfHubHTTPError
 
@@ -113,32 +114,57 @@ class Source:
         """Read a split of images: rows with the columns `image` (decoded on access) and `label`, and the class names.
 
         Raises:
-            DataError: a damaged file, or columns of other types than Image and ClassLabel.
+            DataError: a damaged file, columns of other types than Image and ClassLabel, or a row without a value.
         """
         rows, (image, label) = self.rows(), self.repository.columns
-        classes = getattr(rows.features.get(label), "names", None)
-        if type(rows.features.get(image)).__name__ != "Image" or classes is None:
+        classes = _class_names(rows.features, label)
+        if type(rows.features.get(image)).__name__ != "Image" or not classes:
             found = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in rows.features.items())
             raise DataError(f"{self.origin} needs the columns {image} (Image) and {label} (ClassLabel); it has {found}")
-        return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), tuple(classes)
+        import pyarrow.compute as pc
+
+        images = rows.data.column(image)
+        for missing, values in (
+            ("image bytes; a path or URL in its place is not read", pc.struct_field(images, "bytes")),
+            ("label", rows.data.column(label)),
+        ):
+            if values.null_count:
+                row = pc.index(pc.is_null(values), True).as_py()
+                raise DataError(f"{self.origin}: row {row} has no {missing}. Copy the files of the Hub again")
+        return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), classes
 
     def lines(self) -> list[str]:
         """Read the lines of a split of a text.
 
         Raises:
-            DataError: a damaged file, or a column that is missing or not text.
+            DataError: a damaged file, a column that is missing or not text, or a line that is null or not UTF-8.
         """
         rows, (column,) = self.rows(), self.repository.columns
         if getattr(rows.features.get(column), "dtype", None) not in ("string", "large_string"):
             raise DataError(f"{self.origin} needs the column {column} of text; it has {', '.join(rows.features)}")
-        return rows[column][:]
+        try:
+            lines = rows[column][:]
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{self.origin}: the column {column} is not UTF-8 ({error}). Copy the files again"
+            ) from error
+        if None in lines:
+            raise DataError(f"{self.origin}: line {lines.index(None)} is null. Copy the files of the Hub again")
+        return lines
+
+
+def _class_names(features: Any, label: str) -> tuple[str, ...]:
+    """The names of a ClassLabel column; () if it is another column."""
+    names_of = getattr(features.get(label), "names", None) or ()
+    return tuple(names_of) if all(isinstance(name, str) for name in names_of) else ()
 
 
 def find(code: str, split: str, mirror: Path | None = None) -> Source:
     """Locate a split of an image data set without reading its rows.
 
-    If HYPERZOO_DATA is set, the files are `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet`, and the
-    Hub is not asked. Otherwise `datasets` downloads the split unless it is cached.
+    If HYPERZOO_DATA is set and not empty, the files are
+    `$HYPERZOO_DATA/<hub id>/<config>/<split>-NNNNN-of-NNNNN.parquet`, and the Hub is not asked. Otherwise `datasets`
+    downloads the split unless it is cached.
 
     Args:
         mirror: folder of the mirror [default: HYPERZOO_DATA].
@@ -185,18 +211,19 @@ def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> S
             f"{', '.join(map(str, shards.values()))}"
         )
     total = totals.pop()
-    expected = [(index, total) for index in range(total)]
-    missing = [f"{split}-{index:05d}-of-{total:05d}.parquet" for index, _ in expected if (index, total) not in shards]
-    if missing:
-        word = "shard" if len(missing) == 1 else "shards"
-        raise DataError(f"{place} lacks {word} {', '.join(missing)} (found {total - len(missing)} of {total}).")
-    files = tuple(shards[key].resolve() for key in expected)
+    if lacking := total - sum(index < total for index, _ in shards):
+        absent = (index for index in range(total) if (index, total) not in shards)  # lazy: the name may say any total
+        shown = [f"{split}-{index:05d}-of-{total:05d}.parquet" for index in islice(absent, 5)]
+        word = "shard" if lacking == 1 else "shards"
+        more = ", ..." if lacking > len(shown) else ""
+        raise DataError(f"{place} lacks {word} {', '.join(shown)}{more} (found {total - lacking} of {total}).")
+    files = tuple(shards[index, total].resolve() for index in range(total))
     return Source(code, split, repository, files, f"{place}, split {split}", lambda: _read_parquet(files, repository))
 
 
 def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
     """The existing shards of a split by (index, total)."""
-    name = re.compile(rf"{split}-(\d+)-of-(\d+)\.parquet")
+    name = re.compile(rf"{split}-([0-9]+)-of-([0-9]+)\.parquet")
     if not folder.is_dir():
         return {}
     matches = ((name.fullmatch(path.name), path) for path in sorted(folder.iterdir()))
@@ -209,16 +236,27 @@ def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
     import pyarrow
     import pyarrow.parquet
 
-    tables = []
+    tables, classes = [], []
     for file in files:
         try:
             table = pyarrow.parquet.read_table(file)
+            table = table.select([name for name in repository.columns if name in table.column_names])
+            for i, field in enumerate(table.schema):  # `datasets` forgets the names of classes that are not int64
+                if pyarrow.types.is_integer(field.type):
+                    table = table.set_column(i, field.with_type(pyarrow.int64()), table.column(i).cast(pyarrow.int64()))
+            features = datasets.Dataset(table).features
         except (OSError, pyarrow.ArrowException) as error:
             raise DataError(
                 f"{file} ({file.stat().st_size} bytes) is not a complete parquet file: {error}. Copy it again"
             ) from error
-        columns = [name for name in repository.columns if name in table.column_names]
-        tables.append(table.select(columns))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DataError(f"{file} has damaged metadata of its columns ({error}). Copy it again") from error
+        tables.append(table)
+        classes.append(_class_names(features, repository.columns[-1]))
+        if classes[-1] != classes[0]:
+            raise DataError(
+                f"{files[0]} and {file} have other class names, or in another order; keep the shards of one version"
+            )
     try:
         return datasets.Dataset(pyarrow.concat_tables(tables))
     except pyarrow.ArrowException as error:

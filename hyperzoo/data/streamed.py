@@ -18,6 +18,7 @@ from hyperzoo.data import sources
 from hyperzoo.data.augment import epoch_generator
 from hyperzoo.data.batches import Batch, Normalize, check_processes
 from hyperzoo.errors import DataError, InputError
+from hyperzoo.pixels import gray_or_rgb
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 RATIO = (3 / 4, 4 / 3)
@@ -82,7 +83,7 @@ def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
     source = sources.on_hub("imagenet", there, sources.IMAGENET)
     rows, classes = source.read()
     digest = hashlib.sha256("".join(f"{file.name} {file.stat().st_size}\n" for file in source.files).encode())
-    read = _RowReader(rows)
+    read = _RowReader(rows, source.origin)
     return StreamedSet(
         "imagenet", split, torch.tensor(rows["label"][:]), classes, source.origin, digest.hexdigest(), read
     )
@@ -122,19 +123,22 @@ class _Reader:
         file = self._files[index]
         try:
             with PIL.Image.open(file) as image:
-                return image.convert("RGB")
-        except (OSError, SyntaxError) as error:  # Pillow reports some broken files as a SyntaxError
+                return gray_or_rgb(image).convert("RGB")
+        except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
             raise DataError(f"the image {file} cannot be decoded: {error}") from error
 
 
 class _RowReader:
     """Reads the image of the n-th row."""
 
-    def __init__(self, rows: Any) -> None:
-        self._rows = rows
+    def __init__(self, rows: Any, origin: str) -> None:
+        self._rows, self._origin = rows, origin
 
     def __call__(self, index: int) -> PIL.Image.Image:
-        return self._rows[index]["image"].convert("RGB")
+        try:
+            return gray_or_rgb(self._rows[index]["image"]).convert("RGB")
+        except Exception as error:  # as above
+            raise DataError(f"{self._origin}: image {index} cannot be decoded: {error}") from error
 
 
 class _Part:
