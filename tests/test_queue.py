@@ -217,6 +217,35 @@ def test_logs_come_first_then_finished_weights_then_the_furthest_checkpoints(tmp
     ]
 
 
+@pytest.mark.fault("damaged file of one run in a queue", 6)
+@pytest.mark.parametrize("damage", ["", "{", "null", "[" * 200_000, "\0\xff", "3\n"], ids=range(6))
+def test_one_damaged_run_keeps_no_other_from_being_packed(tmp_path, damage):
+    tasks = queue.load(write(tmp_path), tmp_path / "runs")
+    for task in tasks[:3]:
+        log(task, 1.0)
+        result = {"recipe_sha256": task.recipe.digest(), "metrics": {"accuracy": 90.0}}
+        (task.folder / "result.json").write_text(json.dumps(result))
+        (task.folder / "model.safetensors").touch()
+    (tasks[0].folder / "result.json").write_text(damage, encoding="latin-1")
+    (tasks[1].folder / "metrics.jsonl").write_text(damage, encoding="latin-1")
+    packed = [file for group in transfer.groups(tasks) for file in group]
+    models = [file.parent for file in packed if file.name == "model.safetensors"]
+    assert models == [tasks[1].folder, tasks[2].folder]
+    assert [queue._summary(task).partition(": ")[2] for task in tasks[:2]] == [
+        f"1 of 8 epochs, not finished, see {tasks[0].folder / 'log.txt'}",
+        "0 of 8 epochs, accuracy 90.00",
+    ]
+
+
+def test_a_copy_of_a_checkpoint_is_not_packed(tmp_path):
+    task = queue.load(write(tmp_path), tmp_path / "runs")[0]
+    log(task, 1.0)
+    for name in ("epoch-00001", "epoch-00001-keep"):
+        (task.folder / "checkpoints" / name).mkdir(parents=True)
+        (task.folder / "checkpoints" / name / "state.json").touch()
+    assert list(transfer.groups([task]))[-1] == [task.folder / "checkpoints" / "epoch-00001" / "state.json"]
+
+
 def test_a_run_of_an_installed_package_names_the_commit_that_pip_noted(monkeypatch):
     def no_git(*words, **more):
         raise FileNotFoundError("git")
@@ -286,6 +315,24 @@ def test_a_stopped_queue_goes_on_elsewhere_to_the_same_weights(tmp_path, data_mi
         found, expected = (load_file(folder / "model.safetensors") for folder in (task.folder, straight.folder))
         assert all(found[name].equal(expected[name]) for name in expected) and found.keys() == expected.keys()
     assert queue.work(queue.load(tmp_path / "queue.yaml", there), minutes=0.1) == []  # nothing is trained twice
+
+
+@pytest.mark.full
+@pytest.mark.fault("kill -9 of a queue")
+def test_the_runs_of_a_killed_queue_stop(tmp_path, data_mirror):
+    write(tmp_path)
+    (tmp_path / "base.yaml").write_text(BASE.replace("epochs: 8", "epochs: 1000"))
+    killed = command(tmp_path, tmp_path / "runs", "--minutes", "4")
+    folder = tmp_path / "runs" / "resnet20_cifar.plain_c10" / "0"
+    while killed.poll() is None and not (folder / "metrics.jsonl").exists():
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    run, until = int((folder / "run.pid").read_text()), time.monotonic() + 60
+    while Path("/proc", str(run)).exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not Path("/proc", str(run)).exists()
+    assert "Stopped: stopped by SIGTERM" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.full

@@ -24,6 +24,7 @@ from shards import reshard
 
 from hyperzoo.errors import HyperzooError, InputError
 from hyperzoo.experiments import queue
+from hyperzoo.training import checkpoint
 
 PART_BYTES, TOTAL_BYTES = 15_000_000, 60_000_000
 
@@ -131,9 +132,9 @@ def groups(tasks: list[queue.Task]) -> Iterator[list[Path]]:
         if task.result():
             yield _existing(task, "model.safetensors", "config.json", "vocab.txt")
     for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
-        saved = sorted((task.folder / "checkpoints").glob("epoch-*"))
+        saved = checkpoint.folders(task.folder / "checkpoints")
         if saved and not task.result():
-            yield sorted(saved[-1].iterdir())
+            yield sorted(saved[0].iterdir())
 
 
 def _existing(task: queue.Task, *parts: str) -> list[Path]:

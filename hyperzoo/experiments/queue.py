@@ -6,10 +6,11 @@ Each run has its own process and its own folder, <state>/<row>/<seed>. Another c
 after its last whole epoch.
 """
 
-import json
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from hyperzoo.errors import HyperzooError
+from hyperzoo.errors import HyperzooError, RunError
 from hyperzoo.experiments import train
-from hyperzoo.training.log import finished_result
+from hyperzoo.training.log import finished_result, read_log
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import load_queue
 
@@ -41,9 +42,11 @@ class Task:
         return f"{self.label}, seed {self.recipe.train.seed}"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The log so far, one row per epoch."""
-        log = self.folder / "metrics.jsonl"
-        return [json.loads(row) for row in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+        """The log so far, one row per epoch; a damaged one counts as none, and the run writes it anew."""
+        try:
+            return read_log(self.folder / "metrics.jsonl")
+        except RunError:
+            return []
 
     def result(self) -> dict[str, Any] | None:
         """The result of the finished run, or None; see `finished_result`."""
@@ -126,8 +129,17 @@ def _stop(members: list[Member]) -> None:
         member.process.join()
 
 
+def _stop_with_queue() -> None:
+    """Wait until the process of the queue ends, also by kill -9, and stop this one after its current step."""
+    queue = multiprocessing.parent_process()
+    assert queue is not None, "runs in a process that a queue started"
+    queue.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _train(task: Task) -> None:
     """Train a task in a process of its own; its output goes to <folder>/log.txt."""
+    threading.Thread(target=_stop_with_queue, daemon=True).start()
     task.folder.mkdir(parents=True, exist_ok=True)
     with (task.folder / "log.txt").open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
         try:

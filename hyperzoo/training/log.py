@@ -15,11 +15,13 @@ def read_log(metrics: Path) -> list[dict[str, Any]]:
     """The epochs of a run.
 
     Raises:
-        RunError: no such file, or no finished epoch in it.
+        RunError: no such file, a damaged one, or no finished epoch in it.
     """
     try:
         rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no mapping")
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
     if not rows:
         raise RunError(f"{metrics} has no finished epoch yet")
