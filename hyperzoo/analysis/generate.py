@@ -45,7 +45,8 @@ def run(
         temperature, top_k, top_p: see `probabilities`.
         seed: of the sampling.
     Raises:
-        InputError: not a language model, or a value out of range. And what `zoo.load` raises.
+        InputError: not a language model, a vocabulary without `<eos>` or `<unk>`, or a value out of range. And what
+            `zoo.load` raises.
     """
     if tokens < 1:
         raise InputError(f"tokens must be 1 or more; got {tokens}")
@@ -112,4 +113,6 @@ def _language_model(name: str) -> tuple[nn.Module, tuple[str, ...]]:
     if not names.is_language(str(loaded.model.pretrained_cfg["architecture"])):  # type: ignore[index]
         known = [weight for weight in zoo.list_weights() if names.is_language(weight)]
         raise InputError(f"{name} is not a language model. Language models: {', '.join(known) or 'none yet'}")
+    if missing := [mark for mark in (EOS, UNK) if mark not in loaded.classes]:
+        raise InputError(f"the vocabulary of {name} lacks {' and '.join(missing)}; it is not that of a trained text")
     return loaded.model, loaded.classes

@@ -6,6 +6,7 @@ import sys
 import click
 
 from hyperzoo.cli.commands import cli
+from hyperzoo.cli.tables import note
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
 
 TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # packages of the extra [train]
@@ -38,5 +39,5 @@ def _exit_code(arguments: list[str] | None) -> int:
 
 
 def _fail(error: HyperzooError) -> int:
-    click.echo(f"{type(error).__name__}: {error}", err=True)
+    note(f"{type(error).__name__}: {error}")
     return getattr(error, "exit_code", 2 if isinstance(error, LaunchError) else 1)

@@ -12,6 +12,9 @@ from typing import Any
 import click
 
 _ONE_LINE = str.maketrans("\t\n", "  ")
+# Names, words and messages come from files of anybody, and a terminal obeys control characters.
+_CONTROLS = {code: f"\\u{code:04x}" for code in (*range(32), *range(127, 160), *range(0xD800, 0xE000))}
+_ESCAPED = {code: shown for code, shown in _CONTROLS.items() if chr(code) not in "\t\n"}
 
 
 def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -21,12 +24,13 @@ def show(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")  # a narrow terminal wraps cells and cuts none
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell.translate(_ESCAPED)) for cell in row))  # rich replaces :words: in a str
     Console().print(table, markup=False)
 
 
@@ -36,16 +40,16 @@ def show_json(value: Any) -> None:
 
 
 def write(text: str) -> None:
-    """Print to stdout; a reader that has left, such as `head`, is no error."""
+    """Print to stdout, control characters escaped; a reader that has left, such as `head`, is no error."""
     try:
-        click.echo(text)
+        click.echo(text.translate(_ESCAPED))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def note(text: str) -> None:
-    """Print a remark on a table to stderr, so that a pipe gets the table alone."""
-    click.echo(text, err=True)
+    """Print a remark or an error to stderr, control characters escaped; a pipe gets the result alone."""
+    click.echo(text.translate(_ESCAPED), err=True)
 
 
 def flat(value: object, key: str = "") -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.text import Text
 from torch import Tensor
 
 _INTERVAL_S = 0.5
@@ -29,7 +30,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._active and self._console.is_terminal:
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.fields[numbers]}"),
                 TimeRemainingColumn(),
@@ -46,7 +47,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line, above the bar if there is one."""
         if self._active and self._bar:
-            self._bar.console.print(text, highlight=False)
+            self._bar.console.print(Text(text))  # a str would be read as markup
         elif self._active:
             print(text, flush=True)
 

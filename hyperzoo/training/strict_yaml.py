@@ -13,6 +13,7 @@ from ruamel.yaml import YAML, YAMLError
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from hyperzoo import names
 from hyperzoo.errors import InvalidNameError, RecipeError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -63,7 +64,7 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
     except ValidationError as error:
         reader.faults += [reader.fault(detail, block) for detail in error.errors()]
     if reader.faults:
-        faults = sorted({(line, text if len(text) <= 500 else text[:500] + "...") for line, text in reader.faults})
+        faults = sorted({(line, names.cut(text, 500)) for line, text in reader.faults})
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
         raise RecipeError(f"{where} has {count}. {listed}")
