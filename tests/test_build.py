@@ -215,3 +215,22 @@ def test_a_cutout_of_the_recipe_reaches_the_batches(data_mirror):
     train, network = build.images(plan)[0], build.model(plan, 10, 3)
     images, _, _ = next(build.batches(plan, train, network, Accelerator()).epoch(1))
     assert not images[..., 15:17, 15:17].any()  # a square of twice the size covers the middle, wherever its center is
+
+
+@pytest.mark.fault("argument of a model that it does not take")
+@pytest.mark.parametrize(
+    "arch, args, fault",
+    [
+        ("resnet20_cifar", {"widht": 8}, "unexpected keyword argument 'widht'"),
+        ("resnet20_cifar", {"": 8}, "unexpected keyword argument ''"),
+        ("resnet18", {"drop_rat": 0.1}, "unexpected keyword argument 'drop_rat'"),
+        ("resnet18", {"output_stride": 7}, "AssertionError"),
+        ("resnet18", {"block_args": 3}, "TypeError: "),
+    ],
+)
+def test_arguments_that_do_not_fit_are_a_fault_of_the_recipe(arch, args, fault):
+    plan = recipe(arch)
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"args": args})})
+    with pytest.raises(RecipeError) as caught:
+        build.model(plan, 10, 3)
+    assert f"model.args of {arch}: {args} do not fit (" in str(caught.value) and fault in str(caught.value)

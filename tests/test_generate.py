@@ -11,7 +11,7 @@ from hyperzoo import zoo
 from hyperzoo.analysis import generate
 from hyperzoo.analysis.generate import Generated, probabilities
 from hyperzoo.cli.main import _exit_code
-from hyperzoo.errors import InputError, UnknownNameError, WeightFileError
+from hyperzoo.errors import InputError, UnknownNameError, WeightUnavailableError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import load_recipe
 from hyperzoo.zoo.model_folder import save_model
@@ -127,5 +127,5 @@ def test_other_models_are_refused(folder, tmp_path):
         generate.run("lstm20", "a")
     with pytest.raises(InputError, match="lstm200 reads token ids, not images"):
         zoo.preprocess("lstm200")
-    with pytest.raises(WeightFileError, match="so its classes have no names"):
+    with pytest.raises(WeightUnavailableError, match="has no config.json, so it is not a saved model"):
         zoo.class_names(tmp_path)

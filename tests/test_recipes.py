@@ -50,6 +50,19 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         ("lr: 1e-3", "lr: 1e-3\n  schedule: cosin", "Line 7: optim.schedule"),
         ("epochs: 2", "epochs: !!python/object/apply:os.system ['true']", "is not allowed"),
         ("train:", "expect: {accuracy: 101}\ntrain:", "Line 7: expect.accuracy"),
+        *(
+            (
+                "spherenet20",
+                f"spherenet20\n  args: {{{key}: {value}}}",
+                f"model.args cannot set {key}, which hyperzoo sets",
+            )
+            for key, value in {
+                "pretrained": "true",
+                "checkpoint_path": "x.pth",
+                "num_classes": 9,
+                "in_chans": 1,
+            }.items()
+        ),
         ("model:", "modle:", "did you mean 'model'?"),
         ("data:", "data: [", "not readable as YAML"),
         (GOOD, "", "model is missing"),

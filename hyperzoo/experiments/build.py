@@ -12,7 +12,7 @@ from torch import nn
 import hyperzoo.models  # noqa: F401  registers the architectures, also in processes that the command spawns
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
-from hyperzoo.errors import RecipeError
+from hyperzoo.errors import HyperzooError, RecipeError
 from hyperzoo.layers import whiten_
 from hyperzoo.layers._torch import cpu_computes_bf16
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
@@ -65,8 +65,18 @@ def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.dev
 
 
 def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
-    """The untrained network, with the number of outputs and input channels of the data."""
-    return timm.create_model(recipe.model.arch, num_classes=classes, in_chans=channels, **model_args(recipe))
+    """The untrained network, with the number of outputs and input channels of the data.
+
+    Raises:
+        RecipeError: the architecture does not take `model.args`.
+    """
+    arch, args = recipe.model.arch, recipe.model.args
+    try:
+        return timm.create_model(arch, num_classes=classes, in_chans=channels, **model_args(recipe))
+    except Exception as error:  # constructors raise any kind for arguments that they do not take
+        if isinstance(error, HyperzooError) or not args:
+            raise
+        raise RecipeError(f"model.args of {arch}: {args} do not fit ({type(error).__name__}: {error})") from error
 
 
 def describe_images(network: nn.Module, train: Samples) -> None:

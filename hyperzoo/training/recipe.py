@@ -5,10 +5,12 @@ A comment behind a key says what it does, in which unit, and for which data it i
 
 import difflib
 import hashlib
+import inspect
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import timm
 import timm.optim
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +29,7 @@ from hyperzoo.training.strict_yaml import (
 )
 
 _TEXTS = ", ".join(names.TEXTS)
+_SET_BY_HYPERZOO = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
 
 
 class Model(Block):
@@ -42,6 +45,13 @@ class Model(Block):
         if not timm.is_model(arch):
             raise ValueError(f"unknown architecture {arch!r}. {names.closest_text(arch, timm.list_models())}")
         return arch
+
+    @field_validator("args")
+    @classmethod
+    def _of_the_constructor(cls, args: dict[str, Any]) -> dict[str, Any]:
+        if taken := [key for key in args if key in _SET_BY_HYPERZOO or key.startswith("pretrained")]:
+            raise ValueError(f"model.args cannot set {taken[0]}, which hyperzoo sets; remove it")
+        return args
 
 
 class Data(Block):
