@@ -5,11 +5,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from conftest import MIRROR
+from support import texts
 
 from hyperzoo import files
+from hyperzoo.errors import DataError
 from hyperzoo.experiments import queue, train
 from hyperzoo.training.recipe import load_recipe
 
@@ -128,3 +131,69 @@ def test_a_damaged_file_is_made_again(recipe, tmp_path, finished, name, damage, 
     assert json.loads((out / "result.json").read_text())["files"] == expected["files"]
     assert not train.run(recipe(), out).trained
     assert name in caplog.text or (name == "result.json" and damage is None)
+
+
+def test_a_missing_test_split_is_noticed_before_training(tmp_path, monkeypatch):
+    (tmp_path / "small.yaml").write_text(RECIPE.replace(", hold_out: 100", ""))
+    mirror = shutil.copytree(MIRROR, tmp_path / "mirror")
+    for shard in mirror.glob("**/test-*.parquet"):
+        shard.unlink()
+    monkeypatch.setenv("HYPERZOO_DATA", str(mirror))
+    with pytest.raises(DataError, match="has no test split"):
+        train.run(load_recipe(tmp_path / "small.yaml"), tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert train.run(load_recipe(tmp_path / "small.yaml", ["data.hold_out=100"]), tmp_path / "held").trained
+
+
+def test_a_missing_test_split_of_a_text_is_noticed_before_training(tmp_path, monkeypatch):
+    (tmp_path / "text.yaml").write_text(texts.RECIPE)
+    mirror = texts.mirror(tmp_path / "mirror")
+    for shard in mirror.glob("**/test-*.parquet"):
+        shard.unlink()
+    monkeypatch.setenv("HYPERZOO_DATA", str(mirror))
+    with pytest.raises(DataError, match="has no test split"):
+        train.run(load_recipe(tmp_path / "text.yaml"), tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from hyperzoo.errors import RunError
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+recipe, out = load_recipe(sys.argv[1]), Path(sys.argv[2])
+save = train.save_model
+def full(*args, **more):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    try:
+        save(*args, **more)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+train.save_model = full
+try:
+    train.run(recipe, out)
+except RunError as error:
+    print(error)
+train.save_model = save
+print(sorted(path.name for path in out.iterdir() if path.name.startswith(".tmp")), train.run(recipe, out).trained)
+"""
+
+
+@pytest.mark.fault("full disk")
+def test_a_disk_that_is_full_at_the_end_costs_no_epoch(recipe, tmp_path):
+    recipe()
+    command = [sys.executable, "-W", "ignore", "-c", FULL, tmp_path / "small.yaml", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"the run in {tmp_path / 'out'} stopped: " in done.stdout and "Free some space" in done.stdout
+    assert "resuming after epoch 2" in done.stdout and done.stdout.endswith("[] True\n")
+
+
+@pytest.mark.fault("full temporary folder")
+def test_the_temporary_folder_is_not_needed(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        tempfile.TemporaryDirectory()
+    assert train.run(recipe(), tmp_path / "out").trained

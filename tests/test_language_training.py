@@ -17,7 +17,7 @@ from hyperzoo.errors import InputError, NonFiniteError, RecipeError
 from hyperzoo.experiments import build, sweep, train
 from hyperzoo.regularizers import projected_error
 from hyperzoo.training import checkpoint
-from hyperzoo.training.log import read_log
+from hyperzoo.training.log import read_log, read_result
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import load_recipe
 from hyperzoo.training.sweep_file import load_sweep
@@ -272,3 +272,29 @@ def test_the_embedding_is_reached_in_its_first_piece_whatever_the_mode(mirror):
     with torch.no_grad():
         said = model.eval()(text.tokens[None, :-1])[0].argmax(1)
     assert metrics.correct == int((said == text.tokens[1:]).sum())
+
+
+class Diverged(nn.Module):
+    """A language model that gives the next word a logit of -2000."""
+
+    num_classes = 3
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def run(self, tokens, state):
+        return F.one_hot((tokens + 1) % 3, 3) * -2000.0, state
+
+
+@pytest.mark.fault("diverged language model", 2)
+def test_the_perplexity_of_a_diverged_model_is_infinite(tmp_path):
+    text = data.TextSet("ptb", "test", torch.arange(100) % 3, ("a", "b", "c"), 0, "made")
+    found = evaluate.measure(Diverged(), text)
+    assert found.perplexity == math.inf and found.nll == pytest.approx(2000 + math.log(2)) and found.correct == 0
+    row = {"epoch": 1, "loss": 800.0, "train_accuracy": 1.0, "nll": found.nll, "perplexity": found.perplexity}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert plots.learning_curve(tmp_path / "metrics.jsonl", tmp_path / "x.png", title="x").exists()
+    result = {"metrics": found.as_dict()}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    assert read_result(tmp_path) == result

@@ -1,6 +1,5 @@
 """Accuracy, NLL and calibration error, or perplexity, on a split; the only file that reads a test split."""
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from hyperzoo.data.sources import IMAGE_REPOSITORIES
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
 from hyperzoo.names import DATASETS, TEXTS
+from hyperzoo.training.log import perplexity
 
 PIECE = 35  # tokens per forward pass of a language model; recurrent batch norm has statistics for so many steps
 
@@ -63,7 +63,7 @@ class LanguageMetrics:
     """Metrics of a language model on a text, read as one sequence from a zero state.
 
     Attributes:
-        perplexity: exp(nll).
+        perplexity: exp(nll); infinity if that is too large for a float.
         nll: in nats per token, mean over all tokens but the first.
         correct, total: tokens that were predicted as the likeliest, of all tokens but the first.
         fingerprint: of the text.
@@ -156,6 +156,11 @@ def test_metrics(
         mirror: folder to read the data set from [default: HYPERZOO_DATA, or the Hub].
     """
     return measure(model, data.load_split(dataset, "test", mirror), engine=engine, workers=workers)
+
+
+def check_test_split(dataset: str) -> None:
+    """Raise a DataError, as `test_metrics` would, if the test split is missing; nothing of it is read."""
+    data.load.locate_split(dataset, "test")
 
 
 @contextmanager
@@ -267,4 +272,4 @@ def _language_metrics(model: nn.Module, text: data.TextSet) -> LanguageMetrics:
             loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum")
             correct += (logits[0].argmax(1) == piece.targets[0]).sum()
     nll = float(loss) / (len(text) - 1)
-    return LanguageMetrics(math.exp(nll), nll, int(correct), len(text) - 1, text.fingerprint)
+    return LanguageMetrics(perplexity(nll), nll, int(correct), len(text) - 1, text.fingerprint)

@@ -1,7 +1,6 @@
 """Learning curves of runs and sweeps, grids of predictions, and the style that all figures share."""
 
 import json
-import math
 import statistics
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RunError
-from hyperzoo.training.log import read_log, task_loss
+from hyperzoo.training.log import perplexity, read_log, task_loss
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # a palette for color-blind readers
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
@@ -33,7 +32,7 @@ def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
     second = ("train_accuracy", "accuracy", "accuracy (%)")
     if "perplexity" in log[-1]:
         second = ("train_perplexity", "perplexity", "perplexity")
-        log = [row | {"train_perplexity": math.exp(row["task"])} for row in log]
+        log = [row | {"train_perplexity": perplexity(row["task"])} for row in log]
     drawn, (left, right) = figure(1, 2, (8.0, 3.2))
     marker = "o" if len(log) < 3 else None
     for axes, key, held, unit in (

@@ -33,6 +33,14 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
     return load_in_memory(sources.find(name, split, mirror))
 
 
+def locate_split(name: str, split: str, mirror: Path | None = None) -> None:
+    """Check that a split exists without reading its images or its text; raises as `load_images`."""
+    if name == "imagenet":
+        load_imagenet(split, mirror)  # a list of files, or of labels
+    else:
+        (sources.find_text if name in TEXTS else sources.find)(name, split, mirror)
+
+
 def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
     """Load a split of a data set of images or of a text; as `load_images`."""
     return load_text(name, split, mirror) if name in TEXTS else load_images(name, split, mirror)

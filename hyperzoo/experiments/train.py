@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from torch import nn
 
 from hyperzoo import files
@@ -73,7 +74,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
     Raises:
         LaunchError: another number of processes than requested; nothing was written.
         BusyError: another process is training in the folder.
-        RunError: the recipe has changed, the folder cannot be written, or another process of the run does not answer.
+        RunError: the recipe has changed, a disk is full, or another process of the run ended or does not answer.
         NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
         Stopped: SIGINT or SIGTERM; carries the exit code.
     """
@@ -82,7 +83,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
     # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
     engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     _check_processes(recipe, engine)
-    with _locked(folder, engine), _lost_process(engine):
+    with _locked(folder, engine), _typed_errors(folder, engine):
         done = finished_result(folder, recipe.digest())
         if done:
             return RunResult(folder, done, trained=False)
@@ -102,6 +103,9 @@ def _run(
     if engine.device.type == "cpu":
         allocator.keep()
     train, held = build.samples(recipe)
+    uses_test_split = not (recipe.data.hold_out or recipe.data.choice)
+    if uses_test_split:
+        evaluate.check_test_split(recipe.data.name)  # now, rather than after the training
     model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
     build.describe_images(model, train)
     build.initialize(recipe, model, train)
@@ -139,11 +143,11 @@ def _run(
     if engine.is_main_process:
         (folder / "result.json").unlink(missing_ok=True)
     published = trainer.run(saved)
-    if held is not None and (recipe.data.hold_out or recipe.data.choice):
+    if uses_test_split or held is None:
+        metrics, split = evaluate.test_metrics(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
+    else:
         split = "held-out part of train" if recipe.data.hold_out else "validation"
         metrics = evaluate.measure(published, held, engine=engine)
-    else:
-        metrics, split = evaluate.test_metrics(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
     values = {
         "name": recipe.name,
         "seed": recipe.train.seed,
@@ -266,10 +270,17 @@ def _locked_directory(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _lost_process(engine: Accelerator) -> Iterator[None]:
-    """Turn the backend's error about a process that was killed or does not answer into a RunError."""
+def _typed_errors(folder: Path, engine: Accelerator) -> Iterator[None]:
+    """Turn errors of the system into RunErrors: a full disk, or a process that was killed or does not answer."""
     try:
         yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, HyperzooError):
+            raise
+        raise RunError(
+            f"the run in {folder} stopped: {error}. Free some space if a disk is full, and start it again; it resumes "
+            "after its last whole epoch"
+        ) from error
     except RuntimeError as error:
         lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)  # no type of its own
         if isinstance(error, HyperzooError) or not lost:

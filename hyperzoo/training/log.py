@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def finished_result(folder: Path, recipe_sha256: str) -> dict[str, Any] | None:
         _logger.warning("the result in %s cannot be used (%s)", folder, error)
         return None
     return values
+
+
+def perplexity(nll: float) -> float:
+    """exp of a loss in nats per token; infinity if that is too large for a float."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def task_loss(row: dict[str, Any]) -> float:

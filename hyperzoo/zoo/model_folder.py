@@ -63,7 +63,7 @@ def save_model(
         files.write_whole({folder / "vocab.txt": "".join(f"{word}\n" for word in classes).encode()})
     else:
         config = {"label_names": list(classes), **config}
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(prefix=files.TEMPORARY, dir=folder) as scratch:  # /tmp may be small or full
         save_for_hf(
             plain,
             scratch,
