@@ -154,14 +154,15 @@ def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
 def _hub_folder(name: str) -> Path:
     """The folder of the downloaded files of 'REPOSITORY[@REVISION]'; those of a published weight are hashed."""
     repo, _, revision = name.partition("@")
-    if not hub.is_repository(repo):
+    if not hub.is_repository(name):
         raise InvalidNameError(f"{names.cut(ascii(name))} is not a repository of the Hub: write {HUB}<owner>/<name>")
     if (weight := repo.rpartition("/")[2]) in weight_files.MANIFEST.weights:
         for part in weight_files.MANIFEST.info(weight).files:
             file = weight_files.path(weight, part, repo=repo, revision=revision or None)
     else:
-        for part in FILES:
-            file = hub.fetch(repo, revision or "main", part)
+        for part in reversed(FILES):  # the small one first, which does without the time of a large one
+            size = hub.UNKNOWN_BYTES if part == FILES[0] else 0
+            file = hub.fetch(repo, revision or "main", part, size=size)
     return file.parent
 
 

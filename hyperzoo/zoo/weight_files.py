@@ -44,7 +44,7 @@ def path(
     """Return the path of a file of a published weight whose sha256 equals the manifest's.
 
     Bundled files are in the package; other files come from the Hub's cache or, at the pinned commit, from the Hub. A
-    cached file with a wrong hash is downloaded once more.
+    cached file with the right hash needs no request; one with a wrong hash is downloaded once more.
 
     Args:
         repo, revision: another repository with the same files, which must have the same hashes.
@@ -52,11 +52,14 @@ def path(
         WeightHashError: the bytes differ from the manifest's. WeightUnavailableError: the file cannot be had.
     """
     info = MANIFEST.info(name)
-    if info.bundled and repo is None:
-        return _bundled(info, filename)
     ours = f"{MANIFEST.namespace}/{name}"
     repo = repo or ours
+    if info.bundled and repo == ours and revision in (None, info.commit):
+        return _bundled(info, filename)
     revision = revision or (info.commit if repo == ours else None) or "main"
+    held = hub.cached(repo, revision, filename, cache_dir=cache_dir)
+    if held and sha256(held) == info.files[filename]:
+        return held
     found = _fetch(info, repo, revision, filename, cache_dir)
     digest = sha256(found)
     if digest != info.files[filename]:
@@ -96,7 +99,7 @@ def _fetch(
     if force or not hub.cached(repo, revision, filename, cache_dir=cache_dir):
         _logger.info("%s (%.1f MB): fetching %s of %s@%s", info.name, info.bytes / 1e6, filename, repo, revision)
     try:
-        return hub.fetch(repo, revision, filename, cache_dir=cache_dir, force=force)
+        return hub.fetch(repo, revision, filename, cache_dir=cache_dir, force=force, size=info.bytes)
     except WeightUnavailableError as error:
         raise WeightUnavailableError(
             f"{info.name} ({info.bytes / 1e6:.1f} MB): {error}. With network: hyperzoo verify {info.name}. "

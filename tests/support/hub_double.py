@@ -39,8 +39,9 @@ class Double:
 
         A number: this status. cut, reset: half of the body (or no answer), closed by FIN or RST; a resumed download
         gets nothing more. short: half of the body, with a Content-Length that says so. flip: the last eight bytes are
-        others. slow: the body takes a second. hang: no answer. lost: done, but never answered. no-etag, no-commit,
-        other-etag: HEAD without, or with another, header.
+        others. slow: the body takes a second. drip: a byte every 50 ms. gzip-bomb: a body that inflates to 100 MB.
+        hang: no answer. retry-after: 429, with a wait of 100,000 s. lost: done, but never answered. no-etag, no-commit,
+        other-etag, traversal-etag: HEAD without, or with another, header.
         """
         self._ask("fault", kind=kind, on=on, times=times)
 

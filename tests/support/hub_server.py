@@ -9,6 +9,7 @@ leaves the loopback, and LFS contents lie on a second port, so that the client s
 
 import base64
 import contextlib
+import gzip
 import hashlib
 import json
 import socket
@@ -23,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_" + "a" * 34
+BOMB_BYTES = 100_000_000  # what the body of a gzip bomb inflates to
 LFS_ENDINGS = (".safetensors", ".png", ".bin")
 
 
@@ -135,6 +137,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.note()
             if self.fault.isdigit():
                 raise Refused(int(self.fault))
+            if self.fault == "retry-after":
+                raise Refused(429, **{"Retry-After": "100000"})
             if self.fault == "hang":
                 time.sleep(3600)
             if self.fault in ("cut", "reset") and self.command not in ("GET", "HEAD"):
@@ -255,6 +259,8 @@ class Handler(BaseHTTPRequestHandler):
                 headers = {key: value for key, value in headers.items() if "etag" not in key.lower()}
             case "other-etag":
                 headers |= {key: f'"{"9" * 64}"' for key in headers if "etag" in key.lower()}
+            case "traversal-etag":
+                headers |= {key: '"../../../outside"' for key in headers if "etag" in key.lower()}
         if blob.large:
             self.send(302, Location=f"{HUB.storage}/lfs/{blob.sha256}?name={path}", **headers)
         else:
@@ -358,6 +364,13 @@ class Handler(BaseHTTPRequestHandler):
             self.begin(status, len(data) - start, headers)
             self.wfile.write(data[start:half])
             self.hang_up()
+        elif self.fault == "drip":
+            self.begin(status, len(data) - start, headers)
+            for byte in data[start:]:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        elif self.fault == "gzip-bomb":
+            self.send(status, gzip.compress(bytes(BOMB_BYTES)), **headers, **{"Content-Encoding": "gzip"})
         elif self.fault == "slow":
             self.begin(status, len(data) - start, headers)
             for at in range(start, len(data), max(1, len(data) // 20)):
