@@ -26,7 +26,7 @@ from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import hub, weight_files
-from hyperzoo.zoo.manifest import FILES, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.manifest import FILES, NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
 from hyperzoo.zoo.model_folder import save_model
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
@@ -154,7 +154,7 @@ def _manifest(name: str, checkout: Checkout, namespace: str | None) -> Manifest:
     manifest = Manifest(checkout.package)
     if namespace in (None, manifest.namespace):
         return manifest
-    if not re.fullmatch(r"[A-Za-z0-9_]([-.]?[A-Za-z0-9_]){0,95}", str(namespace)):
+    if not NAMESPACE.fullmatch(str(namespace)):
         raise InvalidNameError(
             f"{namespace!r} is not a namespace of the Hub; use letters, digits and _, with single - or . inside"
         )

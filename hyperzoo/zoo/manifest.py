@@ -2,9 +2,12 @@
 
 import dataclasses
 import json
+import math
 import re
+import statistics
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ FILES = ("model.safetensors", "config.json")
 VOCABULARY = "vocab.txt"
 TASKS = {"image-classification": FILES, "text-generation": (*FILES, VOCABULARY)}
 """The files of a weight, by its task."""
+NAMESPACE = re.compile(r"[A-Za-z0-9_]([-.]?[A-Za-z0-9_]){0,95}")
+_RECIPE = re.compile(r"\w+(/[\w-]+)*/[\w.]+\.yaml", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,24 +171,27 @@ class Manifest:
     """`weights.json` in the folder `root`, read strictly; bundled files lie in `root/checkpoints/<name>/`.
 
     Raises:
-        WeightFileError: an unknown or missing field, a wrong type, a malformed hash, an architecture without exactly
-            one default, or a weight that is neither bundled nor on the Hub. The message names the weight.
+        WeightFileError: no JSON; an unknown or missing field, a wrong type, a value out of its range, numbers that
+            contradict each other, a malformed hash, an architecture without exactly one default, or a weight that is
+            neither bundled nor on the Hub. The message names the weight.
+        InvalidNameError: an entry whose key is not a weight name.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root
+        self.root, file = root, root / "weights.json"
         try:
-            raw = json.loads((root / "weights.json").read_text(encoding="utf-8"))
+            raw = json.loads(file.read_text(encoding="utf-8"))
             if raw["format"] != 1:
-                raise WeightFileError(
-                    f"{root / 'weights.json'} has format {raw['format']}; this hyperzoo reads format 1"
-                )
-            self.namespace: str = raw["namespace"]
-            self.weights = {name: _entry(name, entry) for name, entry in raw["weights"].items()}
-        except (json.JSONDecodeError, KeyError) as error:
+                raise WeightFileError(f"{file} has format {raw['format']}; this hyperzoo reads format 1")
+            if not NAMESPACE.fullmatch(raw["namespace"]):
+                raise WeightFileError(f"{file}: {names.cut(repr(raw['namespace']))} is not a namespace of the Hub")
+            entries = raw["weights"].items()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise WeightFileError(
-                f"{root / 'weights.json'} is not a manifest: {error!r}. Reinstall hyperzoo."
+                f"{file} is not a manifest: {names.cut(repr(error), 300)}. Reinstall hyperzoo."
             ) from error
+        self.namespace: str = raw["namespace"]
+        self.weights = {name: _entry(name, entry) for name, entry in entries}
         for arch in {info.arch for info in self.weights.values()}:
             self.default(arch)
 
@@ -237,7 +245,51 @@ def _entry(name: str, raw: Any) -> WeightInfo:
     for fault, fine in faults.items():
         if not fine:
             raise WeightFileError(f"{where}: {fault}")
+    if fault := next(_out_of_range(info), None):
+        raise WeightFileError(f"{where}: {fault}")
     return info
+
+
+def _out_of_range(info: WeightInfo) -> Iterator[str]:
+    """What is wrong with the numbers and texts of an entry whose types are right."""
+    this, score, seen = info.metrics.this_file, info.score, info.input
+    low, high = (0.0, 100.0) if isinstance(this, ThisFile) else (1.0, math.inf)
+    if not all(_between(value, low, high) for value in (score.mean, *score.values)):
+        yield f"{info.metric} must be finite and from {low} to {high}; got {score.mean} of {score.values}"
+    elif abs(statistics.fmean(score.values) - score.mean) > 0.01 * max(1.0, score.mean / 100):
+        yield f"the mean of {score.values} is not {score.mean}"
+    if not _between(score.sd or 0.0, 0.0, math.inf) or min(score.seeds) < 0:
+        yield f"sd and seeds must be 0 or more; got {score.sd} and {score.seeds}"
+    counts = [this] if isinstance(this, ThisText) or this.sample is None else [this, this.sample]
+    if wrong := [one for one in counts if not 0 <= one.correct <= one.total or one.total < 1]:
+        yield f"{wrong[0].correct} of {wrong[0].total} is not a count of correct answers"
+    elif not _between(this.nll, 0.0, math.inf):
+        yield f"nll must be finite and 0 or more; got {this.nll}"
+    elif isinstance(this, ThisText):
+        if not math.isclose(this.perplexity, math.exp(min(this.nll, 700)), rel_tol=1e-3):
+            yield f"perplexity {this.perplexity} is not exp(nll) of nll {this.nll}"
+    elif not _between(this.ece, 0.0, 100.0) or abs(this.accuracy - 100 * this.correct / this.total) > 0.01:
+        yield f"accuracy {this.accuracy} and ece {this.ece} do not fit {this.correct} of {this.total}"
+    if len(seen.size) != 3 or not all(1 <= size <= 4096 for size in seen.size):
+        yield f"input size must be three numbers from 1 to 4096; got {seen.size}"
+    elif not len(seen.mean) == len(seen.std) == seen.size[0] or not all(map(math.isfinite, seen.mean)):
+        yield f"mean and std must be finite, one number per channel; got {seen.mean} and {seen.std}"
+    if not all(_between(value, 1e-9, 1e9) for value in (*seen.std, seen.crop_pct)):
+        yield f"std and crop_pct must be above 0; got {seen.std} and {seen.crop_pct}"
+    if min(info.bytes, info.parameters, info.num_classes, info.training.epochs) < 1:
+        yield "bytes, parameters, num_classes and epochs must be 1 or more"
+    if not _between(info.training.minutes, 0.0, math.inf):
+        yield f"minutes must be finite and 0 or more; got {info.training.minutes}"
+    if not _RECIPE.fullmatch(info.recipe):
+        yield f"recipe must be <family>/<name>.yaml; got {names.cut(repr(info.recipe))}"
+    if not all(_is_hex(text, 64) for text in (info.dataset.train_fingerprint, info.dataset.test_fingerprint)):
+        yield "a fingerprint must be 64 hexadecimal digits"
+    if not re.fullmatch("[0-9a-f]{7,40}", info.code_commit):
+        yield f"code_commit must be 7 to 40 hexadecimal digits; got {names.cut(repr(info.code_commit))}"
+
+
+def _between(value: float, low: float, high: float) -> bool:
+    return math.isfinite(value) and low <= value <= high
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -265,7 +317,9 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
     if type(value) is not kind:
-        raise WeightFileError(f"{where} must be of type {getattr(kind, '__name__', kind)}; got {value!r}")
+        raise WeightFileError(
+            f"{where} must be of type {getattr(kind, '__name__', kind)}; got {names.cut(repr(value))}"
+        )
     return value
 
 
