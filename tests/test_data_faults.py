@@ -189,6 +189,19 @@ def test_shards_with_other_class_names_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.fault("class names in another order", 2)
+def test_splits_with_other_class_names_are_refused(shard):
+    test = shard.with_name("test-00000-of-00001.parquet")
+    test.write_bytes(shard.read_bytes())
+    load_images("c10", "test")
+    rewrite(test, metadata=features(names=["b", "a", "c"]))
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=r"(train|test)-0\S+ and \S+(test|train)-0\S+ have other class names"):
+            load_images("c10", split)
+    test.write_bytes(b"damaged")
+    assert load_images("c10", "train").classes == ("a", "b", "c")
+
+
+@pytest.mark.fault("class names in another order", 2)
 def test_class_names_in_the_cache_are_protected(shard, cache):
     load_images("c10", "train")
     (file,) = cache.iterdir()

@@ -3,7 +3,9 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,7 +220,9 @@ def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> S
         more = ", ..." if lacking > len(shown) else ""
         raise DataError(f"{place} lacks {word} {', '.join(shown)}{more} (found {total - lacking} of {total}).")
     files = tuple(shards[index, total].resolve() for index in range(total))
-    return Source(code, split, repository, files, f"{place}, split {split}", lambda: _read_parquet(files, repository))
+    others = tuple(path for path in sorted(folder.glob("*-of-*.parquet")) if path.resolve() not in files)
+    rows = partial(_read_parquet, files, others, repository)
+    return Source(code, split, repository, files, f"{place}, split {split}", rows)
 
 
 def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
@@ -230,13 +234,17 @@ def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
     return {(int(match[1]), int(match[2])): path for match, path in matches if match}
 
 
-def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
-    """Read shards into memory; `datasets.load_dataset` would first write a copy of them as Arrow files."""
+def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: Repository) -> "Dataset":
+    """Read shards into memory; `datasets.load_dataset` would first write a copy of them as Arrow files.
+
+    Labels are positions in a list of class names, so all shards, also the `others` of other splits, must have the same.
+    """
     datasets = _datasets()
     import pyarrow
     import pyarrow.parquet
 
-    tables, classes = [], []
+    tables: list[Any] = []
+    classes: dict[Path, tuple[str, ...]] = {}
     for file in files:
         try:
             table = pyarrow.parquet.read_table(file)
@@ -252,11 +260,15 @@ def _read_parquet(files: tuple[Path, ...], repository: Repository) -> "Dataset":
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} has damaged metadata of its columns ({error}). Copy it again") from error
         tables.append(table)
-        classes.append(_class_names(features, repository.columns[-1]))
-        if classes[-1] != classes[0]:
-            raise DataError(
-                f"{files[0]} and {file} have other class names, or in another order; keep the shards of one version"
-            )
+        classes[file] = _class_names(features, repository.columns[-1])
+    for other in others:
+        with suppress(Exception):  # a damaged file is reported when its own split is read
+            features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(other))
+            classes[other] = _class_names(features, repository.columns[-1]) or classes[files[0]]
+    if odd := [file for file, found in classes.items() if found != classes[files[0]]]:
+        raise DataError(
+            f"{files[0]} and {odd[0]} have other class names, or in another order; keep the files of one version"
+        )
     try:
         return datasets.Dataset(pyarrow.concat_tables(tables))
     except pyarrow.ArrowException as error:
