@@ -1,8 +1,10 @@
 """Two processes make one run: equal weights, one error for all, and never two independent runs."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,49 @@ def test_two_independent_processes_are_refused_with_exit_code_2(tmp_path):
     assert "LaunchError: the launcher asks for 2 processes, accelerate runs 1" in done.stderr
     assert "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+LOST = """
+import os, sys
+from datetime import timedelta
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from hyperzoo.errors import HyperzooError
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
+
+folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+train.PATIENCE = timedelta(seconds=15)
+(folder / f"pid{rank}").write_text(str(os.getpid()))
+try:
+    train.run(load_recipe(folder / "small.yaml"), folder / "out")
+except HyperzooError as error:
+    (folder / f"error{rank}").write_text(f"{type(error).__name__}: {error}")
+    sys.exit(1)
+"""
+
+
+@pytest.mark.full
+@pytest.mark.fault("process of a run killed or stopped")
+@pytest.mark.parametrize(("lost", "number"), [(1, signal.SIGKILL), (0, signal.SIGSTOP)], ids=["killed", "stopped"])
+def test_a_run_that_lost_a_process_says_so_and_ends(tmp_path, data_mirror, lost, number):
+    (tmp_path / "small.yaml").write_text(
+        "model: {arch: plain_cnn3, args: {widths: [8, 8, 8]}}\n"
+        "data: {name: c10, batch_size: 64, hold_out: 1}\n"
+        "optim: {lr: 0.01}\n"
+        "train: {epochs: 100000, precision: fp32, compile: off}\n"
+    )
+    (tmp_path / "lost.py").write_text(LOST)
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        run = subprocess.Popen([*command, tmp_path / "lost.py", tmp_path], env=environment, stdout=log, stderr=log)
+        while run.poll() is None and not (tmp_path / "out" / "metrics.jsonl").exists():
+            time.sleep(0.1)
+        os.kill(int((tmp_path / f"pid{lost}").read_text()), number)
+        assert run.wait(150) == 1, (tmp_path / "log").read_text()  # torchrun grants 30 s to those that it stops
+    other = 1 - lost
+    error = (tmp_path / f"error{other}").read_text()
+    expected = f"RunError: process {other} of 2 lost another one, which ended or did not answer for 0.25 minutes"
+    assert error.startswith(expected) and "it resumes after its last whole epoch" in error
