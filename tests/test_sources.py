@@ -5,6 +5,7 @@ import json
 
 import datasets
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from PIL import Image
@@ -14,9 +15,10 @@ from hyperzoo import names
 from hyperzoo.analysis import evaluate
 from hyperzoo.data import ImageSet, load_images
 from hyperzoo.data.sources import NOT_EXAMINED, REPOSITORIES
-from hyperzoo.errors import DataError
+from hyperzoo.errors import DataError, InputError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import load_recipe
+from hyperzoo.zoo.model_folder import save_model
 
 LAYOUT = {  # code: folder, side, classes, {split: file}
     "svhn": ("ufldl-stanford/svhn/cropped_digits", 32, [str(i) for i in range(10)], dict(train="train", test="test")),
@@ -116,3 +118,15 @@ train: {{epochs: 1, compile: off, precision: fp32}}
     torch.testing.assert_close(prepare(one), batch.images[0], rtol=0, atol=1e-6)
     used = json.loads((tmp_path / "run" / "config.json").read_text())["pretrained_cfg"]
     assert used["input_size"] == [3, 64, 64] and not {"test_input_size", "test_crop_pct"} & used.keys()
+
+
+@pytest.mark.fault("class names in another order")
+def test_labels_of_a_saved_model_in_another_order_are_refused(mirror, tmp_path):
+    names_of = list(load_images("svhn", "test").classes)
+    model = timm.create_model("resnet20_cifar", num_classes=10)
+    for place, classes in enumerate((names_of, [f"digit {name}" for name in names_of], names_of[::-1])):
+        save_model(model, tmp_path / str(place), classes=tuple(classes))
+    for place in (0, 1):  # the same names, and names of another kind
+        assert evaluate.run(f"local-dir:{tmp_path / str(place)}", dataset="svhn").total == COUNT
+    with pytest.raises(InputError, match="has the class '9' at position 0, but svhn has it at 9"):
+        evaluate.run(f"local-dir:{tmp_path / '2'}", dataset="svhn")

@@ -118,8 +118,8 @@ def load_model_and_samples(
         dataset: code of the data set [default: the training data set of a published weight].
         limit: evaluate on at most this many images, drawn with a fixed seed.
     Raises:
-        InputError: no data set is known for the model; its classes or channels do not fit the images; a limit below 1
-            or for a text.
+        InputError: no data set is known for the model; its classes, their order or channels do not fit the images; a
+            limit below 1 or for a text.
         UnknownNameError, DataError, WeightHashError, ...: see `zoo.any_network` and `data.load_images`.
     """
     if dataset is None:
@@ -136,6 +136,13 @@ def load_model_and_samples(
             f"{name} has {channels} input channels and {model.num_classes} classes, but {dataset} has "
             f"{samples.channels} channels and {len(samples.classes)} classes"
         )
+    named = (model.pretrained_cfg or {}).get("label_names") or ()  # type: ignore[union-attr, operator]
+    for place, word in enumerate(named if isinstance(samples, Images) else ()):
+        if word in samples.classes and samples.classes[place] != word:
+            raise InputError(
+                f"{name} has the class {word!r} at position {place}, but {dataset} has it at "
+                f"{samples.classes.index(word)}; put its label_names in the order of its training data"
+            )
     if limit is None or limit >= len(samples):
         return model, samples
     if limit < 1:
@@ -147,15 +154,33 @@ def load_model_and_samples(
 
 
 def test_metrics(
-    model: nn.Module, dataset: str, engine: Accelerator | None = None, *, mirror: Path | None = None, workers: int = 0
+    model: nn.Module,
+    dataset: str,
+    engine: Accelerator | None = None,
+    *,
+    classes: tuple[str, ...] | None = None,
+    mirror: Path | None = None,
+    workers: int = 0,
 ) -> ImageMetrics | LanguageMetrics:
     """Evaluate a model on the test split of a data set.
 
     Args:
         dataset: code of the data set.
+        classes: names of the model's outputs, which must be those of the data set [default: not compared].
         mirror: folder to read the data set from [default: HYPERZOO_DATA, or the Hub].
+    Raises:
+        InputError: other class names, or in another order.
     """
-    return measure(model, data.load_split(dataset, "test", mirror), engine=engine, workers=workers)
+    samples = data.load_split(dataset, "test", mirror)
+    if classes is not None and classes != samples.classes:
+        own, there = next(
+            (pair for pair in zip(classes, samples.classes, strict=False) if len(set(pair)) > 1), ("", "")
+        )
+        raise InputError(
+            f"the model's {len(classes)} class names are not the {len(samples.classes)} of {dataset}: {own!r} in the "
+            f"place of {there!r}. Use the names with which it was trained"
+        )
+    return measure(model, samples, engine=engine, workers=workers)
 
 
 def check_test_split(dataset: str) -> None:
