@@ -5,17 +5,19 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
+import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from support import finished
 from support.finished import NAME, another_seed, contents
 from support.hub_double import TOKEN, Double, talk_to
 
 from hyperzoo import errors
 from hyperzoo.cli import main
-from hyperzoo.files import sha256
+from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, publish, verify
 from hyperzoo.zoo.manifest import Manifest
 
@@ -45,8 +47,21 @@ def work(trained, tmp_path, monkeypatch):
 
 
 def change(folder, file, **values):
+    """Change values of a JSON file of a run, as if the run had written them."""
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    stamp(folder)
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+def stamp(run):
+    """Let result.json describe the present files of a run."""
+    values = result(run)
+    values["files"] = {name: sha256(run / name) for name in values["files"]}
+    (run / "result.json").write_text(json.dumps(values))
 
 
 @pytest.fixture(scope="session")
@@ -129,37 +144,67 @@ def test_a_second_publication_writes_the_same_bytes(published, work):
 
 def test_the_median_of_three_runs_is_published(work):
     checkout, run = work
-    stated = json.loads((run / "result.json").read_text())["metrics"]
-    best, worst = ({**stated, "accuracy": stated["accuracy"] + delta} for delta in (2.0, -1.0))
+    stated = result(run)["metrics"]  # of 16 images
+    best, worst = (
+        {**stated, "accuracy": stated["accuracy"] + 6.25 * more, "correct": stated["correct"] + more}
+        for more in (2, -1)
+    )
     runs = [another_seed(run, 5, metrics=worst), another_seed(run, 3, metrics=best), run]
     info = publish.publish(NAME, runs, checkout=checkout)
     accuracy = info.metrics.accuracy
     assert accuracy.seeds == (0, 3, 5) and accuracy.n == 3
-    assert accuracy.mean == pytest.approx(stated["accuracy"] + 1 / 3, abs=1e-4)  # rounded to four digits
-    assert accuracy.sd == pytest.approx((7 / 3) ** 0.5, abs=1e-4)  # of the deviations 5/3, -4/3, -1/3
+    assert accuracy.mean == pytest.approx(stated["accuracy"] + 6.25 / 3, abs=1e-4)  # rounded to four digits
+    assert accuracy.sd == pytest.approx(6.25 * (7 / 3) ** 0.5, abs=1e-3)  # of 5/3, -4/3 and -1/3 images
     assert info.metrics.this_file.accuracy == stated["accuracy"]
     assert "over 3 seeds" in checkout.card(NAME).read_text()
 
 
-def nan(checkout, run):
+def retensor(run, change):
     state = load_file(run / "model.safetensors")
-    state["fc.bias"][3] = float("nan")
+    change(state)
     save_file(state, run / "model.safetensors")
+    stamp(run)
+
+
+def nan(checkout, run):
+    retensor(run, lambda state: state["fc.bias"].fill_(float("nan")))
 
 
 def drop_a_tensor(checkout, run):
-    state = load_file(run / "model.safetensors")
-    del state["layer2.0.conv1.weight"]
-    save_file(state, run / "model.safetensors")
+    retensor(run, lambda state: state.pop("layer2.0.conv1.weight"))
+
+
+def int8(checkout, run):
+    retensor(run, lambda state: state.update({"fc.bias": state["fc.bias"].to(torch.int8)}))
 
 
 def other_weights(checkout, run):
-    state = load_file(run / "model.safetensors")
-    state["fc.weight"].neg_()
-    state["fc.bias"].neg_()
-    save_file(state, run / "model.safetensors")
-    metrics = json.loads((run / "result.json").read_text())["metrics"]
-    change(run, "result.json", metrics={**metrics, "correct": 16})
+    retensor(run, lambda state: (state["fc.weight"].neg_(), state["fc.bias"].neg_()))
+    change(run, "result.json", metrics={**result(run)["metrics"], "correct": 16, "accuracy": 100.0})
+
+
+def weights_of_another_run(checkout, run):
+    save_file({k: v * 1.01 for k, v in load_file(run / "model.safetensors").items()}, run / "model.safetensors")
+
+
+def log_of_another_run(checkout, run):
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    (run / "metrics.jsonl").write_text(json.dumps({**row, "loss": 0.5}) + "\n")
+
+
+def log_of_a_shorter_run(checkout, run):
+    row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    (run / "metrics.jsonl").write_text(json.dumps({**row, "epoch": row["epoch"] + 1}) + "\n")
+    stamp(run)
+
+
+def metrics(**values):
+    return lambda checkout, run: change(run, "result.json", metrics={**result(run)["metrics"], **values})
+
+
+def label_names(count, **values):
+    names = [f"class {i}" for i in range(count)]
+    return lambda checkout, run: change(run, "config.json", label_names=names, **values)
 
 
 def embedded_sample(checkout, run):
@@ -173,11 +218,30 @@ def other_recipe(checkout, run):
 
 
 def path_in_the_config(checkout, run):
-    change(run, "config.json", label_names=[f"/home/someone/class{i}" for i in range(10)])
+    change(run, "result.json", environment={**result(run)["environment"], "torch": "/home/someone/torch"})
+
+
+def reversed_names(checkout, run):
+    names = json.loads((run / "config.json").read_text())["label_names"]
+    change(run, "config.json", label_names=names[::-1])
 
 
 FAULTS = {
-    "NaN": (nan, "NaN or infinity in fc.bias"),
+    "NaN": (nan, r"NaN or infinity: fc\.bias"),
+    "int8": (int8, r"other dtype: fc\.bias int8, not float32"),
+    "9 names": (label_names(9), "must be a list of 10 names; got 9"),
+    "11 names": (label_names(11), "must be a list of 10 names; got 11"),
+    "9 classes": (label_names(9, num_classes=9), r"other shape: fc\.weight \(10, 64\), not \(9, 64\)"),
+    "accuracy of another run": (metrics(accuracy=99.9), "accuracy 99.9 does not fit"),
+    "accuracy NaN": (metrics(accuracy=float("nan")), "accuracy nan does not fit"),
+    "more than all": (metrics(correct=17, accuracy=106.25), "17 correct answers of 16"),
+    "NLL of another run": (metrics(nll=0.1), "reports an NLL of 0.1, but its file gives"),
+    "no NLL": (metrics(nll=None), "metrics.nll is None"),
+    "weights of another run": (weights_of_another_run, "model.safetensors has changed since the run ended"),
+    "log of another run": (log_of_another_run, "metrics.jsonl has changed since the run ended"),
+    "log of a shorter run": (log_of_a_shorter_run, r"metrics\.jsonl ends with epoch 2, but the result is of 1"),
+    "result without a recipe": (lambda checkout, run: change(run, "result.json", recipe=None), "recipe is None"),
+    "result without a seed": (lambda checkout, run: change(run, "result.json", seed="0"), "seed is '0'"),
     "missing tensor": (drop_a_tensor, "missing: layer2.0.conv1.weight"),
     "another network than measured": (other_weights, "16 correct answers, but its file gives"),
     "embedded sample": (embedded_sample, "embedded sample"),
@@ -189,15 +253,17 @@ FAULTS = {
         "not on the test split",
     ),
     "unknown commit": (
-        lambda checkout, run: change(run, "result.json", environment={"commit": None}),
+        lambda checkout, run: change(run, "result.json", environment={**result(run)["environment"], "commit": None}),
         "commit is unknown",
     ),
     "path": (path_in_the_config, "path of this machine"),
+    "class names in another order": (reversed_names, "'truck' in the place of 'airplane'"),
     "README without marks": (lambda checkout, run: checkout.readme.write_text("nothing"), "lacks the line"),
     "no recipe": (lambda checkout, run: shutil.rmtree(checkout.recipes), "needs exactly one recipe"),
 }
 
 
+@pytest.mark.fault("run that must not be published")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_refusal_changes_nothing(work, fault):
     checkout, run = work
@@ -226,6 +292,90 @@ def test_a_failed_write_changes_nothing(work):
     with pytest.raises(errors.PublishError, match="cannot write the published files"):
         publish.publish(NAME, [run], checkout=checkout)
     assert contents(checkout.root) == {**before, "tests/golden": b"a file where a folder should be"}
+
+
+def loads(root):
+    """Whether the bundled files of a checkout are those of its manifest; None for an empty manifest."""
+    manifest = Manifest(root / "hyperzoo")
+    if NAME not in manifest.weights:
+        return None
+    return all(sha256(manifest.folder(NAME) / part) == digest for part, digest in manifest.info(NAME).files.items())
+
+
+@pytest.mark.fault("kill -9 while publishing", 16)
+def test_a_publication_killed_while_writing_leaves_a_zoo_that_loads(work, monkeypatch):
+    checkout, run = work
+    written = []
+    monkeypatch.setattr(publish, "write_whole", lambda files: written.append(files) or write_whole(files))
+
+    def after_each_kill():
+        """`loads` after each rename of the last publication: `write_whole` renames in the given order."""
+        copy = shutil.copytree(checkout.root, checkout.root.parent / f"killed-{len(written)}")
+        publish.publish(NAME, [run], checkout=checkout)
+        for path, content in [(None, b""), *written[-1].items()]:
+            if path:
+                target = copy / path.relative_to(checkout.root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            yield loads(copy)
+
+    *before, last = after_each_kill()
+    assert set(before) == {None} and last
+    change(run, "result.json", environment={**result(run)["environment"], "torch": "0.1"})  # stands in config.json
+    *before, last = after_each_kill()
+    assert last and len(before) >= 8 and before.count(False) == 1, "only between config.json and the manifest"
+
+
+def test_a_publication_waits_for_another_and_keeps_its_weight(work):
+    checkout, run = work
+    file, other = checkout.package / "weights.json", "resnet32_cifar.plain_c10"
+    done = []
+    with checkout.locked():
+        second = threading.Thread(target=lambda: done.append(publish.publish(NAME, [run], checkout=checkout)))
+        second.start()
+        second.join(1)
+        assert second.is_alive() and not done
+        entry = json.loads((finished.ROOT / "hyperzoo" / "weights.json").read_text())["weights"][NAME]
+        recipe = checkout.recipes / "resnet_cifar" / f"{other}.yaml"
+        recipe.write_text((recipe.parent / f"{NAME}.yaml").read_text().replace("resnet20", "resnet32"))
+        entry["recipe"] = f"resnet_cifar/{other}.yaml"
+        file.write_text(json.dumps({"format": 1, "namespace": "hyperzoo", "weights": {other: entry}}))
+    second.join(120)
+    assert [info.name for info in done] == [NAME] and Manifest(checkout.package).names() == [NAME, other]
+
+
+def test_changed_code_stands_on_the_card(work):
+    checkout, run = work
+    for dirty, text in ((True, "` with uncommitted changes, "), (False, "`, ")):
+        change(run, "result.json", environment={**result(run)["environment"], "dirty": dirty})
+        info = publish.publish(NAME, [run], checkout=checkout)
+        config = json.loads((checkout.package / "checkpoints" / NAME / "config.json").read_text())
+        assert info.code_changed == config["hyperzoo"]["code_changed_since_commit"] == dirty
+        assert f"code at commit `{info.code_commit[:12]}{text}" in checkout.card(NAME).read_text()
+
+
+DAMAGED_GOLDEN = {
+    "cut": lambda data, state: data[:-7],
+    "empty": lambda data, state: b"",
+    "no input": lambda data, state: save({key: value for key, value in state.items() if key != "input"}),
+    "no output": lambda data, state: save({key: value for key, value in state.items() if key != "output"}),
+    "other input": lambda data, state: save({**state, "input": state["input"] + 1}),
+    "other shape": lambda data, state: save({**state, "output": state["output"][:, :3].contiguous()}),
+    "int8": lambda data, state: save({**state, "output": state["output"].to(torch.int8)}),
+    "NaN": lambda data, state: save({**state, "output": state["output"] * float("nan")}),
+}
+
+
+@pytest.mark.fault("damaged golden file")
+@pytest.mark.parametrize("kind", DAMAGED_GOLDEN)
+def test_a_damaged_golden_file_fails_the_verification(published, monkeypatch, tmp_path, kind):
+    checkout = type(published[0])(shutil.copytree(published[0].root, tmp_path / "checkout"))
+    monkeypatch.setattr(verify, "find_checkout", lambda: checkout)
+    model = timm.create_model(f"local-dir:{checkout.package / 'checkpoints' / NAME}", pretrained=True).eval()
+    assert verify._golden(published[2], model)[0] is True
+    file = checkout.golden(NAME)
+    file.write_bytes(DAMAGED_GOLDEN[kind](file.read_bytes(), load_file(file)))
+    assert verify._golden(published[2], model)[0] is False
 
 
 # The Hub
@@ -275,7 +425,7 @@ def test_a_push_is_one_commit_that_is_read_back_and_pinned(published, work, doub
     assert (
         publish.publish(NAME, [run], checkout=checkout).commit == info.commit
     )  # these bytes stay pinned without a push
-    change(run, "config.json", label_names=[f"class {i}" for i in range(10)])
+    change(run, "result.json", environment={**result(run)["environment"], "torch": "0.1"})  # stands in config.json
     assert publish.publish(NAME, [run], checkout=checkout).commit is None  # other bytes are not on the Hub
 
 

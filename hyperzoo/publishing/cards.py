@@ -89,6 +89,7 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str, *
         "recipe": info.recipe,
         "recipe_sha256": info.recipe_sha256[:12],
         "code_commit": info.code_commit[:12],
+        "code_changes": " with uncommitted changes" * info.code_changed,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(info.versions.items())),
         "papers": "\n".join(f"- [arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in info.paper),
     }

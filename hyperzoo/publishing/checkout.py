@@ -1,5 +1,9 @@
 """Paths in a checkout of the repository that an installed package does not have."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +19,16 @@ class Checkout:
     @property
     def package(self) -> Path:
         return self.root / "hyperzoo"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other publications out of the checkout, or wait for one; a lock on the folder leaves no file behind."""
+        descriptor = os.open(self.package, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     @property
     def readme(self) -> Path:

@@ -110,6 +110,7 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         recipe=publication.recipe_path.as_posix(),
         recipe_sha256=recipe.digest(),
         code_commit=env["commit"],
+        code_changed=any(run.result["environment"].get("dirty") for run in publication.runs),
         versions={package: version for package, version in env.items() if package not in not_versions},
         license=str(model.pretrained_cfg["license"]),  # type: ignore[index]
         dataset_terms=repository.terms,
@@ -123,7 +124,7 @@ def papers(name: names.Name) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*names.METHODS[name.method].papers, *getattr(model_file, "PAPERS", ()))))
 
 
-def config_notes(info: WeightInfo, run: FinishedRun) -> dict[str, Any]:
+def config_notes(info: WeightInfo) -> dict[str, Any]:
     """The values of config.json under `hyperzoo`; the hashes are in the manifest only."""
     return {
         "format": 1,
@@ -132,7 +133,7 @@ def config_notes(info: WeightInfo, run: FinishedRun) -> dict[str, Any]:
         "recipe": info.recipe,
         "recipe_sha256": info.recipe_sha256,
         "code_commit": info.code_commit,
-        "code_changed_since_commit": bool(run.result["environment"].get("dirty")),
+        "code_changed_since_commit": info.code_changed,
         "versions": info.versions,
         "dataset": dataclasses.asdict(info.dataset),
         "metric": dataclasses.asdict(info.score),

@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,25 @@ from torch import nn
 
 from hyperzoo import data, names, zoo
 from hyperzoo.analysis import evaluate, neuron_energy, plots
-from hyperzoo.errors import InvalidNameError, PublishError, RunError, WeightFileError, WeightUnavailableError
+from hyperzoo.errors import (
+    InputError,
+    InvalidNameError,
+    PublishError,
+    RunError,
+    WeightFileError,
+    WeightUnavailableError,
+)
 from hyperzoo.experiments import build
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, manifest_entry
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.manifest_entry import FinishedRun, Publication
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
-from hyperzoo.training.log import read_result
+from hyperzoo.training.log import read_log, read_result
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import FILES, NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
-from hyperzoo.zoo.model_folder import save_model
+from hyperzoo.zoo.model_folder import read_config, save_model
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
 _REWRITE = """
@@ -47,8 +56,9 @@ def publish(
 ) -> WeightInfo:
     """Publish the median of finished runs of one recipe in a checkout; returns the manifest entry.
 
-    Writes `checkpoints/<name>/`, the golden file, the card with its figures and log, all generated texts, and the
-    manifest last. Everything is computed and checked before the first write, so a refusal changes no file.
+    Writes the golden file, the card with its figures and log, all generated texts, `checkpoints/<name>/`, and the
+    manifest last. Everything is computed and checked before the first write, so a refusal changes no file. A second
+    publication in the same checkout waits for the first.
 
     Args:
         folders: run folders, one per seed. One is enough; the card then reports a single run.
@@ -57,9 +67,10 @@ def publish(
             commit is pinned in the manifest. Without a push, a pinned commit that holds these bytes stays pinned.
         namespace: Hub namespace for all weights from now on [default: the manifest's].
     Raises:
-        PublishError: no checkout; a run that is unfinished, of another recipe, on other data or on the embedded sample,
-            or without a test result; a test result that cannot be reproduced; a file above 12 MB that is not pushed; a
-            push that failed or came back changed; a new namespace while other weights are in the old one.
+        PublishError: no checkout; a run that is unfinished or damaged, of another recipe, on other data or on the
+            embedded sample, or without a test result; a test result that cannot be reproduced; a file above 12 MB that
+            is not pushed; a push that failed or came back changed; a new namespace while other weights are in the old
+            one.
         WeightFileError: NaN, tensors that do not fit the architecture, or a file that is not reproducible bit by bit.
         InvalidNameError, RecipeError, DataError: see `names`, `training.recipe`, `data.sources`.
     """
@@ -67,15 +78,15 @@ def publish(
     checkout = checkout or find_checkout()
     if checkout is None:
         raise PublishError("publishing needs a checkout of the repository; this is an installed package")
-    manifest = _manifest(name, checkout, namespace)
-    recipe, recipe_path = _recipe(name, checkout)
-    runs = sorted((_finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
-    if not runs:
-        raise PublishError(f"{name}: pass at least one run folder")
-    _check_runs(recipe, runs, checkout)
-    median = runs[(len(runs) - 1) // 2]
-    publication = Publication(recipe, recipe_path, tuple(runs), median, *_model_and_classes(recipe, median))
-    with tempfile.TemporaryDirectory() as scratch:
+    with checkout.locked(), tempfile.TemporaryDirectory() as scratch:
+        manifest = _manifest(name, checkout, namespace)
+        recipe, recipe_path = _recipe(name, checkout)
+        runs = sorted((_finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
+        if not runs:
+            raise PublishError(f"{name}: pass at least one run folder")
+        _check_runs(recipe, runs, checkout)
+        median = runs[(len(runs) - 1) // 2]
+        publication = Publication(recipe, recipe_path, tuple(runs), median, *_model_and_classes(recipe, median))
         return _publish(publication, manifest, checkout, Path(scratch), push=push)
 
 
@@ -108,8 +119,9 @@ def _publish(
         sent |= {"test/rand_tensors.safetensors": golden}  # timm's name for golden outputs
         commit = _push(f"{manifest.namespace}/{name}", sent, info, model, scratch / "hub")
         info = manifest.weights[name] = dataclasses.replace(info, commit=commit)
-    files = {manifest.folder(name) / part: content for part, content in weight.items() if info.bundled}
-    files |= {checkout.golden(name): golden, **attachments, **texts}
+    files = {checkout.golden(name): golden, **attachments, **texts}
+    # Next to the manifest, which says their hashes: between these renames alone, a replaced weight would not load.
+    files |= {manifest.folder(name) / part: content for part, content in weight.items() if info.bundled}
     files |= {manifest.root / "weights.json": _manifest_text(manifest, scratch).encode()}
     try:
         write_whole(files)
@@ -120,9 +132,9 @@ def _publish(
 
 def _saved(publication: Publication, manifest: Manifest, checkout: Checkout, folder: Path) -> WeightInfo:
     """Write the files of the weight to a folder, check them, and return the complete manifest entry."""
-    name, model, run = publication.name, publication.model, publication.median
+    name, model = publication.name, publication.model
     info = manifest_entry.weight_info(publication, _this_file(publication, checkout), manifest)
-    notes = manifest_entry.config_notes(info, run)
+    notes = manifest_entry.config_notes(info)
     save_model(model, folder, classes=publication.classes, args=build.model_args(publication.recipe), notes=notes)
     _check_reproducible(folder, model)
     config = (folder / "config.json").read_text(encoding="utf-8")
@@ -178,14 +190,63 @@ def _recipe(name: str, checkout: Checkout) -> tuple[Recipe, Path]:
     return load_recipe(found[0]), found[0].relative_to(checkout.recipes)
 
 
+_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "seed": int,
+    "split": str,
+    "epochs": int,
+    "minutes": (int, float),
+    "precision": str,
+    "train_fingerprint": str,
+    "recipe": dict,
+    "metrics": dict,
+    "metrics.nll": (int, float),
+    "metrics.correct": int,
+    "metrics.total": int,
+    "metrics.fingerprint": str,
+    "environment": dict,
+}
+"""What publication reads in a result.json, by its path."""
+
+
 def _finished_run(folder: Path) -> FinishedRun:
     missing = [part for part in ("result.json", "metrics.jsonl", *FILES) if not (folder / part).is_file()]
     if missing:
         raise PublishError(f"{folder} is not a finished run: {', '.join(missing)} is missing")
     try:
-        return FinishedRun(folder, read_result(folder))
+        run = FinishedRun(folder, read_result(folder))
+        last = read_log(folder / "metrics.jsonl")[-1].get("epoch")
     except RunError as error:
         raise PublishError(str(error)) from error
+    if fault := next(_result_faults(run), None):
+        raise PublishError(f"{folder / 'result.json'} is damaged: {fault}")
+    stated = run.result.get("files", {})  # results of versions before 0.6 have none
+    if changed := [p for p, digest in stated.items() if not (folder / p).is_file() or sha256(folder / p) != digest]:
+        raise PublishError(f"{folder}: {', '.join(changed)} has changed since the run ended; train again with --out")
+    if last != run.result["epochs"]:
+        raise PublishError(
+            f"{folder}: metrics.jsonl ends with epoch {last}, but the result is of {run.result['epochs']}"
+        )
+    return run
+
+
+def _result_faults(run: FinishedRun) -> Iterator[str]:
+    """What is wrong with the values of a result.json, the first fault first."""
+    for path, kind in _FIELDS.items():
+        value: Any = run.result
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, kind) or isinstance(value, bool):
+            yield f"{path} is {value!r}"
+            return
+    metrics = run.result["metrics"]
+    right, total, nll = metrics["correct"], metrics["total"], metrics["nll"]
+    if not (0 <= right <= total and total > 0 and 0 <= nll < math.inf):
+        yield f"{right} correct answers of {total} with an NLL of {nll}"
+    elif "perplexity" in metrics:
+        if not math.isclose(run.score, math.exp(min(nll, 700)), rel_tol=1e-3):
+            yield f"perplexity {run.score} is not exp(nll) of nll {nll}"
+    elif not abs(run.score - 100 * right / total) < 0.01:  # NaN too
+        yield f"accuracy {run.score} does not fit {right} correct answers of {total}"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
@@ -227,13 +288,15 @@ def _model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tup
     """The network of a run in evaluation mode, after all tensor names and shapes were compared, and its class names."""
     file = run.folder / "model.safetensors"
     weight_files.check_file(file)
-    state, classes = load_file(file), zoo.class_names(run.folder)
-    described = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))["pretrained_cfg"]
+    state, classes, config = load_file(file), zoo.class_names(run.folder), read_config(run.folder)
+    described = config.get("pretrained_cfg", config)
+    if lacking := [key for key in ("input_size", "mean", "std") if key not in described]:
+        raise WeightFileError(f"{run.folder / 'config.json'} lacks {', '.join(lacking)}; train again with --out")
     model = build.model(recipe, len(classes), described["input_size"][0])
     parsed = names.parse(recipe.name)
     paper_ids = tuple(f"arXiv:{paper}" for paper in manifest_entry.papers(parsed))
     cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one
-    cfg["tag"], cfg["paper_ids"] = parsed.tag, paper_ids or None
+    cfg["tag"], cfg["paper_ids"], cfg["num_classes"] = parsed.tag, paper_ids or None, len(classes)
     cfg |= {key: tuple(described[key]) for key in ("input_size", "mean", "std")}  # as `build.describe_images` set them
     cfg["crop_pct"] = described["crop_pct"]
     model.load_state_dict(weight_files.same_keys(state, model))
@@ -243,13 +306,18 @@ def _model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tup
 def _this_file(publication: Publication, checkout: Checkout) -> ThisFile | ThisText:
     """Metrics of the published file, on the test split and on the embedded sample if there is one."""
     model, code, run = publication.model, publication.recipe.data.name, publication.median
-    full, stated = evaluate.test_metrics(model, code), run.result["metrics"]
+    try:
+        full, stated = evaluate.test_metrics(model, code, classes=publication.classes), run.result["metrics"]
+    except InputError as error:
+        raise PublishError(f"{run.folder}: {error}") from error
     if full.fingerprint != stated["fingerprint"]:
         raise PublishError(f"the test data differ from those of {run.folder}; set HYPERZOO_DATA to the same mirror")
     if abs(full.correct - stated["correct"]) > TEST_SLACK:
         raise PublishError(
             f"{run.folder} reports {stated['correct']} correct answers, but its file gives {full.correct}"
         )
+    if not math.isclose(full.nll, stated["nll"], rel_tol=0.01, abs_tol=0.01):
+        raise PublishError(f"{run.folder} reports an NLL of {stated['nll']}, but its file gives {full.nll}")
     if isinstance(full, evaluate.LanguageMetrics):
         return ThisText(round(full.perplexity, 4), round(full.nll, 4), full.correct, full.total)
     sample: Sample | None = None

@@ -110,9 +110,15 @@ def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     file = checkout.golden(info.name)
     if not file.is_file():
         return False, f"{file.relative_to(checkout.root)} is missing"
-    stored = load_file(file)
-    found = golden_outputs(model, stored["input"])
-    differing = [key for key in found if not torch.allclose(found[key], stored[key], rtol=RTOL, atol=ATOL)]
+    try:
+        weight_files.check_file(file)
+        stored, x = load_file(file), golden_input(model)
+        found = golden_outputs(model, x)
+        if not torch.equal(stored["input"], x):
+            return False, f"{file.relative_to(checkout.root)} is damaged: its input is not the golden input"
+        differing = [key for key in found if not torch.allclose(found[key], stored[key], rtol=RTOL, atol=ATOL)]
+    except (KeyError, RuntimeError) as error:  # a malformed file, a missing tensor, one of another shape or dtype
+        return False, f"{file.relative_to(checkout.root)} is damaged: {error!r}"
     largest = max(float((found[key] - stored[key]).abs().max()) for key in found)
     return not differing, f"{', '.join(differing) or 'all outputs'}: largest difference {largest:.1e}"
 

@@ -116,7 +116,10 @@ class Training:
 
 @dataclasses.dataclass(frozen=True)
 class WeightInfo:
-    """One published weight: the entry `name` of `weights.json`."""
+    """One published weight: the entry `name` of `weights.json`.
+
+    `code_changed`: whether the code that trained it had changes since `code_commit`.
+    """
 
     name: str
     default: bool
@@ -134,6 +137,7 @@ class WeightInfo:
     recipe: str
     recipe_sha256: str
     code_commit: str
+    code_changed: bool
     versions: dict[str, str]
     license: str
     dataset_terms: str

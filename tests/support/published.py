@@ -113,6 +113,7 @@ def entry(folder: Path, default: bool, commit: str | None) -> dict[str, Any]:
         "recipe": "resnet_cifar/resnet20_cifar.plain_c10.yaml",
         "recipe_sha256": "3" * 64,
         "code_commit": "4" * 40,
+        "code_changed": False,
         "versions": {"torch": torch.__version__},
         "license": "mit",
         "dataset_terms": "not stated by the authors",
