@@ -113,11 +113,21 @@ def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
-    """Constructor arguments of a recipe's network. With an angular loss, hyperzoo's architectures also get its
-    classifier, so that config.json alone rebuilds the network."""
+    """Constructor arguments of a recipe's network: with an angular loss also its classifier, so that config.json alone
+    rebuilds the network.
+
+    Raises:
+        RecipeError: an angular loss for a network of timm, whose constructor has no argument for this classifier.
+    """
     angular = recipe.method.angular
-    if angular is None or recipe.model.arch not in zoo.list_models():
+    if angular is None:
         return dict(recipe.model.args)
+    if recipe.model.arch not in zoo.list_models():
+        raise RecipeError(
+            f"method.angular: a saved {recipe.model.arch} could not be loaded, because timm cannot build it with a "
+            "classifier of angles. Choose an architecture of `hyperzoo list`, or train it in Python with "
+            "losses.replace_classifier"
+        )
     return {**recipe.model.args, "head_operator": angular.operator, "head_k": angular.k}
 
 
