@@ -114,3 +114,8 @@ def check_number(
     text = f" of at least {low}" if high == math.inf else f" from {low} to {high}"
     text = f" above {above}" if above > -math.inf else "" if low == -math.inf else text
     raise InputError(f"{name} must be a {'whole' if whole else 'finite'} number{text}; got {value!r}")
+
+
+def check_seed(seed: object) -> None:
+    """Raise InputError unless a `torch.Generator` takes this seed."""
+    check_number("seed", seed, low=-(2**63), high=2**64 - 1, whole=True)

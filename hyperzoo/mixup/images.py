@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.errors import InputError, check_number
+from hyperzoo.errors import InputError, check_number, check_seed
 from hyperzoo.layers.precision import full_dtype
 from hyperzoo.mixup.mix import Draw, mix
 
@@ -29,8 +29,8 @@ class Mixup:
         return of a call: x' (B, ...), and targets (B, K), float32, or float64 for a float64 x.
     Args:
         num_classes: K, 2 or more.
-        alpha: parameter of the Beta distribution, 0 or more. 0 mixes nothing; 1 is uniform; the papers use 0.1 to 0.4
-            for ImageNet, 1 for CIFAR.
+        alpha: parameter of the Beta distribution, 0 or from 0.01 to 1e6, where it can be sampled. 0 mixes nothing; 1 is
+            uniform; the papers use 0.1 to 0.4 for ImageNet, 1 for CIFAR.
         smoothing: label smoothing of class indices before mixing, 0 to 1: t = (1 - s) onehot(y) + s / K.
         generator: CPU source of all draws, separate so that mixing does not change the order of the data
             [default: a new one, seeded with `torch.initial_seed()`].
@@ -56,6 +56,8 @@ class Mixup:
     ) -> None:
         check_number("num_classes", num_classes, low=2, whole=True)
         check_number("alpha", alpha, low=0)
+        if alpha and not 0.01 <= alpha <= 1e6:
+            raise InputError(f"alpha must be 0 (no mixing) or from 0.01 to 1e6; got {alpha!r}")
         check_number("smoothing", smoothing, low=0, high=1)
         if generator is not None and generator.device.type != "cpu":
             raise InputError(f"generator must be a CPU generator, on any device of x; got one on {generator.device}")
@@ -66,6 +68,7 @@ class Mixup:
 
     def seed(self, n: int) -> None:
         """Restart the sequence of draws from seed n; use a different n for each process and epoch."""
+        check_seed(n)
         self.generator.manual_seed(n)
 
     def __enter__(self) -> Self:
@@ -87,8 +90,8 @@ class Mixup:
             raise InputError(f"x must be a floating-point batch (B, ...); got {_kind(x)}. Normalize the images first")
         if y.dim() not in (1, 2) or len(y) != len(x):
             raise InputError(f"y must be (B,) or (B, K) with B = {len(x)}, as x; got {_kind(y)}")
-        if not len(x):
-            raise InputError("the batch is empty")
+        if not x.numel():
+            raise InputError(f"the batch is empty: x is {_kind(x)}")
         if y.dim() == 1:
             if y.is_floating_point() or y.dtype == torch.bool:
                 raise InputError(f"class indices must be integers; got {_kind(y)}. Pass class shares as (B, K)")

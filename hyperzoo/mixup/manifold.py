@@ -146,7 +146,8 @@ class ManifoldMixup(Mixup):
             seen.setdefault(name, (output.shape[0] if isinstance(output, Tensor) and output.dim() else output, node))
 
         with hooks.evaluating(self._model), torch.enable_grad(), hooks.attached(self._hidden, keep):
-            start = x[:2].detach().requires_grad_().clone()
+            dtype = next((weight.dtype for weight in self._model.parameters()), x.dtype)  # autocast may be off here
+            start = x[:2].detach().to(dtype).requires_grad_().clone()
             logits = self._model.forward(start)  # the eager forward, even if the model is compiled
         outputs = logits if isinstance(logits, (tuple, list)) else [logits]
         for name in self._hidden:

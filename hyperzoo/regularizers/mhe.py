@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError, check_number
+from hyperzoo.errors import InputError, check_number, check_seed
 from hyperzoo.layers.precision import full_precision
 from hyperzoo.regularizers.neurons import Layer, check_rows
 from hyperzoo.regularizers.pair_energy import LabelMean, PairMean, repulsion
@@ -158,7 +158,8 @@ class MHE(WeightTerm):
         self._neurons = neurons
         self._output_by_labels = output_by_labels
         self.once_per_update = not output_by_labels
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator()
+        self.seed(seed)
         super().__init__(
             model,
             hidden=hidden,
@@ -175,6 +176,7 @@ class MHE(WeightTerm):
 
     def seed(self, number: int) -> None:
         """Restart the draws of `neurons` from this seed."""
+        check_seed(number)
         self._generator.manual_seed(number)
 
     def _values(self, rows: Tensor, is_output: bool) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from hyperzoo.errors import check_seed
 from hyperzoo.regularizers.activation_term import ActivationTerm
 from hyperzoo.regularizers.exact_error import ExactError
 from hyperzoo.regularizers.projections import SampledError, as_vectors, axes_of, check_choices, draw_directions, reduced
@@ -68,6 +69,7 @@ class PER(ActivationTerm):
 
     def seed(self, n: int) -> None:
         """Restart the sequence of directions from seed n."""
+        check_seed(n)
         self._generator.manual_seed(n)
 
     def report(self) -> dict[str, float]:
