@@ -144,7 +144,7 @@ def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: 
             f"{name!r} ran without gradients, so the term cannot act on it: use gradient checkpointing with "
             "use_reentrant=False, and no torch.no_grad() around the forward pass"
         )
-    if version not in (-1, writes_to(output)):
+    if version != -1 and version != writes_to(output):
         raise InputError(
             f"the output of {name!r} was overwritten in place by code after it (x += y, F.relu(x, inplace=True)); "
             "choose a later layer, or write the operation out of place"
