@@ -38,11 +38,16 @@ class Response(NamedTuple):
     eps: float
 
 
+def _inverse_root(squares: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(squares + eps), but NaN where the squares overflow: 0 would hide it, and its gradient is NaN anyway."""
+    return torch.rsqrt(squares + eps) + 0 * squares
+
+
 def _unit_rows(weight: Tensor, eps: float) -> Tensor:
     """Filters scaled to length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
     w = full_precision(weight)
     dims = list(range(1, w.dim()))
-    return (w * torch.rsqrt((w * w).sum(dims, keepdim=True) + eps)).to(weight.dtype)
+    return (w * _inverse_root((w * w).sum(dims, keepdim=True), eps)).to(weight.dtype)
 
 
 def _channel_sums(x: Tensor, groups: int) -> Tensor:
@@ -83,7 +88,7 @@ def _inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float
     box = rows[..., : width : stride[1]]
     for j in range(1, kernel[1]):
         box = box + rows[..., j * dilation[1] : j * dilation[1] + width : stride[1]]
-    return torch.rsqrt(box + eps)
+    return _inverse_root(box, eps)
 
 
 def _per_filter(inverse: Tensor, filters: int) -> Tensor:
@@ -210,14 +215,14 @@ def sphere_linear(
     """The function behind `SphereLinear`; a leaf for fx tracing."""
     product = F.linear(x, _unit_rows(weight, response.eps))
     wide = full_precision(x)
-    squared = (wide * wide).sum(-1, keepdim=True) + response.eps
-    cosine = full_precision(product) * torch.rsqrt(squared)
+    squares = (wide * wide).sum(-1, keepdim=True)
+    cosine = full_precision(product) * _inverse_root(squares, response.eps)
     if raw_k is not None:
         out = angular(cosine, response.operator, steepness(raw_k))
     else:
         out = angular(cosine, response.operator, response.k)
     if scale_by_norm:
-        out = out * torch.sqrt(squared)
+        out = out * torch.sqrt(squares + response.eps)
     out = out.to(product.dtype)
     if bias is not None:
         out = out + bias.to(out.dtype)
