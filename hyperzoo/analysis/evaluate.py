@@ -136,8 +136,8 @@ def load_model_and_samples(
             f"{name} has {channels} input channels and {model.num_classes} classes, but {dataset} has "
             f"{samples.channels} channels and {len(samples.classes)} classes"
         )
-    named = (model.pretrained_cfg or {}).get("label_names") or ()  # type: ignore[union-attr, operator]
-    for place, word in enumerate(named if isinstance(samples, Images) else ()):
+    described: Any = model.pretrained_cfg
+    for place, word in enumerate(described.get("label_names") or () if isinstance(samples, Images) else ()):
         if word in samples.classes and samples.classes[place] != word:
             raise InputError(
                 f"{name} has the class {word!r} at position {place}, but {dataset} has it at "
