@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 VARIABLE = "HYPERZOO_DATA"
-
-
 NOT_EXAMINED = "not examined; see the page of the data set on the Hub"
 
 
