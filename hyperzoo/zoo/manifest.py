@@ -249,7 +249,7 @@ def _entry(name: str, raw: Any) -> WeightInfo:
     for fault, fine in faults.items():
         if not fine:
             raise WeightFileError(f"{where}: {fault}")
-    if fault := next(_out_of_range(info), None):
+    for fault in _out_of_range(info):
         raise WeightFileError(f"{where}: {fault}")
     return info
 
@@ -264,9 +264,11 @@ def _out_of_range(info: WeightInfo) -> Iterator[str]:
         yield f"the mean of {score.values} is not {score.mean}"
     if not _between(score.sd or 0.0, 0.0, math.inf) or min(score.seeds) < 0:
         yield f"sd and seeds must be 0 or more; got {score.sd} and {score.seeds}"
-    counts = [this] if isinstance(this, ThisText) or this.sample is None else [this, this.sample]
-    if wrong := [one for one in counts if not 0 <= one.correct <= one.total or one.total < 1]:
-        yield f"{wrong[0].correct} of {wrong[0].total} is not a count of correct answers"
+    counts = [(this.correct, this.total)]
+    if isinstance(this, ThisFile) and this.sample:
+        counts.append((this.sample.correct, this.sample.total))
+    if wrong := [(right, total) for right, total in counts if not 0 <= right <= total or total < 1]:
+        yield f"{wrong[0][0]} of {wrong[0][1]} is not a count of correct answers"
     elif not _between(this.nll, 0.0, math.inf):
         yield f"nll must be finite and 0 or more; got {this.nll}"
     elif isinstance(this, ThisText):
