@@ -82,6 +82,10 @@ class MissingExtraError(HyperzooError, ImportError):
     """A feature whose optional package is not installed."""
 
 
+class PlatformError(HyperzooError, ImportError):
+    """A feature that this operating system does not offer."""
+
+
 class PackagePairError(HyperzooError, ImportError):
     """Incompatible versions of torch and torchvision, or one of them missing."""
 
