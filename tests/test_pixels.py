@@ -63,9 +63,7 @@ def test_the_values_are_those_of_the_format(name):
 
 
 @pytest.mark.fault("odd kind of picture")
-@pytest.mark.parametrize(
-    "image", [Image.new("I", (1, 1), 70000), Image.new("F", (1, 1), 0.5), Image.new("La", (1, 1))]
-)
+@pytest.mark.parametrize("image", [Image.new("I", (1, 1), 70000), Image.new("F", (1, 1), 0.5), Image.new("La", (1, 1))])
 def test_pixels_without_a_known_range_are_refused(image):
     with pytest.raises(InputError, match=f"an image of mode {image.mode} cannot be read: .* Save it as 8-bit RGB"):
         hyperzoo.preprocess("spherenet20")(image)
