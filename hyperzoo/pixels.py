@@ -1,8 +1,10 @@
 """The 8-bit pixels of any picture that Pillow opens."""
 
+from pathlib import Path
+
 from PIL import Image, ImageOps
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import DataError, InputError
 
 _HIGH_BYTE = [value >> 8 for value in range(65536)]
 
@@ -29,3 +31,17 @@ def gray_or_rgb(image: Image.Image) -> Image.Image:
         return upright.convert("RGBA").convert("RGB")  # by way of RGBA, because Pillow warns of transparent palettes
     except ValueError as error:
         raise InputError(f"an image of mode {upright.mode} cannot be read: {error}. Save it as 8-bit RGB") from error
+
+
+def read(file: Path) -> Image.Image:
+    """Decode an image file to 8 bits, as `gray_or_rgb`; of several frames, the first.
+
+    Raises:
+        DataError: a missing or damaged file, or pixels that `gray_or_rgb` refuses.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return gray_or_rgb(image)
+    except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
+        raise DataError(f"the image {file} cannot be decoded: {error}. Remove or replace it") from error

@@ -42,6 +42,7 @@ THIRD_PARTY = {  # every package beside torch and the standard library, and the 
     "pydantic": {"training"},
     "ruamel": {"training"},
     "matplotlib": {"analysis"},
+    "scipy": {"analysis"},
     "rich": {"training", "analysis", "cli"},
     "click": {"cli"},
     "jinja2": {"publishing"},

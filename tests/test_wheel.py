@@ -29,6 +29,7 @@ COMMANDS = {
     "info": (["spherenet20"], None),
     "train": (["spherenet20.sphere_c10"], TRAIN),
     "eval": (["spherenet20"], TRAIN),
+    "predict": (["spherenet20", "nowhere"], TRAIN),
     "verify": (["--all"], None),
     "reproduce": (["spherenet20"], TRAIN),
     "queue": (["queue.yaml", "--minutes", "1"], TRAIN),

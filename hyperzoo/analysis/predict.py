@@ -2,22 +2,24 @@
 
 import csv
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 
-from hyperzoo import zoo
+from hyperzoo import pixels, zoo
 from hyperzoo.analysis import plots
 from hyperzoo.data.streamed import SUFFIXES
 from hyperzoo.errors import DataError, InputError
+from hyperzoo.files import write_whole
 
 BATCH = 64
+TOP = 3
 SHEET = 48  # images on a contact sheet
 THUMBNAIL_PX = 160
+OnError = Literal["stop", "skip"]
 COLUMNS = ("file", "class", "probability (%)", "next")
 
 
@@ -39,30 +41,50 @@ class Prediction:
         return (str(self.file), self.classes[0], f"{100 * self.probabilities[0]:.1f}", ", ".join(others))
 
 
-def run(name: str, path: Path, *, top: int = 3) -> list[Prediction]:
+class Predictions(NamedTuple):
+    """The predictions of all files that were decoded, and an error that names each of the others."""
+
+    files: list[Prediction]
+    broken: list[DataError]
+
+
+def run(name: str, path: Path, *, top: int | None = None, on_error: OnError = "stop") -> Predictions:
     """Predict the class of an image file, or of every image in a folder and its subfolders, in order of their paths.
 
     Args:
         name: a weight, an architecture with a weight, or a run folder; as for `hyperzoo.load`.
-        top: number of classes per file.
+        top: number of classes per file [default: 3, or all if there are fewer].
+        on_error: 'stop' at the first file that cannot be decoded, or 'skip' such files.
     Raises:
         InputError: `top` is not between 1 and the number of classes, or a language model.
-        DataError: no such path, no image in it, or a file that cannot be decoded.
+        DataError: no such path, no image in it, or a file that cannot be decoded; with 'skip', only if none can.
         UnknownNameError, WeightHashError, ...: as `hyperzoo.load`.
     """
     loaded, transform = zoo.load(name), zoo.preprocess(name)
+    top = min(TOP, len(loaded.classes)) if top is None else top
     if not 1 <= top <= len(loaded.classes):
         raise InputError(f"top must be between 1 and the {len(loaded.classes)} classes of {name}; got {top}")
     files = image_files(path)
     predictions: list[Prediction] = []
+    broken: list[DataError] = []
     for first in range(0, len(files), BATCH):
-        part = files[first : first + BATCH]
+        inputs: dict[Path, Tensor] = {}
+        for file in files[first : first + BATCH]:
+            try:
+                inputs[file] = transform(pixels.read(file))
+            except DataError as error:
+                if on_error == "stop":
+                    raise
+                broken.append(error)
+        if not inputs:
+            continue
         with torch.inference_mode():
-            probabilities = loaded.model(torch.stack([transform(picture) for picture in _opened(part)])).softmax(1)
-        predictions += [
-            _prediction(file, row, loaded.classes, top) for file, row in zip(part, probabilities, strict=True)
-        ]
-    return predictions
+            probabilities = loaded.model(torch.stack([*inputs.values()])).softmax(1)
+        rows = zip(inputs, probabilities, strict=True)
+        predictions += [_prediction(file, row, loaded.classes, top) for file, row in rows]
+    if not predictions:
+        raise DataError(f"none of the {len(files)} images in {path} can be decoded; the first: {broken[0]}")
+    return Predictions(predictions, broken)
 
 
 def _prediction(file: Path, probabilities: Tensor, classes: tuple[str, ...], top: int) -> Prediction:
@@ -86,16 +108,6 @@ def image_files(path: Path) -> list[Path]:
     return found
 
 
-def _opened(files: list[Path]) -> Iterator[Image.Image]:
-    for file in files:
-        try:
-            with Image.open(file) as picture:
-                picture.load()
-                yield picture
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataError(f"the image {file} cannot be decoded: {error}. Remove or replace it") from error
-
-
 def as_csv(predictions: list[Prediction]) -> str:
     """One line per class of a file: file, rank from 1, class, probability."""
     text = io.StringIO()
@@ -105,6 +117,12 @@ def as_csv(predictions: list[Prediction]) -> str:
         for rank, (name, p) in enumerate(zip(found.classes, found.probabilities, strict=True), 1):
             writer.writerow((found.file, rank, name, f"{p:.6f}"))
     return text.getvalue()
+
+
+def write_csv(predictions: list[Prediction], file: Path) -> Path:
+    """Write `as_csv` to a file in UTF-8; returns its path. File names in another encoding keep their bytes."""
+    write_whole({file: as_csv(predictions).encode(errors="surrogateescape")})
+    return file
 
 
 def draw(predictions: list[Prediction], picture: Path, *, title: str) -> Path:
@@ -117,8 +135,7 @@ def draw(predictions: list[Prediction], picture: Path, *, title: str) -> Path:
     for panel in panels:
         panel.axis("off")
     for found, panel in zip(shown, panels, strict=False):
-        (thumbnail,) = _opened([found.file])
-        thumbnail = thumbnail.convert("RGB")
+        thumbnail = pixels.read(found.file).convert("RGB")
         thumbnail.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
         panel.imshow(thumbnail)
         panel.set_title(f"{found.classes[0]}\n{100 * found.probabilities[0]:.0f} %", fontsize=9)

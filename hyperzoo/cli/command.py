@@ -30,19 +30,31 @@ class RunFolder(click.ParamType):
         return Path(str(value).removeprefix("local-dir:"))
 
 
-class Picture(click.ParamType):
-    """The path of a PNG in an existing folder; checked before the work that the picture shows."""
+class OutputFile(click.ParamType):
+    """The path of a file in an existing folder, checked before the work that fills it; '-' for stdout if `stdout`."""
 
     name = "path"
 
+    def __init__(self, suffix: str, *, stdout: bool = False) -> None:
+        self.suffix, self.stdout = suffix, stdout
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
+        if self.stdout and value == "-":
+            return path
         folder = path.absolute().parent
-        if path.suffix != ".png":
-            self.fail(f"{cut(str(path))} must end in .png", param, ctx)
+        if path.suffix != self.suffix:
+            self.fail(f"{cut(str(path))} must end in {self.suffix}", param, ctx)
         if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
             self.fail(f"{cut(str(path))} cannot be written: {cut(str(folder))} must be a writable folder", param, ctx)
         return path
+
+
+class Picture(OutputFile):
+    """The path of a PNG."""
+
+    def __init__(self) -> None:
+        super().__init__(".png")
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON, and nothing else.")

@@ -21,6 +21,7 @@ COMMANDS = {
     "info": Subcommand("weights", "info", "Describe a weight or an architecture"),
     "train": Subcommand("runs", "train", "Train a recipe or a sweep of recipes; resumes by itself"),
     "eval": Subcommand("networks", "eval_", "Accuracy, NLL and calibration error, or perplexity"),
+    "predict": Subcommand("networks", "predict", "Classes of image files, as a table, CSV or contact sheet"),
     "verify": Subcommand("weights", "verify", "Check a weight against its manifest entry"),
     "reproduce": Subcommand("runs", "reproduce", "Retrain a weight with new seeds and compare"),
     "export": Subcommand("weights", "export", "Write a network as .pt2 (torch.export) or .onnx"),

@@ -9,7 +9,7 @@ from hyperzoo.cli.commands import cli
 from hyperzoo.cli.tables import note
 from hyperzoo.errors import HyperzooError, LaunchError, MissingExtraError
 
-TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib")  # packages of the extra [train]
+TRAIN_EXTRA = ("datasets", "pydantic", "ruamel", "matplotlib", "scipy")  # packages of the extra [train]
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,10 +1,11 @@
-"""Commands that run a network: metrics, energy of the filters, activations, sampled text."""
+"""Commands that run a network: metrics, predictions, energy of the filters, activations, sampled text."""
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, Picture, json_option
+from hyperzoo.cli.command import ModelCommand, OutputFile, Picture, json_option
 from hyperzoo.cli.tables import flat, note, show, show_json, write
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's weight, for a model of timm.")
@@ -73,6 +74,56 @@ def eval_(
         known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
         if metrics.fingerprint != known.get(split, metrics.fingerprint):
             note("these are not the images or the text of the published number: the fingerprints differ")
+
+
+@click.command(cls=ModelCommand)
+@click.argument("name")
+@click.argument("path", metavar="FILE|FOLDER", type=click.Path(path_type=Path))
+@click.option("--top", type=click.IntRange(1), help="Number of classes per image [default: 3, or all if fewer]")
+@click.option(
+    "--csv", "table", type=OutputFile(".csv", stdout=True), help="Output CSV; - prints it instead of a table."
+)
+@click.option("--sheet", type=Picture(), help="Output PNG: the first 48 images, each with its class.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="At an image that cannot be decoded, stop; or skip it and name it at the end.",
+)
+@json_option
+def predict(
+    name: str,
+    path: Path,
+    top: int | None,
+    table: Path | None,
+    sheet: Path | None,
+    on_error: Literal["stop", "skip"],
+    as_json: bool,
+) -> None:
+    """Predict the class of an image, or of every image in a folder and its subfolders.
+
+    NAME is a weight or a run folder. Probabilities are in percent in the table, and from 0 to 1 in CSV and JSON.
+    """
+    from hyperzoo.analysis import predict as predicting
+
+    to_stdout = table == Path("-")
+    if to_stdout and as_json:
+        raise click.UsageError("--csv - and --json both print to stdout; give --csv a file")
+    found = predicting.run(name, path, top=top, on_error=on_error)
+    if table and not to_stdout:
+        predicting.write_csv(found.files, table)
+    if sheet:
+        predicting.draw(found.files, sheet, title=name)
+    if as_json:
+        broken = [str(error) for error in found.broken]
+        show_json({"name": name, "files": found.files, "skipped": broken, "csv": table, "sheet": sheet})
+    elif to_stdout:
+        write(predicting.as_csv(found.files).removesuffix("\n"))
+    else:
+        show(predicting.COLUMNS, [row.shown() for row in found.files])
+    for error in found.broken:
+        note(f"skipped: {error}")
 
 
 @click.command(cls=ModelCommand)
