@@ -1,9 +1,14 @@
 """The confusion matrix and its rows equal counts by plain loops."""
 
+import json
+
 import pytest
 import torch
 
-from hyperzoo.analysis import confusion
+import hyperzoo
+from hyperzoo import data
+from hyperzoo.analysis import confusion, evaluate
+from hyperzoo.cli import main
 from hyperzoo.errors import InputError
 
 CLASSES = ("cat", "dog", "owl", "fox")
@@ -40,3 +45,66 @@ def test_a_picture_of_few_or_many_classes(tmp_path, count):
     counts = confusion.matrix(PREDICTED, LABELS, count)
     names = CLASSES if count == 4 else tuple(map(str, range(count)))
     assert confusion.draw(counts, names, tmp_path / "confusion.png", title="made").stat().st_size > 5000
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `hyperzoo eval`; returns exit code, stdout, stderr."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            main.main(["eval", *map(str, words)])
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
+WORDS = ("spherenet20.sphere_c10", "--data", "c10", "--limit", 60)
+
+
+def test_the_command_agrees_with_a_loop_over_the_images(data_mirror, tmp_path, command, monkeypatch):
+    """With the metrics of `eval`, and with one pass over the images."""
+    passes, compute = [], evaluate.logits
+    monkeypatch.setattr(evaluate, "logits", lambda *given, **options: passes.append(1) or compute(*given, **options))
+    picture = tmp_path / "confusion.png"
+    code, out, err = command(*WORDS, "--confusion", picture, "--json")
+    found = json.loads(out)
+    assert (code, err, len(passes)) == (0, "", 1) and found["picture"] == str(picture) and picture.is_file()
+    plain = json.loads(command(*WORDS, "--json")[1])
+    assert {key: found[key] for key in plain} == plain
+
+    drawn = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:60].sort().values
+    images = data.load_images("c10", "test", data_mirror).take(drawn)
+    loaded, transform = hyperzoo.load("spherenet20"), hyperzoo.preprocess("spherenet20")
+    counts = [[0] * 10 for _ in range(10)]
+    with torch.inference_mode():
+        for pixels, label in zip(transform(images.images), images.labels.tolist(), strict=True):
+            counts[label][int(loaded.model(pixels[None]).argmax())] += 1
+    assert found["confusion"] == counts and sum(map(sum, counts)) == 60
+    cat = found["classes"][3]
+    assert (cat["name"], cat["images"]) == ("cat", sum(counts[3]))
+    assert cat["recall"] == pytest.approx(100 * counts[3][3] / sum(counts[3]))
+    assert cat["precision"] == pytest.approx(100 * counts[3][3] / sum(row[3] for row in counts))
+
+    code, out, err = command(*WORDS, "--confusion", picture)
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert code == 0 and header == list(confusion.COLUMNS) and [row[0] for row in rows] == list(images.classes)
+    assert f"{plain['accuracy']:.2f} % ({plain['correct']} of 60)" in err and str(picture) in err
+
+
+@pytest.mark.parametrize(
+    "words, code, text",
+    [
+        ((*WORDS, "--confusion", "x.jpg"), 2, "x.jpg must end in .png"),
+        ((*WORDS, "--confusion", "x.png", "--robustness"), 2, "leave out --tta and --confusion"),
+    ],
+)
+def test_wrong_options_are_named(data_mirror, command, words, code, text):
+    found, out, err = command(*words)
+    assert (found, out) == (code, "") and text in err
+
+
+def test_a_text_has_no_confusion_matrix():
+    text = data.TextSet("ptb", "test", torch.arange(3), ("a", "b", "c"), 0, "made")
+    with pytest.raises(InputError, match="ptb is a text; leave out --confusion"):
+        confusion.measure(torch.nn.Identity(), text)

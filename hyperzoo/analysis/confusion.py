@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hyperzoo.analysis import plots
+from hyperzoo.analysis import evaluate, plots
+from hyperzoo.data import TextSet
+from hyperzoo.data.load import Samples
 from hyperzoo.errors import InputError
 
 COLUMNS = ("class", "images", "recall (%)", "precision (%)", "most often taken for")
@@ -40,6 +43,29 @@ class ClassRow:
             *percents,
             f"{self.confused_with} ({self.confused})" if self.confused else "-",
         )
+
+
+class Confusion(NamedTuple):
+    """The metrics of a model on images, its confusion matrix (K, K) int64, and a row per class."""
+
+    metrics: evaluate.ImageMetrics
+    counts: Tensor
+    rows: list[ClassRow]
+
+
+def measure(model: nn.Module, samples: Samples, *, tta: str = "none") -> Confusion:
+    """Evaluate a model on images and count its confusions, in one pass over the images.
+
+    Args:
+        tta: as for `evaluate.measure`.
+    Raises:
+        InputError: a text, or an unknown `tta`.
+    """
+    if isinstance(samples, TextSet):
+        raise InputError(f"a confusion matrix is for images, but {samples.name} is a text; leave out --confusion")
+    outputs = evaluate.logits(model, samples, tta=tta)
+    counts = matrix(outputs.argmax(1), samples.labels, len(samples.classes))
+    return Confusion(evaluate.image_metrics(outputs, samples), counts, class_rows(counts, samples.classes))
 
 
 def matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

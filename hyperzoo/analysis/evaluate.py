@@ -271,17 +271,26 @@ def measure(
         gathered = torch.zeros(total, outputs.shape[1], device=engine.device)
         gathered[total * rank // processes : total * (rank + 1) // processes] = outputs.to(engine.device)
         outputs = engine.reduce(gathered, "sum").cpu()
-    correct = outputs.argmax(1) == samples.labels
-    sizes = torch.bincount(samples.labels, minlength=len(samples.classes)).tolist()
-    hits = torch.bincount(samples.labels[correct], minlength=len(samples.classes)).tolist()
+    return image_metrics(outputs, samples)
+
+
+def image_metrics(outputs: Tensor, images: Images) -> ImageMetrics:
+    """Compute the metrics of the outputs of a model, one row per image.
+
+    Shapes:
+        outputs: (N, K) float32, as `logits` returns them.
+    """
+    correct = outputs.argmax(1) == images.labels
+    sizes = torch.bincount(images.labels, minlength=len(images.classes)).tolist()
+    hits = torch.bincount(images.labels[correct], minlength=len(images.classes)).tolist()
     return ImageMetrics(
-        accuracy=100 * sum(hits) / len(samples),
-        nll=float(nn.functional.cross_entropy(outputs, samples.labels)),
+        accuracy=100 * sum(hits) / len(images),
+        nll=float(nn.functional.cross_entropy(outputs, images.labels)),
         ece=calibration_error(reliability(outputs.softmax(1).amax(1), correct)),
         correct=sum(hits),
-        total=len(samples),
-        fingerprint=samples.fingerprint,
-        class_accuracy={c: 100 * hit / n for c, hit, n in zip(samples.classes, hits, sizes, strict=True) if n},
+        total=len(images),
+        fingerprint=images.fingerprint,
+        class_accuracy={c: 100 * hit / n for c, hit, n in zip(images.classes, hits, sizes, strict=True) if n},
     )
 
 

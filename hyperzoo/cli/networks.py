@@ -24,6 +24,7 @@ pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's
     show_default=True,
     help="Test-time augmentation: average the logits over mirrored, or mirrored and shifted, views.",
 )
+@click.option("--confusion", type=Picture(), help="Output PNG of the confusion matrix; also a table of the classes.")
 @click.option("--robustness", is_flag=True, help="Also deformations and attacks, with a figure.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the deformations and attacks.")
 @click.option("--out", type=Picture(), help="Output PNG of --robustness [default: robustness.png]")
@@ -35,6 +36,7 @@ def eval_(
     pretrained: bool,
     limit: int | None,
     tta: str,
+    confusion: Path | None,
     robustness: bool,
     seed: int,
     out: Path | None,
@@ -43,7 +45,8 @@ def eval_(
     """Evaluate NAME on a split: accuracy (%), NLL (nats) and calibration error (%), or perplexity.
 
     NAME is a weight, any model of timm, or a run folder. --robustness adds accuracy and NLL
-    on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit.
+    on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit. --confusion
+    prints, for each class, its images, recall, precision and the class that its images are most often taken for.
     """
     import hyperzoo
     from hyperzoo.analysis import evaluate
@@ -51,8 +54,8 @@ def eval_(
     model, images = evaluate.load_model_and_samples(
         name, split=split, dataset=dataset, pretrained=pretrained, limit=limit
     )
-    if robustness and tta != "none":
-        raise click.UsageError("--robustness measures single views; leave out --tta")
+    if robustness and (tta != "none" or confusion):
+        raise click.UsageError("--robustness measures single views of changed images; leave out --tta and --confusion")
     if robustness:
         from hyperzoo.analysis import robustness as measuring
 
@@ -64,11 +67,25 @@ def eval_(
         show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
         note(f"calibration error {found.ece:.2f} %; seed {seed}; {found.origin}\n{picture}")
         return
-    metrics = evaluate.measure(model, images, tta=tta)
-    if as_json:
-        show_json({"name": name, "split": split, "tta": tta, "data": images.origin, **metrics.as_dict()})
+    common = {"name": name, "split": split, "tta": tta, "data": images.origin}
+    metrics: evaluate.ImageMetrics | evaluate.LanguageMetrics
+    if confusion:
+        from hyperzoo.analysis import confusion as confusing
+
+        metrics, counts, rows = confusing.measure(model, images, tta=tta)
+        confusing.draw(counts, tuple(row.name for row in rows), confusion, title=f"{name}, {split}")
+        if as_json:
+            values = {"classes": rows, "confusion": counts.tolist(), "picture": confusion}
+            show_json({**common, **metrics.as_dict(), **values})
+        else:
+            show(confusing.COLUMNS, [row.shown() for row in rows])
+            note(f"{metrics}; {images.origin}\n{confusion}")
     else:
-        show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
+        metrics = evaluate.measure(model, images, tta=tta)
+        if as_json:
+            show_json({**common, **metrics.as_dict()})
+        else:
+            show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
     if dataset is None and limit is None:
         published = hyperzoo.weight_info(name).dataset
         known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
