@@ -4,13 +4,14 @@ import dataclasses
 import statistics
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from torch import nn
 
 from hyperzoo import names
 from hyperzoo.data.sources import REPOSITORIES
+from hyperzoo.publishing.finished_run import FinishedRun
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.zoo.manifest import (
     DatasetInfo,
@@ -24,19 +25,6 @@ from hyperzoo.zoo.manifest import (
     Training,
     WeightInfo,
 )
-
-
-class FinishedRun(NamedTuple):
-    """A run folder and the values of its result.json."""
-
-    folder: Path
-    result: dict[str, Any]
-
-    @property
-    def score(self) -> float:
-        """The test metric: accuracy in percent, or perplexity."""
-        metrics = self.result["metrics"]
-        return metrics["perplexity" if "perplexity" in metrics else "accuracy"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from hyperzoo.errors import (
     InputError,
     InvalidNameError,
     PublishError,
-    RunError,
     WeightFileError,
     WeightUnavailableError,
 )
@@ -30,12 +28,12 @@ from hyperzoo.experiments import build
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, manifest_entry
 from hyperzoo.publishing.checkout import Checkout, find_checkout
-from hyperzoo.publishing.manifest_entry import FinishedRun, Publication
+from hyperzoo.publishing.finished_run import FinishedRun, finished_run
+from hyperzoo.publishing.manifest_entry import Publication
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
-from hyperzoo.training.log import read_log, read_result
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import hub, weight_files
-from hyperzoo.zoo.manifest import FILES, NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
 from hyperzoo.zoo.model_folder import read_config, save_model
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
@@ -81,7 +79,7 @@ def publish(
     with checkout.locked(), tempfile.TemporaryDirectory() as scratch:
         manifest = _manifest(name, checkout, namespace)
         recipe, recipe_path = _recipe(name, checkout)
-        runs = sorted((_finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
+        runs = sorted((finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
         if not runs:
             raise PublishError(f"{name}: pass at least one run folder")
         _check_runs(recipe, runs, checkout)
@@ -188,65 +186,6 @@ def _recipe(name: str, checkout: Checkout) -> tuple[Recipe, Path]:
             f"{name} needs exactly one recipe {checkout.recipes}/<family>/{name}.yaml; found {len(found)}"
         )
     return load_recipe(found[0]), found[0].relative_to(checkout.recipes)
-
-
-_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "seed": int,
-    "split": str,
-    "epochs": int,
-    "minutes": (int, float),
-    "precision": str,
-    "train_fingerprint": str,
-    "recipe": dict,
-    "metrics": dict,
-    "metrics.nll": (int, float),
-    "metrics.correct": int,
-    "metrics.total": int,
-    "metrics.fingerprint": str,
-    "environment": dict,
-}
-"""What publication reads in a result.json, by its path."""
-
-
-def _finished_run(folder: Path) -> FinishedRun:
-    missing = [part for part in ("result.json", "metrics.jsonl", *FILES) if not (folder / part).is_file()]
-    if missing:
-        raise PublishError(f"{folder} is not a finished run: {', '.join(missing)} is missing")
-    try:
-        run = FinishedRun(folder, read_result(folder))
-        last = read_log(folder / "metrics.jsonl")[-1].get("epoch")
-    except RunError as error:
-        raise PublishError(str(error)) from error
-    if fault := next(_result_faults(run), None):
-        raise PublishError(f"{folder / 'result.json'} is damaged: {fault}")
-    stated = run.result.get("files", {})  # results of versions before 0.6 have none
-    if changed := [p for p, digest in stated.items() if not (folder / p).is_file() or sha256(folder / p) != digest]:
-        raise PublishError(f"{folder}: {', '.join(changed)} has changed since the run ended; train again with --out")
-    if last != run.result["epochs"]:
-        raise PublishError(
-            f"{folder}: metrics.jsonl ends with epoch {last}, but the result is of {run.result['epochs']}"
-        )
-    return run
-
-
-def _result_faults(run: FinishedRun) -> Iterator[str]:
-    """What is wrong with the values of a result.json, the first fault first."""
-    for path, kind in _FIELDS.items():
-        value: Any = run.result
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        if not isinstance(value, kind) or isinstance(value, bool):
-            yield f"{path} is {value!r}"
-            return
-    metrics = run.result["metrics"]
-    right, total, nll = metrics["correct"], metrics["total"], metrics["nll"]
-    if not (0 <= right <= total and total > 0 and 0 <= nll < math.inf):
-        yield f"{right} correct answers of {total} with an NLL of {nll}"
-    elif "perplexity" in metrics:
-        if not math.isclose(run.score, math.exp(min(nll, 700)), rel_tol=1e-3):
-            yield f"perplexity {run.score} is not exp(nll) of nll {nll}"
-    elif not abs(run.score - 100 * right / total) < 0.01:  # NaN too
-        yield f"accuracy {run.score} does not fit {right} correct answers of {total}"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import statistics
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from hyperzoo import names
 from hyperzoo.errors import UnknownNameError, WeightFileError
+from hyperzoo.zoo.strict_json import read
 
 FILES = ("model.safetensors", "config.json")
 VOCABULARY = "vocab.txt"
@@ -191,9 +191,8 @@ class Manifest:
                 raise WeightFileError(f"{file}: {names.cut(repr(raw['namespace']))} is not a namespace of the Hub")
             entries = raw["weights"].items()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise WeightFileError(
-                f"{file} is not a manifest: {names.cut(repr(error), 300)}. Reinstall hyperzoo."
-            ) from error
+            fault = names.cut(repr(error), 300)
+            raise WeightFileError(f"{file} is not a manifest: {fault}. Reinstall hyperzoo.") from error
         self.namespace: str = raw["namespace"]
         self.weights = {name: _entry(name, entry) for name, entry in entries}
         for arch in {info.arch for info in self.weights.values()}:
@@ -232,7 +231,7 @@ class Manifest:
 def _entry(name: str, raw: Any) -> WeightInfo:
     names.parse(name)
     where = f"weights.json: {name}"
-    info = typing.cast(WeightInfo, _read(WeightInfo, {"name": name, **raw} if isinstance(raw, dict) else raw, where))
+    info = typing.cast(WeightInfo, read(WeightInfo, {"name": name, **raw} if isinstance(raw, dict) else raw, where))
     score, files = info.score, TASKS.get(info.task, FILES)
     faults = {
         f"task must be one of {', '.join(TASKS)}; got {info.task!r}": info.task in TASKS,
@@ -262,8 +261,8 @@ def _out_of_range(info: WeightInfo) -> Iterator[str]:
         yield f"{info.metric} must be finite and from {low} to {high}; got {score.mean} of {score.values}"
     elif abs(statistics.fmean(score.values) - score.mean) > 0.01 * max(1.0, score.mean / 100):
         yield f"the mean of {score.values} is not {score.mean}"
-    if not _between(score.sd or 0.0, 0.0, math.inf) or min(score.seeds) < 0:
-        yield f"sd and seeds must be 0 or more; got {score.sd} and {score.seeds}"
+    if not all(_between(value, 0.0, math.inf) for value in (score.sd or 0.0, info.training.minutes, *score.seeds)):
+        yield f"sd, minutes and seeds must be 0 or more; got {score.sd}, {info.training.minutes} and {score.seeds}"
     counts = [(this.correct, this.total)]
     if isinstance(this, ThisFile) and this.sample:
         counts.append((this.sample.correct, this.sample.total))
@@ -284,8 +283,6 @@ def _out_of_range(info: WeightInfo) -> Iterator[str]:
         yield f"std and crop_pct must be above 0; got {seen.std} and {seen.crop_pct}"
     if min(info.bytes, info.parameters, info.num_classes, info.training.epochs) < 1:
         yield "bytes, parameters, num_classes and epochs must be 1 or more"
-    if not _between(info.training.minutes, 0.0, math.inf):
-        yield f"minutes must be finite and 0 or more; got {info.training.minutes}"
     if not _RECIPE.fullmatch(info.recipe):
         yield f"recipe must be <family>/<name>.yaml; got {names.cut(repr(info.recipe))}"
     if not all(_is_hex(text, 64) for text in (info.dataset.train_fingerprint, info.dataset.test_fingerprint)):
@@ -296,37 +293,6 @@ def _out_of_range(info: WeightInfo) -> Iterator[str]:
 
 def _between(value: float, low: float, high: float) -> bool:
     return math.isfinite(value) and low <= value <= high
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Check a JSON value against a type annotation and turn objects into dataclasses and lists into tuples."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
-        if missing := [key for key in hints if key not in value]:
-            raise WeightFileError(f"{where} lacks {', '.join(missing)}")
-        if unknown := [key for key in value if key not in hints]:
-            raise WeightFileError(f"{where} has unknown fields: {', '.join(unknown)}")
-        return typing.cast(type, kind)(
-            **{key: _read(hints[key], item, f"{where}: {key}") for key, item in value.items()}
-        )
-    if origin is types.UnionType:
-        if value is None and types.NoneType in args:
-            return None
-        keys = value.keys() if isinstance(value, dict) else ()
-        fitting = [kind for kind in args if dataclasses.is_dataclass(kind) and set(typing.get_type_hints(kind)) == keys]
-        return _read((fitting or args)[0], value, where)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_read(args[0], item, where) for item in value)
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(args[1], item, f"{where}: {key}") for key, item in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise WeightFileError(
-            f"{where} must be of type {getattr(kind, '__name__', kind)}; got {names.cut(repr(value))}"
-        )
-    return value
 
 
 def _is_hex(text: str, length: int) -> bool:
