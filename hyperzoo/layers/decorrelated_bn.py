@@ -19,26 +19,32 @@ from hyperzoo.layers.precision import full_precision
 
 
 class InverseRoot(torch.autograd.Function):
-    """S^(-1/2) of symmetric positive definite matrices (..., n, n).
+    """S^(-1/2) of symmetric positive definite matrices S = U diag(s^2) U^T (..., n, n); and s and U, no gradient.
 
-    With S = U diag(s^2) U^T, the derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)). It is finite
+    The derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)). It is finite
     for equal eigenvalues, unlike the derivative of the eigenvectors.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:
+    def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
         root = values.sqrt()
-        ctx.save_for_backward(root, vectors)
-        return (vectors / root.unsqueeze(-2)) @ vectors.mT
+        return (vectors / root.unsqueeze(-2)) @ vectors.mT, root, vectors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        root, vectors = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor]:
+        _, root, vectors = ctx.saved_tensors
         rows, columns = root.unsqueeze(-1), root.unsqueeze(-2)
         inner = vectors.mT @ ((grad + grad.mT) / 2) @ vectors
-        return vectors @ (inner / (-rows * columns * (rows + columns))) @ vectors.mT
+        return (vectors @ (inner / (-rows * columns * (rows + columns))) @ vectors.mT,)
 
 
 class DecorrelatedBatchNorm(nn.Module):
@@ -113,7 +119,7 @@ class DecorrelatedBatchNorm(nn.Module):
         mean = grouped.mean(-1, keepdim=True)
         centered = grouped - mean
         eye = torch.eye(self.group_size, device=grouped.device, dtype=grouped.dtype)
-        root = InverseRoot.apply(centered @ centered.mT / positions + self.eps * eye)
+        root, *_ = InverseRoot.apply(centered @ centered.mT / positions + self.eps * eye)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_root.lerp_(root.to(self.running_root.dtype), self.momentum)

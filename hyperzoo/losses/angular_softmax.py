@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.operators import OPERATORS, angular, check_operator, steepness
 from hyperzoo.layers.precision import full_dtype
 
@@ -201,12 +202,16 @@ class _Cosines(torch.autograd.Function):
     x has length 1 and the product is computed in `dtype`. Autograd would add the two gradients of w in three passes.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
-        cosine = F.linear(x.to(dtype), weight.to(dtype)) * inverse
-        ctx.save_for_backward(x, weight, inverse, cosine)
-        ctx.dtype = dtype
-        return cosine
+    def forward(x: Tensor, weight: Tensor, inverse: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.linear(x.to(dtype), weight.to(dtype)) * inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], cosine: Tensor) -> None:
+        *tensors, ctx.dtype = inputs
+        ctx.save_for_backward(*tensors, cosine)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -220,11 +225,17 @@ class _Cosines(torch.autograd.Function):
 class _Gather(torch.autograd.Function):
     """x.gather(1, index) for one index per row, with a backward that a compiler can fuse."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
+    def forward(x: Tensor, index: Tensor) -> Tensor:
+        return x.gather(1, index)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        x, index = inputs
         ctx.save_for_backward(index)
         ctx.columns = x.size(1)
-        return x.gather(1, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -238,11 +249,15 @@ class _CrossEntropyWithOwn(torch.autograd.Function):
     With the loss L = lse - own:  p_j = exp(z_j - own - L) for the other classes,  p_y - 1 = exp(-L) - 1.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, own: Tensor, index: Tensor) -> Tensor:
-        loss = torch.logsumexp(logits.scatter(1, index, own), 1, keepdim=True) - own
-        ctx.save_for_backward(logits, own, index, loss)
-        return loss
+    def forward(logits: Tensor, own: Tensor, index: Tensor) -> Tensor:
+        return torch.logsumexp(logits.scatter(1, index, own), 1, keepdim=True) - own
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], loss: Tensor) -> None:
+        ctx.save_for_backward(*inputs, loss)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -274,7 +289,7 @@ def _check_call(features: Tensor, weight: Tensor, target: Tensor) -> None:
             f"target must be ({len(features)},) int64 class indices, at least one; got {tuple(target.shape)} "
             f"{target.dtype}. For mixed labels use SoftTarget: a margin needs a single target class"
         )
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if target.device.type == "cpu" and not torch.compiler.is_compiling() and not is_in_functorch():
         outside = target[(target < 0) | (target >= classes)]
         if len(outside):
             raise InputError(f"labels must be from 0 to {classes - 1}, one per class row; got {outside[:8].tolist()}")

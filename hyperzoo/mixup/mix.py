@@ -38,13 +38,16 @@ def mix(rows: Tensor, draw: Draw, again: Callable[[], AbstractContextManager[Non
 class _Mix(torch.autograd.Function):
     """The formula of `mix`. Its transpose is the same with p inverted, so the gradient needs no scatter-add."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor, again: Callable[[], Any] | None
-    ) -> Tensor:
-        ctx.save_for_backward(lam, inverse)
-        ctx.again = again
+    def forward(rows: Tensor, lam: Tensor, partner: Tensor, inverse: Tensor, again: Callable[[], Any] | None) -> Tensor:
         return _combined(rows, lam, partner)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, lam, _, inverse, ctx.again = inputs
+        ctx.save_for_backward(lam, inverse)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -32,29 +32,41 @@ class ExactError(torch.autograd.Function):
     a separate gradient.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        energy = full_precision(x).square().sum(axes, keepdim=True)
-        d = 1
-        for axis in axes:  # math.prod does not compile
-            d *= x.shape[axis]
+    def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        energy = full_precision(x).square().sum(axes)
+        d = _entries(x, axes)
         r = torch.sqrt(energy + (d + _OFFSET))
-        ctx.save_for_backward(x, r)
-        ctx.d = d
+        return x.detach(), r * _chebyshev(_series(d, r.dtype)[0], _position(r, d)), energy
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        (x, ctx.axes), energy = inputs, output[2]
+        ctx.save_for_backward(x, energy)
         ctx.set_materialize_grads(False)
-        errors = r * _chebyshev(_series(d, r.dtype)[0], _position(r, d))
-        errors, energy = errors.squeeze(axes), energy.squeeze(axes)
         ctx.mark_non_differentiable(energy)
-        return x.detach(), errors, energy
 
     @staticmethod
     @first_only
     def backward(ctx: Any, onto: Tensor | None, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         if grad is None:
             return onto, None
-        x, r = ctx.saved_tensors
-        pull = grad.reshape(r.shape) / r * _chebyshev(_series(ctx.d, r.dtype)[1], _position(r, ctx.d))
+        x, energy = ctx.saved_tensors
+        d = _entries(x, ctx.axes)
+        r = torch.sqrt(energy + (d + _OFFSET))
+        pull = grad / r * _chebyshev(_series(d, r.dtype)[1], _position(r, d))
+        for axis in ctx.axes:
+            pull = pull.unsqueeze(axis)
         return (x * pull if onto is None else torch.addcmul(onto, x, pull)).to(x.dtype), None
+
+
+def _entries(x: Tensor, axes: tuple[int, ...]) -> int:
+    d = 1
+    for axis in axes:  # math.prod does not compile
+        d *= x.shape[axis]
+    return d
 
 
 def _position(r: Tensor, d: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number, check_seed
+from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.precision import full_precision
 from hyperzoo.regularizers.neurons import Layer, check_rows
 from hyperzoo.regularizers.pair_energy import LabelMean, PairMean, repulsion
@@ -206,7 +207,9 @@ def _energies(rows: Tensor, rule: Rule, count: int | None = None) -> Tensor:
     """(L, N, D) -> (L,): the energies of L layers, if `count` is given estimated from N of their `count` rows."""
     with torch.autocast(rows.device.type, enabled=False):
         w = full_precision(rows)
-        mean: Tensor = PairMean.apply(w, rule.power, rule.half_space, rule.angular, rule.eps, rule.authors_code)
+        wanted = is_in_functorch() or (torch.is_grad_enabled() and w.requires_grad)
+        mean: Tensor
+        mean, _ = PairMean.apply(w, rule.power, rule.half_space, rule.angular, rule.eps, rule.authors_code, wanted)
         if not rule.half_space:
             return mean
         n = count or rows.size(1)
@@ -217,7 +220,8 @@ def _label_energy(weight: Tensor, labels: Tensor, rule: Rule) -> Tensor:
     _check_labels(labels, len(weight))
     with torch.autocast(weight.device.type, enabled=False):
         w = full_precision(weight)
-        energy: Tensor = LabelMean.apply(w, labels, rule.power, rule.angular, rule.eps, rule.authors_code)
+        energy: Tensor
+        energy, _ = LabelMean.apply(w, labels, rule.power, rule.angular, rule.eps, rule.authors_code)
         return energy
 
 
@@ -261,5 +265,5 @@ def _check_finite(energy: Tensor, weight: Tensor) -> None:
 
 
 def _can_look(x: Tensor) -> bool:
-    """Whether reading a value neither waits for a device nor breaks a compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether reading a value neither waits for a device nor breaks a compiled graph or a transform of `torch.func`."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling() and not is_in_functorch()

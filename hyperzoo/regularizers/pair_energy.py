@@ -60,13 +60,18 @@ def _inverse_norms(w: Tensor, eps: float) -> Tensor:
 
 
 class PairMean(torch.autograd.Function):
-    """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for one row. The forward pass computes the gradient."""
+    """Mean of F over the pairs of rows, (L, N, D) -> (L,); 0 for one row.
+
+    The second result, if `wanted`, is the gradient of the sum over pairs, which has no gradient itself.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, w: Tensor, power: int, half_space: bool, angular: bool, eps: float, authors_code: bool
-    ) -> Tensor:
-        n, wanted = w.size(1), ctx.needs_input_grad[0]
+        w: Tensor, power: int, half_space: bool, angular: bool, eps: float, authors_code: bool, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        n = w.size(1)
         inverse = _inverse_norms(w, eps)
         total, pull = w.new_zeros(w.size(0)), torch.zeros_like(inverse)
         grad = torch.zeros_like(w) if wanted else None
@@ -97,25 +102,37 @@ class PairMean(torch.autograd.Function):
                     pull[:, j] += slope.sum(1)
                     grad[:, j].baddbmm_(scale.mT, w[:, i])
                 grad[:, i].baddbmm_(scale, w[:, j])
-        ctx.pairs = max(n * (n - 1) / 2, 1)
-        if grad is not None:
-            ctx.save_for_backward(grad)
-        return total / ctx.pairs
+        return total / _pairs(n), grad
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
+        if output[1] is not None:
+            ctx.save_for_backward(inputs[0], output[1])
+            ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
-        return (grad / ctx.pairs)[:, None, None] * saved, None, None, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        w, saved = ctx.saved_tensors
+        return (grad / _pairs(w.size(1)))[:, None, None] * saved, None, None, None, None, None, None
+
+
+def _pairs(n: int) -> float:
+    return max(n * (n - 1) / 2, 1)
 
 
 class LabelMean(torch.autograd.Function):
-    """Mean of f over the pairs (row of a label, other row), labels counted with multiplicity: (N, D), (M,) -> ()."""
+    """Mean of f over the pairs (row of a label, other row), labels counted with multiplicity: (N, D), (M,) -> ().
+
+    The second result is the gradient of the sum over pairs, which has no gradient itself.
+    """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        ctx: Any, w: Tensor, labels: Tensor, power: int, angular: bool, eps: float, authors_code: bool
-    ) -> Tensor:
+        w: Tensor, labels: Tensor, power: int, angular: bool, eps: float, authors_code: bool
+    ) -> tuple[Tensor, Tensor]:
         n = w.size(0)
         inverse = _inverse_norms(w, eps)
         x, inverse_x = w[labels], inverse[labels]
@@ -134,12 +151,17 @@ class LabelMean(torch.autograd.Function):
             grad_x.addmm_(scale, w[j])
             grad[j] = scale.mT @ x - (slope.sum(0) * inverse[j].square())[:, None] * w[j]
         grad_x -= (pull_x * inverse_x.square())[:, None] * x
-        ctx.pairs = max(len(labels) * (n - 1), 1)
-        ctx.save_for_backward(grad.index_add_(0, labels, grad_x))
-        return total / ctx.pairs
+        return total / max(len(labels) * (n - 1), 1), grad.index_add_(0, labels, grad_x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        w, labels = inputs[:2]
+        ctx.pairs = max(len(labels) * (len(w) - 1), 1)
+        ctx.save_for_backward(w, output[1])
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (saved,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors[1]
         return grad / ctx.pairs * saved, None, None, None, None, None

@@ -104,14 +104,19 @@ class SampledError(torch.autograd.Function):
     The backward pass recomputes the projections, some samples at a time, instead of storing them.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: int, directions: Tensor, errors: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, directions)
-        ctx.axis = axis
+    def forward(x: Tensor, axis: int, directions: Tensor, errors: Tensor | None) -> Tensor:
         if errors is not None:
             return errors.clone()
         parts = torch.split(x.movedim(axis, -1), _part_size(x, axis, directions))
         return torch.cat([_psi(_project(part, directions)).mean(-1) for part in parts])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.axis, directions, _ = inputs
+        ctx.save_for_backward(x, directions)
 
     @staticmethod
     @first_only
@@ -120,10 +125,11 @@ class SampledError(torch.autograd.Function):
         back = directions.T / directions.shape[1]
         grad_x = torch.empty_like(x)
         size = _part_size(x, ctx.axis, directions)
-        parts = [torch.split(tensor, size) for tensor in (x.movedim(ctx.axis, -1), grad_x.movedim(ctx.axis, -1), grad)]
+        vectors, into = x.movedim(ctx.axis, -1), grad_x.movedim(ctx.axis, -1)
         with torch.autocast(x.device.type, enabled=False):
-            for vectors, into, weight in zip(*parts, strict=True):
-                into.copy_((_project(vectors, directions).erf_() @ back) * weight.unsqueeze(-1))
+            for start in range(0, len(x), size):
+                part = slice(start, start + size)
+                into[part] = (_project(vectors[part], directions).erf_() @ back) * grad[part].unsqueeze(-1)
         return grad_x, None, None, None
 
 
