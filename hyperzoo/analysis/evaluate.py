@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from hyperzoo import data, zoo
 from hyperzoo.analysis import views
 from hyperzoo.analysis.calibration import calibration_error, reliability
+from hyperzoo.analysis.training_data import check_fits, data_of
 from hyperzoo.data.load import Images, Samples
-from hyperzoo.data.sources import IMAGE_REPOSITORIES
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
-from hyperzoo.names import DATASETS, TEXTS
 from hyperzoo.training.log import perplexity
 
 PIECE = 35  # tokens per forward pass of a language model; recurrent batch norm has statistics for so many steps
@@ -115,34 +114,17 @@ def load_model_and_samples(
     Args:
         name, pretrained: see `zoo.any_network`.
         split: 'test' or 'train'; texts also have 'validation'.
-        dataset: code of the data set [default: the training data set of a published weight].
+        dataset: code of the data set [default: that of a published weight or of a run folder].
         limit: evaluate on at most this many images, drawn with a fixed seed.
     Raises:
         InputError: no data set is known for the model; its classes, their order or channels do not fit the images; a
             limit below 1 or for a text.
         UnknownNameError, DataError, WeightHashError, ...: see `zoo.any_network` and `data.load_images`.
     """
-    if dataset is None:
-        arch = name.partition(".")[0]
-        if zoo.local_folder(name) or ":" in name or (timm.is_model(arch) and arch not in zoo.list_models()):
-            codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
-            raise InputError(f"{name} is not a hyperzoo weight; pass the data set with --data, one of {codes}")
-        hub_id = zoo.weight_info(name).dataset.id
-        dataset = next(code for code, known in DATASETS.items() if known == hub_id)
-    model, samples = zoo.any_network(name, pretrained=pretrained), data.load_split(dataset, split)
-    channels = timm.data.resolve_model_data_config(model)["input_size"][0]
-    if (model.num_classes, channels) != (len(samples.classes), samples.channels):
-        raise InputError(
-            f"{name} has {channels} input channels and {model.num_classes} classes, but {dataset} has "
-            f"{samples.channels} channels and {len(samples.classes)} classes"
-        )
-    described: Any = model.pretrained_cfg
-    for place, word in enumerate(described.get("label_names") or () if isinstance(samples, Images) else ()):
-        if word in samples.classes and samples.classes[place] != word:
-            raise InputError(
-                f"{name} has the class {word!r} at position {place}, but {dataset} has it at "
-                f"{samples.classes.index(word)}; put its label_names in the order of its training data"
-            )
+    where = data_of(name) if dataset is None else dataset
+    dataset = where if isinstance(where, str) else where.name
+    model, samples = zoo.any_network(name, pretrained=pretrained), data.load_split(where, split)
+    check_fits(name, model, samples, dataset)
     if limit is None or limit >= len(samples):
         return model, samples
     if limit < 1:
@@ -155,7 +137,7 @@ def load_model_and_samples(
 
 def test_metrics(
     model: nn.Module,
-    dataset: str,
+    dataset: str | data.OwnImages,
     engine: Accelerator | None = None,
     *,
     classes: tuple[str, ...] | None = None,
@@ -165,7 +147,7 @@ def test_metrics(
     """Evaluate a model on the test split of a data set.
 
     Args:
-        dataset: code of the data set.
+        dataset: code of the data set, or your own images.
         classes: names of the model's outputs, which must be those of the data set [default: not compared].
         mirror: folder to read the data set from [default: HYPERZOO_DATA, or the Hub].
     Raises:
@@ -183,9 +165,13 @@ def test_metrics(
     return measure(model, samples, engine=engine, workers=workers)
 
 
-def check_test_split(dataset: str) -> None:
-    """Raise a DataError, as `test_metrics` would, if the test split is missing; nothing of it is read."""
-    data.load.locate_split(dataset, "test")
+def check_test_split(dataset: str | data.OwnImages) -> int:
+    """Raise a DataError, as `test_metrics` would, if the test split is missing, or an image of your own is broken.
+
+    Returns:
+        The number of broken images that are left out.
+    """
+    return data.load.locate_split(dataset, "test")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperzoo import pixels, zoo
 from hyperzoo.analysis import plots
-from hyperzoo.data.streamed import SUFFIXES
+from hyperzoo.data.folders import SUFFIXES
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.files import write_whole
 

@@ -86,7 +86,7 @@ def eval_(
             show_json({**common, **metrics.as_dict()})
         else:
             show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
-    if dataset is None and limit is None:
+    if dataset is None and limit is None and not hyperzoo.zoo.local_folder(name):
         published = hyperzoo.weight_info(name).dataset
         known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
         if metrics.fingerprint != known.get(split, metrics.fingerprint):

@@ -6,9 +6,12 @@ from hyperzoo.data.batches import Batch as Batch
 from hyperzoo.data.batches import ImageBatches as ImageBatches
 from hyperzoo.data.batches import Normalize as Normalize
 from hyperzoo.data.batches import eval_batches as eval_batches
+from hyperzoo.data.fit import Fit as Fit
 from hyperzoo.data.images import ImageSet as ImageSet
 from hyperzoo.data.load import load_images as load_images
 from hyperzoo.data.load import load_split as load_split
+from hyperzoo.data.own import OwnImages as OwnImages
+from hyperzoo.data.own import find_own as find_own
 from hyperzoo.data.streamed import StreamedBatches as StreamedBatches
 from hyperzoo.data.streamed import StreamedSet as StreamedSet
 from hyperzoo.data.streamed import streamed_eval_batches as streamed_eval_batches

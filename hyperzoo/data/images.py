@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from hyperzoo import names
+from hyperzoo import names, pixels
 from hyperzoo.data import sources
+from hyperzoo.data.fit import Fit
 from hyperzoo.errors import DataError, InputError
-from hyperzoo.files import whole
-from hyperzoo.pixels import gray_or_rgb
+from hyperzoo.files import sha256, whole
+
+_MODES = {1: "L", 3: "RGB"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,7 @@ class ImageSet:
         fingerprint: sha256, hexadecimal, of the ASCII line "hyperzoo images <N> <C> <H> <W>\\n", the bytes of `images`
             and the labels as little-endian int64. Equal pixels and labels in equal order have equal fingerprints,
             whatever the encoding of the files.
+        skipped: what could not be decoded and is not among the images.
     Raises:
         InputError: tensors of another shape or type, or labels outside the classes.
     """
@@ -45,6 +49,7 @@ class ImageSet:
     labels: Tensor
     classes: tuple[str, ...]
     origin: str
+    skipped: tuple[str, ...] = ()
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +96,8 @@ class ImageSet:
     def take(self, indices: Tensor) -> "ImageSet":
         """The samples at the given positions, in that order, as a set with its own fingerprint."""
         origin = f"{self.origin}, {len(indices)} of {len(self)} images"
-        return ImageSet(self.name, self.split, self.images[indices], self.labels[indices], self.classes, origin)
+        images, labels = self.images[indices], self.labels[indices]
+        return ImageSet(self.name, self.split, images, labels, self.classes, origin, self.skipped)
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
         """Split off `count` validation images, stratified by class; returns (the rest, the validation images).
@@ -108,7 +114,7 @@ class ImageSet:
         sizes = torch.bincount(self.labels, minlength=len(self.classes))
         quota, remainder = count * sizes // len(self), count * sizes % len(self)
         quota[remainder.argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
-        held = self._draw(quota, seed)
+        held = draw(self.labels, quota, seed)
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
 
     def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "ImageSet":
@@ -128,30 +134,36 @@ class ImageSet:
                 raise InputError(f"the fraction of {name!r} to keep must be above 0 and at most 1; got {fraction!r}")
             label = self.classes.index(name)
             quota[label] = max(1, round(fraction * int(quota[label])))
-        return self.take(self._draw(quota, seed).nonzero().flatten())
+        return self.take(draw(self.labels, quota, seed).nonzero().flatten())
 
     def resized(self, size_px: int) -> "ImageSet":
         """The images resized to size_px x size_px, bilinear and antialiased, as a set with its own fingerprint."""
         images = resize(self.images, [size_px, size_px], antialias=True).contiguous()
-        return ImageSet(self.name, self.split, images, self.labels, self.classes, f"{self.origin} at {size_px} px")
-
-    def _draw(self, quota: Tensor, seed: int) -> Tensor:
-        """(N,) bool: true for `quota` samples of each class, the first ones of a permutation."""
-        shuffled = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        drawn = torch.zeros(len(self), dtype=torch.bool)
-        for label, wanted in enumerate(quota.tolist()):
-            drawn[shuffled[self.labels[shuffled] == label][:wanted]] = True
-        return drawn
+        origin = f"{self.origin} at {size_px} px"
+        return ImageSet(self.name, self.split, images, self.labels, self.classes, origin, self.skipped)
 
 
-def load_in_memory(source: sources.Source) -> ImageSet:
-    """The images of a source, from the cache if its files are unchanged; otherwise decoded and cached."""
-    path = _cache_path(source)
-    cached = _read_cache(path, source)
+def draw(labels: Tensor, quota: Tensor, seed: int) -> Tensor:
+    """(N,) bool: true for `quota[k]` samples of each class k, the first ones of a permutation."""
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    for label, wanted in enumerate(quota.tolist()):
+        drawn[shuffled[labels[shuffled] == label][:wanted]] = True
+    return drawn
+
+
+def load_in_memory(source: sources.Source, fit: Fit | None = None) -> ImageSet:
+    """The images of a source, from the cache if its files are unchanged; otherwise decoded and cached.
+
+    Args:
+        fit: brings pictures to one shape [default: they must have one].
+    """
+    path, identity = _cache_path(source, fit), _identity(source, fit)
+    cached = _read_cache(path, source, identity)
     if cached is not None:
         return cached
-    decoded = _decode(source)
-    _write_cache(path, source, decoded)
+    decoded = _decode_each(source, fit) if fit else _decode(source)
+    _write_cache(path, identity, decoded)
     return decoded
 
 
@@ -182,38 +194,70 @@ def _decode(source: sources.Source) -> ImageSet:
     return ImageSet(source.code, source.split, torch.from_numpy(np.stack(arrays)), labels, classes, source.origin)
 
 
+def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
+    rows, classes = source.read()
+    arrays: list[np.ndarray] = []
+    kept: list[int] = []
+    skipped: list[str] = []
+    for row, label in enumerate(rows["label"][:]):
+        picture = str(source.files[row]) if source.a_file_each else f"{source.origin}, image {row}"
+        try:
+            image = pixels.read(source.files[row]) if source.a_file_each else pixels.gray_or_rgb(rows["image"][row])
+            arrays.append(_pixels(fit(image if fit.channels is None else image.convert(_MODES[fit.channels]))))
+            kept.append(label)
+        except Exception as error:  # as above
+            if not fit.skip:
+                raise DataError(
+                    f"{picture} cannot be decoded: {error}. Replace or remove it, or set data.on_error to skip"
+                ) from error
+            skipped.append(picture)
+    if lost := [name for label, name in enumerate(classes) if label not in kept]:
+        raise DataError(f"{source.origin}: no image of the class {lost[0]!r} can be decoded; add one")
+    if len({len(array) for array in arrays}) > 1:
+        arrays = [array.repeat(3, 0) if len(array) == 1 else array for array in arrays]
+    images, labels = torch.from_numpy(np.stack(arrays)), torch.tensor(kept, dtype=torch.int64)
+    return ImageSet(source.code, source.split, images, labels, classes, source.origin, tuple(skipped))
+
+
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
     """(C, H, W) uint8: gray images have one channel, all others three."""
-    array = np.asarray(gray_or_rgb(image))
+    array = np.asarray(pixels.gray_or_rgb(image))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
-def _cache_path(source: sources.Source) -> Path:
-    place = hashlib.sha256("\n".join(map(str, source.files)).encode()).hexdigest()[:16]
-    return Path(constants.HF_HOME) / "hyperzoo" / f"{source.code}-{source.split}-{place}.safetensors"
+def _cache_path(source: sources.Source, fit: Fit | None) -> Path:
+    place = hashlib.sha256("\n".join([*map(str, source.files), *([str(fit)] if fit else [])]).encode()).hexdigest()[:16]
+    code = re.sub(r"[^\w.-]", "_", source.code)[:40]
+    return Path(constants.HF_HOME) / "hyperzoo" / f"{code}-{source.split}-{place}.safetensors"
 
 
-def _identity(source: sources.Source) -> list[list[Any]]:
-    """The key of the cache: path, size and modification time of each source file."""
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
+def _identity(source: sources.Source, fit: Fit | None) -> Any:
+    """The key of the cache: path, size and modification time of each source file; of own images, the content."""
+    if fit is None:
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
+    digest = hashlib.sha256(str(fit).encode())
+    for file in source.files:
+        digest.update(f"{file} {sha256(file)}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _checksum(images: ImageSet) -> str:
     """The sha256 of what is cached; the fingerprint, which results state, is without the class names."""
-    return hashlib.sha256(json.dumps([images.fingerprint, images.classes]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([images.fingerprint, images.classes, *images.skipped]).encode()).hexdigest()
 
 
-def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
+def _read_cache(path: Path, source: sources.Source, identity: Any) -> ImageSet | None:
     """The cached set; None if it is absent, if the source has changed, or (with a warning) if it is damaged."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             header = json.loads(file.metadata()["hyperzoo"])
-            if header["source"] != _identity(source) or "checksum" not in header:  # not in those of before 0.6
+            if header["source"] != identity or "checksum" not in header:  # not in those of before 0.6
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
-        found = ImageSet(source.code, source.split, images, labels, tuple(header["classes"]), source.origin)
+        skipped = tuple(header.get("skipped", ()))
+        found = ImageSet(source.code, source.split, images, labels, tuple(header["classes"]), source.origin, skipped)
         if _checksum(found) == header["checksum"]:
             return found
         reason = "its pixels, labels or class names have changed"
@@ -223,9 +267,9 @@ def _read_cache(path: Path, source: sources.Source) -> ImageSet | None:
     return None
 
 
-def _write_cache(path: Path, source: sources.Source, images: ImageSet) -> None:
+def _write_cache(path: Path, identity: Any, images: ImageSet) -> None:
     """Cache a set; if that fails, warn."""
-    header = {"source": _identity(source), "classes": images.classes, "checksum": _checksum(images)}
+    header = {"source": identity, "classes": images.classes, "skipped": images.skipped, "checksum": _checksum(images)}
     tensors = {"images": images.images, "labels": images.labels}
     try:
         with whole(path) as temporary:

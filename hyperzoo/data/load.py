@@ -4,6 +4,7 @@ from pathlib import Path
 
 from hyperzoo.data import sources
 from hyperzoo.data.images import ImageSet, load_in_memory
+from hyperzoo.data.own import OwnImages
 from hyperzoo.data.streamed import StreamedSet, load_imagenet
 from hyperzoo.data.text import TextSet, load_text
 from hyperzoo.names import TEXTS
@@ -33,14 +34,25 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
     return load_in_memory(sources.find(name, split, mirror))
 
 
-def locate_split(name: str, split: str, mirror: Path | None = None) -> None:
-    """Check that a split exists without reading its images or its text; raises as `load_images`."""
+def locate_split(name: str | OwnImages, split: str, mirror: Path | None = None) -> int:
+    """Check that a split exists; own images in memory are also decoded, so that the cache has them.
+
+    Returns:
+        The number of images that `data.on_error: skip` leaves out.
+    Raises:
+        As `load_images`.
+    """
+    if isinstance(name, OwnImages):
+        return len(getattr(name.load(split), "skipped", ()))
     if name == "imagenet":
         load_imagenet(split, mirror)  # a list of files, or of labels
     else:
         (sources.find_text if name in TEXTS else sources.find)(name, split, mirror)
+    return 0
 
 
-def load_split(name: str, split: str, mirror: Path | None = None) -> Samples:
-    """Load a split of a data set of images or of a text; as `load_images`."""
+def load_split(name: str | OwnImages, split: str, mirror: Path | None = None) -> Samples:
+    """Load a split of own images, or of a data set of images or of a text by its code; as `load_images`."""
+    if isinstance(name, OwnImages):
+        return name.load(split)
     return load_text(name, split, mirror) if name in TEXTS else load_images(name, split, mirror)

@@ -100,7 +100,7 @@ class Source:
 
     Attributes:
         files: the files with its rows, in order.   origin: a readable description of the place.
-        rows: reads the split; raises DataError or MissingExtraError.
+        rows: reads the split; raises DataError or MissingExtraError.   a_file_each: each row names one of `files`.
     """
 
     code: str
@@ -109,6 +109,7 @@ class Source:
     files: tuple[Path, ...]
     origin: str
     rows: Callable[[], "Dataset"]
+    a_file_each: bool = False
 
     def read(self) -> tuple["Dataset", tuple[str, ...]]:
         """Read a split of images: rows with the columns `image` (decoded on access) and `label`, and the class names.
@@ -128,7 +129,7 @@ class Source:
             ("image bytes; a path or URL in its place is not read", pc.struct_field(images, "bytes")),
             ("label", rows.data.column(label)),
         ):
-            if values.null_count:
+            if values.null_count and not (self.a_file_each and missing != "label"):
                 row = pc.index(pc.is_null(values), True).as_py()
                 raise DataError(f"{self.origin}: row {row} has no {missing}. Copy the files of the Hub again")
         return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), classes
@@ -237,7 +238,7 @@ def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository:
 
     Labels are positions in a list of class names, so all shards, also the `others` of other splits, must have the same.
     """
-    datasets = _datasets()
+    datasets = import_datasets()
     import pyarrow
     import pyarrow.parquet
 
@@ -275,7 +276,7 @@ def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository:
 
 def on_hub(code: str, split: str, repository: Repository) -> Source:
     """A split that `datasets` downloads from the Hub unless it is cached; raises as `find`."""
-    datasets = _datasets()
+    datasets = import_datasets()
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
     try:
         rows = datasets.load_dataset(repository.hub_id, repository.config, split=split, revision=repository.revision)
@@ -288,7 +289,7 @@ def on_hub(code: str, split: str, repository: Repository) -> Source:
     return Source(code, split, repository, files, origin, lambda: rows)
 
 
-def _datasets():
+def import_datasets():
     try:
         import datasets
         import datasets.exceptions

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as V
 
+from hyperzoo import pixels
 from hyperzoo.data import sources
 from hyperzoo.data.augment import epoch_generator
 from hyperzoo.data.batches import Batch, Normalize, check_processes
+from hyperzoo.data.folders import class_files
 from hyperzoo.errors import DataError, InputError
-from hyperzoo.pixels import gray_or_rgb
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 RATIO = (3 / 4, 4 / 3)
 
 
@@ -80,13 +80,15 @@ def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
     named = mirror or os.environ.get(sources.VARIABLE)
     if named:
         return image_folder(Path(named, sources.IMAGENET.hub_id, there), "imagenet", split)
-    source = sources.on_hub("imagenet", there, sources.IMAGENET)
+    return streamed_rows(replace(sources.on_hub("imagenet", there, sources.IMAGENET), split=split))
+
+
+def streamed_rows(source: sources.Source) -> StreamedSet:
+    """The rows of a source as a streamed set."""
     rows, classes = source.read()
     digest = hashlib.sha256("".join(f"{file.name} {file.stat().st_size}\n" for file in source.files).encode())
-    read = _RowReader(rows, source.origin)
-    return StreamedSet(
-        "imagenet", split, torch.tensor(rows["label"][:]), classes, source.origin, digest.hexdigest(), read
-    )
+    labels, read = torch.tensor(rows["label"][:]), _RowReader(rows, source.origin)
+    return StreamedSet(source.code, source.split, labels, classes, source.origin, digest.hexdigest(), read)
 
 
 def image_folder(folder: Path, name: str, split: str) -> StreamedSet:
@@ -95,22 +97,20 @@ def image_folder(folder: Path, name: str, split: str) -> StreamedSet:
     Raises:
         DataError: no such folder, no class in it, or a class without images.
     """
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if not classes:
-        raise DataError(f"{folder} has no class folders; put the {split} split of {name} there as <class>/<image>")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, one in enumerate(classes):
-        found = sorted(path for path in (folder / one).rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DataError(f"{folder / one} has no image ({', '.join(SUFFIXES)}); add one or remove the folder")
-        files += found
-        labels += [label] * len(found)
+    found = class_files(folder, f"the {split} split of {name}")
+    files = [file for members in found.values() for file in members]
+    labels = [label for label, members in enumerate(found.values()) for _ in members]
+    return streamed_files(name, split, folder, files, torch.tensor(labels), tuple(found))
+
+
+def streamed_files(
+    name: str, split: str, folder: Path, files: Sequence[Path], labels: Tensor, classes: tuple[str, ...]
+) -> StreamedSet:
+    """Image files below a folder as a streamed set."""
     digest = hashlib.sha256(f"hyperzoo folder {len(files)}\n".encode())
     for file in files:
-        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode())
-    origin = f"the folder {folder}"
-    return StreamedSet(name, split, torch.tensor(labels), tuple(classes), origin, digest.hexdigest(), _Reader(files))
+        digest.update(f"{file.relative_to(folder).as_posix()} {file.stat().st_size}\n".encode(errors="surrogateescape"))
+    return StreamedSet(name, split, labels, classes, f"the folder {folder}", digest.hexdigest(), _Reader(list(files)))
 
 
 class _Reader:
@@ -120,12 +120,7 @@ class _Reader:
         self._files = files
 
     def __call__(self, index: int) -> PIL.Image.Image:
-        file = self._files[index]
-        try:
-            with PIL.Image.open(file) as image:
-                return gray_or_rgb(image).convert("RGB")
-        except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
-            raise DataError(f"the image {file} cannot be decoded: {error}") from error
+        return pixels.read(self._files[index]).convert("RGB")
 
 
 class _RowReader:
@@ -136,7 +131,7 @@ class _RowReader:
 
     def __call__(self, index: int) -> PIL.Image.Image:
         try:
-            return gray_or_rgb(self._rows[index]["image"]).convert("RGB")
+            return pixels.gray_or_rgb(self._rows[index]["image"]).convert("RGB")
         except Exception as error:  # as above
             raise DataError(f"{self._origin}: image {index} cannot be decoded: {error}") from error
 
@@ -208,9 +203,9 @@ class StreamedBatches:
         firsts = range(self._rank * self._share, len(self) * self.batch_size, self.batch_size)
         indices = torch.cat([order[first : first + self._share] for first in firsts])
         crops = _Crops(self._images, indices, draws[indices], self._size, self._area)
-        for pixels, numbers in _loader(crops, self._share, self._workers):
+        for images, numbers in _loader(crops, self._share, self._workers):
             labels = self._images.labels[numbers]
-            yield Batch(self._normalize(pixels.to(self._device)), labels.to(self._device), numbers.to(self._device))
+            yield Batch(self._normalize(images.to(self._device)), labels.to(self._device), numbers.to(self._device))
 
 
 def streamed_eval_batches(
@@ -231,8 +226,8 @@ def streamed_eval_batches(
     begin, end = (len(images) * r // processes for r in (rank, rank + 1))
     centers = _Centers(images, range(begin, end), size_px, crop_pct)
     normalize = Normalize(images.channels, mean, std, device=device)
-    for pixels, numbers in _loader(centers, batch_size, workers):
-        yield Batch(normalize(pixels.to(device)), images.labels[numbers].to(device), numbers.to(device))
+    for found, numbers in _loader(centers, batch_size, workers):
+        yield Batch(normalize(found.to(device)), images.labels[numbers].to(device), numbers.to(device))
 
 
 def crop_box(height: int, width: int, draws: Sequence[float], area: float) -> tuple[int, int, int, int]:
@@ -264,8 +259,8 @@ class _Crops(Dataset[tuple[Tensor, int]]):
         index, draws = int(self._indices[place]), self._draws[place].tolist()
         image = V.pil_to_tensor(self._images.read(index))
         box = crop_box(image.shape[-2], image.shape[-1], draws, self._area)
-        pixels = V.resized_crop(image, *box, size=[self._size, self._size], antialias=True)
-        return V.horizontal_flip(pixels) if draws[4] >= 0.5 else pixels, index
+        crop = V.resized_crop(image, *box, size=[self._size, self._size], antialias=True)
+        return V.horizontal_flip(crop) if draws[4] >= 0.5 else crop, index
 
 
 class _Centers(Dataset[tuple[Tensor, int]]):

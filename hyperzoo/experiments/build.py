@@ -13,6 +13,7 @@ import hyperzoo.models  # noqa: F401  registers the architectures, also in proce
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import HyperzooError, RecipeError
+from hyperzoo.experiments import pretrained
 from hyperzoo.layers import whiten_
 from hyperzoo.layers._torch import cpu_computes_bf16
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
@@ -21,6 +22,7 @@ from hyperzoo.training.loop import Batches
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.step import Mixing, Precision, Term, TrainStep
 from hyperzoo.training.text_step import TextStep
+from hyperzoo.zoo.model_folder import read_config
 
 TERMS: dict[str, Any] = {
     "mhe": regularizers.MHE,
@@ -64,30 +66,51 @@ def compiles(recipe: Recipe, network: nn.Module, updates: int, device: torch.dev
     return True, "compiling the model; the first step takes a minute or so"
 
 
-def model(recipe: Recipe, classes: int, channels: int) -> nn.Module:
-    """The untrained network, with the number of outputs and input channels of the data.
+def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.Module:
+    """The network at the start of the run, with the number of outputs and input channels of the data.
 
+    With `model.pretrained` it has the weights of that network, and a new classifier unless the names of its classes are
+    those of the data. `model.freeze` excludes parameters from the training.
+
+    Args:
+        classes: the class names, or only their number.
     Raises:
-        RecipeError: the architecture does not take `model.args`.
+        RecipeError: the architecture does not take `model.args`, or a pattern of `model.freeze` matches nothing.
     """
-    arch, args = recipe.model.arch, recipe.model.args
+    arch, args, pretrained_name = recipe.model.arch, recipe.model.args, pretrained.start(recipe)
+    outputs = classes if isinstance(classes, int) else len(classes)
+    sizes: dict[str, Any] = dict(num_classes=outputs, in_chans=channels, **model_args(recipe))
     try:
-        return timm.create_model(arch, num_classes=classes, in_chans=channels, **model_args(recipe))
+        if pretrained_name:
+            network = zoo.any_network(pretrained_name, pretrained=True, **sizes)
+        else:
+            network = timm.create_model(arch, **sizes)
     except Exception as error:  # constructors raise any kind for arguments that they do not take
         if isinstance(error, HyperzooError) or not args:
             raise
         raise RecipeError(f"model.args of {arch}: {args} do not fit ({type(error).__name__}: {error})") from error
+    if pretrained_name and classes != pretrained.class_names(pretrained_name):
+        pretrained.renew_classifier(network)
+    if recipe.model.freeze:
+        pretrained.freeze(network, recipe.model.freeze)
+    return network
 
 
-def describe_images(network: nn.Module, train: Samples) -> None:
+def describe_images(network: nn.Module, train: Samples, size_px: int | None = None) -> None:
     """Write the size of the training images into `network.pretrained_cfg`, in place.
 
     They are tested uncropped. If the description is for another number of channels (gray images), it also gets their
     mean and standard deviation. config.json keeps it, and evaluation, preprocessing and export read it.
+
+    Args:
+        size_px: of streamed images, which are tested with the crop of the description [default: the description's].
     """
-    if not isinstance(train, data.ImageSet):
+    if isinstance(train, data.TextSet) or (isinstance(train, data.StreamedSet) and not size_px):
         return
     cfg: Any = network.pretrained_cfg
+    if isinstance(train, data.StreamedSet):
+        cfg |= {"input_size": (train.channels, size_px, size_px)}
+        return
     cfg |= {"input_size": tuple(train.images.shape[1:]), "crop_pct": 1.0}
     for key in ("test_input_size", "test_crop_pct"):  # timm's larger images in tests
         cfg.pop(key, None)
@@ -113,22 +136,25 @@ def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
 
 
 def model_args(recipe: Recipe) -> dict[str, Any]:
-    """Constructor arguments of a recipe's network: with an angular loss also its classifier, so that config.json alone
-    rebuilds the network.
+    """Constructor arguments of a recipe's network, so that config.json alone rebuilds it: also those of the folder that
+    it starts from, and with an angular loss its classifier.
 
     Raises:
         RecipeError: an angular loss for a network of timm, whose constructor has no argument for this classifier.
     """
-    angular = recipe.method.angular
+    angular, name = recipe.method.angular, recipe.model.pretrained
+    folder = zoo.local_folder(name) if isinstance(name, str) else None
+    earlier = read_config(folder).get("model_args", {}) if folder else {}
+    args = {key: value for key, value in earlier.items() if key not in ("in_chans", "num_classes")} | recipe.model.args
     if angular is None:
-        return dict(recipe.model.args)
+        return args
     if recipe.model.arch not in zoo.list_models():
         raise RecipeError(
             f"method.angular: a saved {recipe.model.arch} could not be loaded, because timm cannot build it with a "
             "classifier of angles. Choose an architecture of `hyperzoo list`, or train it in Python with "
             "losses.replace_classifier"
         )
-    return {**recipe.model.args, "head_operator": angular.operator, "head_k": angular.k}
+    return {**args, "head_operator": angular.operator, "head_k": angular.k}
 
 
 def step(recipe: Recipe, network: nn.Module) -> TrainStep:
@@ -161,23 +187,45 @@ def step(recipe: Recipe, network: nn.Module) -> TrainStep:
     return make(nn.CrossEntropyLoss(label_smoothing=smoothing))
 
 
-def samples(recipe: Recipe) -> tuple[Samples, Samples | None]:
-    """The training split and the validation data of each epoch: a text's validation split, or held-out images."""
-    if recipe.data.name in names.TEXTS:
+def dataset(recipe: Recipe) -> str | data.OwnImages:
+    """The data set of a recipe: its code, or your own images, located and checked.
+
+    Raises:
+        DataError, RecipeError, UnknownNameError: see `data.find_own` and `pretrained.start`.
+    """
+    source = recipe.data.source
+    if source is None:
+        return recipe.data.name
+    about = pretrained.description(recipe)
+    size = recipe.data.size_px or recipe.model.args.get("img_size") or about["input_size"][-1]
+    fit = data.Fit(int(size), about["interpolation"], skip=recipe.data.on_error == "skip")  # type: ignore[arg-type]
+    return data.find_own(source.model_dump(), recipe.data.name, fit)
+
+
+def samples(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[Samples, Samples | None]:
+    """The training split and the validation data of each epoch: held-out images, or the validation split of a text or
+    of your own images.
+
+    Args:
+        where: the data set [default: `dataset(recipe)`].
+    """
+    if recipe.data.is_text:
         return data.load_split(recipe.data.name, "train"), data.load_split(recipe.data.name, "validation")
-    return images(recipe)
+    return images(recipe, where)
 
 
-def images(recipe: Recipe) -> tuple[Images, Images | None]:
+def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[Images, Images | None]:
     """The training images and the validation images; `data.keep` makes classes rare in the former only.
 
     Raises:
         RecipeError: data.resize_px does not end at the size of the images.
     """
-    train: Images = data.load_images(recipe.data.name, "train")
+    where = dataset(recipe) if where is None else where
+    own = isinstance(where, data.OwnImages)
+    train: Images = where.load("train") if own else data.load_images(where, "train")  # type: ignore
     held: Images | None = None
     if isinstance(train, data.ImageSet):
-        train = train.resized(recipe.data.size_px) if recipe.data.size_px else train
+        train = train.resized(recipe.data.size_px) if recipe.data.size_px and not own else train
         sizes, size = recipe.data.resize_px, train.images.shape[-1]
         if sizes and (last := sizes[max(sizes)]) != size:
             raise RecipeError(
@@ -186,6 +234,8 @@ def images(recipe: Recipe) -> tuple[Images, Images | None]:
             )
     if recipe.data.hold_out:
         train, held = train.hold_out(recipe.data.hold_out)
+    elif isinstance(where, data.OwnImages) and "validation" in where.splits:
+        held = where.like(train).load("validation")
     return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held
 
 
@@ -203,6 +253,7 @@ def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelera
     common |= dict(seed=recipe.train.seed, flip=recipe.data.flip, mean=config["mean"], std=config["std"])
     if isinstance(train, data.StreamedSet):
         size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
+        common["batch_size"] = min(recipe.data.batch_size, len(train))
         return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)
     crops: dict[str, Any] = dict(crop_px=recipe.data.crop_px, pad_mode=recipe.data.border)
     return data.ImageBatches(train, cutout_px=recipe.data.cutout_px, **crops, **common)

@@ -14,35 +14,24 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from torch import nn
 
-from hyperzoo import files
+from hyperzoo import data, files, zoo
 from hyperzoo.analysis import evaluate
 from hyperzoo.errors import BusyError, HyperzooError, LaunchError, RunError
-from hyperzoo.experiments import build
+from hyperzoo.experiments import build, pretrained
+from hyperzoo.experiments.changes import recipe_changes
 from hyperzoo.training import allocator, checkpoint, seeding
 from hyperzoo.training.log import finished_result
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.schedule import make_optimizer
+from hyperzoo.training.step import memory_format
 from hyperzoo.zoo.model_folder import save_model
 
 PATIENCE = timedelta(minutes=10)  # longest wait for another process; epochs are shared, so waits are short
 FILES = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")  # result.json has the sha256 of each
-FIXED = (  # keys that even --allow-change does not change: weights, optimizer state or validation images would not fit
-    "model",
-    "data.name",
-    "data.hold_out",
-    "method.angular",
-    "method.vcl",
-    "optim.optimizer",
-    "optim.args",
-    "optim.decay",
-    "optim.lr_scale",
-    "train.ema",
-)
 TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo train RECIPE"
 
 
@@ -68,9 +57,9 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
     starts, and written last.
 
     Args:
-        out: run folder [default: runs/<name>/<seed>].
-        allow_change: resume a run that another recipe began; result.json lists the changes. The keys in `FIXED` cannot
-            change.
+        out: run folder [default: runs/<name>/<seed>; with your own images runs/<name>-<name of the images>/<seed>].
+        allow_change: resume a run that another recipe began; result.json lists the changes. The keys in `changes.FIXED`
+            cannot change.
     Raises:
         LaunchError: another number of processes than requested; nothing was written.
         BusyError: another process is training in the folder.
@@ -78,7 +67,8 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         NonFiniteError, CheckpointError, DataError: see `training.loop`, `training.checkpoint`, `data.sources`.
         Stopped: SIGINT or SIGTERM; carries the exit code.
     """
-    folder = out or Path("runs") / recipe.name / str(recipe.train.seed)
+    named = f"{recipe.name}-{recipe.data.name}" if recipe.data.source else recipe.name
+    folder = out or Path("runs") / named / str(recipe.train.seed)
     seeding.seed_epoch(recipe.train.seed, 0)
     # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
     engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
@@ -88,7 +78,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         if done:
             return RunResult(folder, done, trained=False)
         saved = checkpoint.newest(folder / "checkpoints")
-        changes = _recipe_changes(recipe, saved, allow_change) if saved else []
+        changes = recipe_changes(recipe, saved, allow_change) if saved else []
         return _run(recipe, folder, engine, saved, changes)
 
 
@@ -102,12 +92,18 @@ def _run(
     started, environment = time.time(), seeding.environment()  # now: the code may change during a long run
     if engine.device.type == "cpu":
         allocator.keep()
-    train, held = build.samples(recipe)
+    dataset = build.dataset(recipe)
+    train, held = build.samples(recipe, dataset)
+    if isinstance(dataset, data.OwnImages):
+        dataset = dataset.like(train)
     uses_test_split = not (recipe.data.hold_out or recipe.data.choice)
+    left_out = {"train": len(getattr(train, "skipped", ()))}
     if uses_test_split:
-        evaluate.check_test_split(recipe.data.name)  # now, rather than after the training
-    model = build.model(recipe, len(train.classes), train.channels).to(memory_format=torch.channels_last)
-    build.describe_images(model, train)
+        left_out["test"] = evaluate.check_test_split(dataset)  # now, rather than after the training
+    started_from = _started_from(recipe, saved)
+    model = build.model(recipe, train.classes, train.channels)
+    model = model.to(memory_format=memory_format(model))
+    build.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
     build.initialize(recipe, model, train)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
@@ -119,6 +115,14 @@ def _run(
         f"{recipe.name}: {len(train)} {step.unit}, {len(batches)} updates an epoch, {build.precision(recipe)}, "
         f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"
     )
+    if isinstance(dataset, data.OwnImages):
+        progress.say(dataset.summary(train))
+        if left_out.get("test"):
+            progress.say(f"{left_out['test']} images that cannot be decoded are left out of test")
+    if len(train) < recipe.data.batch_size and not recipe.data.is_text:
+        progress.say(f"the batches have {len(train)} images, all there are, not {recipe.data.batch_size}")
+    if started_from:
+        progress.say(f"starting from {started_from['name']}")
     if saved:
         progress.say(f"resuming after epoch {saved.epoch}")
 
@@ -139,12 +143,13 @@ def _run(
         evaluate=on_held_out if held else None,
         compile_model=compiled,
         recipe_changes=changes,
+        started_from=started_from,
     )
     if engine.is_main_process:
         (folder / "result.json").unlink(missing_ok=True)
     published = trainer.run(saved)
     if uses_test_split or held is None:
-        metrics, split = evaluate.test_metrics(published, recipe.data.name, engine, workers=recipe.data.workers), "test"
+        metrics, split = evaluate.test_metrics(published, dataset, engine, workers=recipe.data.workers), "test"
     else:
         split = "held-out part of train" if recipe.data.hold_out else "validation"
         metrics = evaluate.measure(published, held, engine=engine)
@@ -155,6 +160,8 @@ def _run(
         "metrics": metrics.as_dict(),
         "train_fingerprint": train.fingerprint,
         f"train_{step.unit}": len(train),
+        **({"skipped": left_out} if any(left_out.values()) else {}),
+        **({"started_from": started_from} if started_from else {}),
         "recipe_sha256": recipe.digest(),
         "recipe": recipe.model_dump(mode="json"),
         "recipe_changes": changes,
@@ -173,6 +180,25 @@ def _run(
     return RunResult(folder, values)
 
 
+def _started_from(recipe: Recipe, saved: checkpoint.Checkpoint | None) -> dict[str, Any] | None:
+    """Name and sha256 of the weight that a run starts from.
+
+    Raises:
+        RunError: a resumed run started from another file.
+    """
+    name = pretrained.start(recipe)
+    if name is None:
+        return None
+    found = {"name": name, "sha256": zoo.weight_sha256(name)}
+    earlier = saved.state.get("started_from") if saved else None
+    if earlier and earlier["sha256"] and found["sha256"] and earlier["sha256"] != found["sha256"]:
+        raise RunError(
+            f"{name} has the sha256 {found['sha256']}, but this run began from {earlier['sha256']}; restore that file, "
+            "or use another --out"
+        )
+    return earlier or found
+
+
 def is_main_process() -> bool:
     """Whether this process is the only one of a run, or the first of several."""
     return PartialState().is_main_process
@@ -189,40 +215,6 @@ def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
     asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if asked_for_fsdp and engine.distributed_type.value != "FSDP":
         raise LaunchError("ACCELERATE_USE_FSDP asks for FSDP, but accelerate does not use it on this device; unset it")
-
-
-def _recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> list[dict[str, Any]]:
-    """The changes of the recipe since the run began: after which epoch, and each key with its values before and after.
-
-    Raises:
-        RunError: a change without `allow_change`, of a fixed key, or with no epoch left to train.
-    """
-    earlier = saved.state.get("recipe_changes", [])
-    before, now = _flat(Recipe.stored(saved.state["recipe"]).settings()), _flat(recipe.settings())
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if not keys:
-        return earlier
-    changed = {key: [before.get(key), now.get(key)] for key in keys}
-    shown = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
-    if not allow_change:
-        raise RunError(f"the recipe has changed since this run began: {shown}. Use another --out, or --allow-change")
-    fixed = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in FIXED)]
-    if fixed:
-        raise RunError(f"a run cannot resume with another {', '.join(fixed)}: {shown}. Use another --out")
-    if recipe.train.epochs <= saved.epoch:
-        raise RunError(
-            f"the run has trained {saved.epoch} epochs, so none is left for the changed recipe: {shown}. Set "
-            f"train.epochs above {saved.epoch}, or use another --out"
-        )
-    return [*earlier, {"after_epoch": saved.epoch, "changed": changed}]
-
-
-def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their keys 'block.key'."""
-    flat: dict[str, Any] = {}
-    for key, value in blocks.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
-    return flat
 
 
 @contextmanager
@@ -274,7 +266,7 @@ def _typed_errors(folder: Path, engine: Accelerator) -> Iterator[None]:
     """Turn errors of the system into RunErrors: a full disk, or a process that was killed or does not answer."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         if isinstance(error, HyperzooError):
             raise
         raise RunError(

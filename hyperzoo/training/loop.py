@@ -51,7 +51,7 @@ class Trainer:
         step: model and criterion, on the accelerator's device.
         batches: this process's share of the training set.
         evaluate: called after each epoch with the model to be published; its metrics go into the log.
-        recipe_changes: kept in the checkpoints, for result.json.
+        recipe_changes, started_from: kept in the checkpoints, for result.json.
     """
 
     recipe: Recipe
@@ -64,6 +64,7 @@ class Trainer:
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     compile_model: bool = False
     recipe_changes: list[dict[str, Any]] = field(default_factory=list)
+    started_from: dict[str, Any] | None = None
     _pending: int | None = field(default=None, init=False)
     rows: list[dict[str, Any]] = field(default_factory=list, init=False)
 
@@ -226,6 +227,8 @@ class Trainer:
             groups["ema"] = self._ema.module.state_dict()
         state = {"optimizer": rest, "recipe": self.recipe.settings(), "rows": self.rows}
         state["recipe_changes"] = self.recipe_changes
+        if self.started_from:
+            state["started_from"] = self.started_from
         return checkpoint.Checkpoint(epoch, groups, state)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> int:

@@ -1,4 +1,6 @@
-"""The language of recipes: every key with its type, default and meaning. The block `method` is in `recipe_methods.py`.
+"""The language of recipes: every key with its type, default and meaning.
+
+The blocks `data` and `method` are in `recipe_data.py` and `recipe_methods.py`.
 
 A comment behind a key says what it does, in which unit, and for which data it is meant.
 """
@@ -16,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hyperzoo import names
 from hyperzoo.errors import RecipeError
+from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.recipe_methods import Method
 from hyperzoo.training.strict_yaml import (
     AtLeastOne,
@@ -38,6 +41,9 @@ class Model(Block):
     arch: str  # any architecture of timm or hyperzoo, without a tag
     args: dict[str, bool | int | float | str | list[int | float]] = {}  # constructor arguments: drop_rate, widths, ...
     init: Literal["whiten"] | None = None  # whiten: the first convolution gets frozen patch-whitening filters
+    pretrained: str | Literal[True] | None = None  # start from a weight of hyperzoo or timm (true: the default one of
+    # arch), or a run folder; a classifier for another number of classes is new
+    freeze: Literal["backbone"] | list[str] | None = None  # parameters that stay: all but the classifier, or by pattern
 
     @field_validator("arch")
     @classmethod
@@ -54,26 +60,6 @@ class Model(Block):
         return args
 
 
-class Data(Block):
-    """The data set, its batches and the augmentation."""
-
-    name: str  # code of a data set in `hyperzoo/data/sources.py`: c10, c100, ptb, ...
-    batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
-    hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
-    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # class name: fraction of its training images to keep
-    keep_seed: Count = 0  # draws the images that `keep` keeps; not `train.seed`, so that all seeds share them
-    crop_px: Count = 4  # border on each side before the random crop; 0: no crop. Images in memory only
-    border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # content of that border
-    cutout_px: Count = 0  # side of a square set to the mean, anywhere in the image; 0: none. Images in memory only
-    flip: bool | Literal["alternating"] = True  # horizontal, at random; alternating: every second epoch per image
-    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # streamed images: smallest fraction of the area in a crop
-    workers: Count = 0  # streamed images: decoding processes; 0: the main process decodes
-    length: AtLeastOne = 35  # texts: tokens per piece of truncated backpropagation through time
-    choice: bool = False  # texts: report the validation split; the test split is not read
-    size_px: AtLeastOne | None = None  # images in memory: resize all to this size; needs hold_out
-    resize_px: dict[AtLeastOne, AtLeastOne] = {}  # epoch: training size from then on; the last must be the full size
-
-
 class Optim(Block):
     """timm's optimizer and learning-rate schedule."""
 
@@ -82,6 +68,7 @@ class Optim(Block):
     momentum: Fraction = 0.9  # of optimizers with momentum
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its variants
     args: dict[str, bool | int | float | str] = {}  # other arguments of timm's optimizer: nesterov, adjust_lr_fn, ...
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # factor of the rate per layer below the classifier
     weight_decay: NonNegative = 0.0  # of weight matrices and filters; not of biases and norms
     decay: list[str] | None = None  # name patterns such as '*bn*': exactly these parameters decay
     lr_scale: dict[str, Positive] = {}  # name pattern: factor of the learning rate; the first match counts
@@ -165,10 +152,10 @@ class Recipe(Block):
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]
         if late:
             faults.append(f"data.resize_px has epoch {late[0]}, but train.epochs is {self.train.epochs}")
-        if self.data.size_px and not self.data.hold_out and self.data.name not in names.TEXTS:
+        if self.data.size_px and not self.data.hold_out and not self.data.source and not self.data.is_text:
             faults.append("data.size_px needs data.hold_out: the test split is never resized")
-        faults += self._faults_of_texts() if self.data.name in names.TEXTS else []
-        if names.is_language(self.model.arch) != (self.data.name in names.TEXTS):
+        faults += self._faults_of_texts() if self.data.is_text else []
+        if names.is_language(self.model.arch) != self.data.is_text:
             faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")
         if faults:
             raise ValueError("; ".join(faults))

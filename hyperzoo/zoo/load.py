@@ -9,8 +9,8 @@ import timm
 from safetensors.torch import load_file
 from torch import nn
 
-from hyperzoo import names
-from hyperzoo.errors import InputError, InvalidNameError, WeightFileError, WeightUnavailableError
+from hyperzoo import files, names
+from hyperzoo.errors import InputError, InvalidNameError, UnknownTagError, WeightFileError, WeightUnavailableError
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import FILES, TASKS, VOCABULARY, WeightInfo
 from hyperzoo.zoo.model_folder import check_folder, read_config
@@ -38,8 +38,9 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
     Published files are checked against the sha256 in the manifest on every load.
 
     Args:
-        name: a weight ('spherenet20.sphere_c10'), an architecture for its default weight ('spherenet20'), or the path
-            of a folder with model.safetensors and config.json, such as a run folder; also as 'local-dir:FOLDER'.
+        name: a weight ('spherenet20.sphere_c10'), an architecture for its default weight ('spherenet20'), the path of a
+            folder with model.safetensors and config.json, such as a run folder, also as 'local-dir:FOLDER', or
+            'hf-hub:REPOSITORY' for such files on the Hub.
         cache_dir: cache folder of the Hub client [default: the client's own].
         model_args: passed to `timm.create_model`: num_classes, in_chans, features_only, device, dtype, ...
     Raises:
@@ -68,12 +69,18 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
 def local_folder(name: str) -> Path | None:
     """The folder of a saved model, named by its path or as 'local-dir:FOLDER'; None for any other name.
 
+    'hf-hub:REPOSITORY[@REVISION]' names the folder of the downloaded files.
+
     Raises:
-        WeightUnavailableError: no such folder, or it has no config.json; only after `local-dir:`.
+        InvalidNameError: no name of a repository.
+        WeightUnavailableError: no such folder, or it has no config.json; only after `local-dir:`. No such file on the
+            Hub, or no connection.
         WeightFileError: config.json is damaged.
     """
     if not isinstance(name, str):
         return None
+    if name.startswith(HUB):
+        return _hub_folder(name.removeprefix(HUB))
     folder = Path(name.removeprefix(LOCAL))
     if not name.startswith(LOCAL) and (not os.path.isfile(folder / "config.json") or timm.is_model(name)):
         return None
@@ -129,30 +136,65 @@ def _outputs(config: dict[str, Any]) -> Any:
     return config.get("num_classes", config.get("pretrained_cfg", config).get("num_classes"))
 
 
-def any_network(name: str, *, pretrained: bool = False) -> nn.Module:
+def any_network(name: str, *, pretrained: bool = False, **model_args: Any) -> nn.Module:
     """Build a network in eval mode by any name: a weight or an architecture of hyperzoo, a folder, a model of timm.
 
     Args:
         name: as for `load`, or as for `timm.create_model` ('resnet18', 'hf-hub:REPOSITORY').
         pretrained: load timm's weight for a model of timm; otherwise such a model is untrained.
+        model_args: passed to `timm.create_model`, as in `load`.
     Raises:
         UnknownNameError: neither hyperzoo nor timm knows the name. And what `load` raises.
     """
     if folder := local_folder(name):
-        return _from_folder(folder).eval()
-    if name.startswith(HUB):
-        return _from_folder(_hub_folder(name.removeprefix(HUB))).eval()
+        return _from_folder(folder, **model_args).eval()
     if ":" in name:
         raise names.unknown("model", name, list_models())
     if is_registered(name.partition(".")[0]):
-        return load(name).model if "." in name or list_weights(name) else timm.create_model(name).eval()
+        published = "." in name or list_weights(name)
+        return load(name, **model_args).model if published else timm.create_model(name, **model_args).eval()
     if not timm.is_model(name):
         raise names.unknown("model", name, timm.list_models())
-    return timm.create_model(name, pretrained=pretrained).eval()
+    return timm.create_model(name, pretrained=pretrained, **model_args).eval()
+
+
+def described(name: str) -> tuple[str, dict[str, Any]]:
+    """The architecture of a network, and its description as timm's `pretrained_cfg`; no tensor is read.
+
+    Args:
+        name: a weight or an architecture of hyperzoo, a folder, or a model of timm.
+    Raises:
+        InvalidNameError, UnknownNameError, UnknownTagError: neither hyperzoo nor timm has such a name.
+    """
+    if folder := local_folder(name):
+        config = read_config(folder)
+        return config["architecture"], config.get("pretrained_cfg", config)
+    arch = name.partition(".")[0] if isinstance(name, str) else ""
+    if not timm.is_model(arch) or is_registered(arch):
+        name = weight_info(name).name if isinstance(name, str) and "." in name else known_arch(name)
+    try:
+        cfg = timm.get_pretrained_cfg(name, allow_unregistered=False)
+    except RuntimeError as error:
+        raise UnknownTagError(f"{error} See timm.list_pretrained({arch!r})") from error
+    return arch, cfg.to_dict() if cfg else {}
+
+
+def weight_sha256(name: str) -> str | None:
+    """The sha256 of the file of a weight of hyperzoo, of a folder, or of a weight of timm in the cache of the Hub."""
+    if folder := local_folder(name):
+        return files.sha256(folder / FILES[0])
+    if is_registered(name.partition(".")[0]):
+        return weight_info(name).files[FILES[0]]
+    repo, _, revision = str(described(name)[1].get("hf_hub_id") or "").partition("@")
+    cached = hub.cached(repo, revision or "main", FILES[0]) if repo else None
+    return files.sha256(cached) if cached else None
 
 
 def _hub_folder(name: str) -> Path:
-    """The folder of the downloaded files of 'REPOSITORY[@REVISION]'; those of a published weight are hashed."""
+    """The folder of the downloaded files of 'REPOSITORY[@REVISION]'; those of a published weight are hashed.
+
+    Raises: as `local_folder`.
+    """
     repo, _, revision = name.partition("@")
     if not hub.is_repository(name):
         raise InvalidNameError(f"{names.cut(ascii(name))} is not a repository of the Hub: write {HUB}<owner>/<name>")
@@ -163,6 +205,8 @@ def _hub_folder(name: str) -> Path:
         for part in reversed(FILES):  # the small one first, which does without the time of a large one
             size = hub.UNKNOWN_BYTES if part == FILES[0] else 0
             file = hub.fetch(repo, revision or "main", part, size=size)
+        if names.is_language(read_config(file.parent)["architecture"]):
+            hub.fetch(repo, revision or "main", VOCABULARY, size=0)
     return file.parent
 
 

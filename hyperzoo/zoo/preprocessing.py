@@ -1,11 +1,9 @@
 """From an image to the input of a network: timm's evaluation transform, also for uint8 batches."""
 
-import json
 import math
 from collections.abc import Callable
 from typing import Any
 
-import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
@@ -15,7 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from hyperzoo import names
 from hyperzoo.errors import InputError
 from hyperzoo.pixels import gray_or_rgb
-from hyperzoo.zoo.load import known_arch, local_folder, weight_info
+from hyperzoo.zoo.load import described
 
 
 def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
@@ -28,7 +26,8 @@ def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
         a PIL image.   return: (C, h, w) float32.
         uint8 (B, C, H, W).   return: (B, C, h, w) float32.
     Args:
-        name: as for `load`; an architecture without a weight is prepared for as its own description says.
+        name: as for `load`, or a model of timm; an architecture without a weight is prepared for as its own description
+            says.
     Raises:
         InputError: a language model. The transform raises it for any other kind of image, with type, dtype and shape,
             and for PIL images that `pixels.gray_or_rgb` refuses.
@@ -36,13 +35,7 @@ def preprocess(name: str) -> Callable[[Image.Image | Tensor], Tensor]:
         >>> preprocess('spherenet20')(Image.new('RGB', (40, 32))).shape
         torch.Size([3, 32, 32])
     """
-    if folder := local_folder(name):
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        arch, cfg = config["architecture"], config.get("pretrained_cfg", config)
-    else:
-        known = weight_info(name).name if isinstance(name, str) and "." in name else known_arch(name)
-        registered = timm.get_pretrained_cfg(known)
-        arch, cfg = known, registered.to_dict() if registered else {}
+    arch, cfg = described(name)
     if names.is_language(arch):
         raise InputError(f"{name} reads token ids, not images: the position of each word in load(name).classes")
     return Preprocess(resolve_data_config(pretrained_cfg=cfg))

@@ -1,0 +1,66 @@
+"""The data set that a model was trained on, and whether another one fits it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from hyperzoo import data, zoo
+from hyperzoo.data.load import Images, Samples
+from hyperzoo.data.sources import IMAGE_REPOSITORIES
+from hyperzoo.errors import InputError
+from hyperzoo.names import DATASETS, TEXTS
+from hyperzoo.training.recipe import Recipe
+
+
+def data_of(name: str) -> str | data.OwnImages:
+    """The data set of a weight or a run folder: its code, or your own images as the network reads them.
+
+    Raises:
+        InputError: any other model.
+        UnknownNameError, WeightFileError: see `zoo.weight_info` and `zoo.described`.
+        RecipeError, DataError: result.json is not of this version, or the images have moved.
+    """
+    arch = name.partition(".")[0]
+    if folder := zoo.local_folder(name):
+        if (folder / "result.json").is_file():
+            return _of_run(folder)
+    elif ":" not in name and (arch in zoo.list_models() or not timm.is_model(arch)):
+        hub_id = zoo.weight_info(name).dataset.id
+        return next(code for code, known in DATASETS.items() if known == hub_id)
+    codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
+    raise InputError(f"{name} is not a hyperzoo weight or a run folder; pass the data set with --data, one of {codes}")
+
+
+def _of_run(folder: Path) -> str | data.OwnImages:
+    try:
+        recipe = Recipe.stored(json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder / 'result.json'} states no recipe ({error}); pass the data set with --data"
+        ) from error
+    if recipe.data.source is None:
+        return recipe.data.name
+    about = timm.data.resolve_data_config(pretrained_cfg=zoo.described(str(folder))[1])
+    channels, _, size = about["input_size"]
+    fit = data.Fit(size, about["interpolation"], channels, skip=recipe.data.on_error == "skip")
+    return data.find_own(recipe.data.source.model_dump(), recipe.data.name, fit)
+
+
+def check_fits(name: str, model: nn.Module, samples: Samples, dataset: str) -> None:
+    """Raise an InputError if classes, their order or channels of a model are not those of the images or the text."""
+    channels = timm.data.resolve_model_data_config(model)["input_size"][0]
+    if (model.num_classes, channels) != (len(samples.classes), samples.channels):
+        raise InputError(
+            f"{name} has {channels} input channels and {model.num_classes} classes, but {dataset} has "
+            f"{samples.channels} channels and {len(samples.classes)} classes"
+        )
+    described: Any = model.pretrained_cfg
+    for place, word in enumerate(described.get("label_names") or () if isinstance(samples, Images) else ()):
+        if word in samples.classes and samples.classes[place] != word:
+            raise InputError(
+                f"{name} has the class {word!r} at position {place}, but {dataset} has it at "
+                f"{samples.classes.index(word)}; put its label_names in the order of its training data"
+            )

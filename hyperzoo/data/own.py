@@ -1,0 +1,177 @@
+"""Your own labeled images: from a folder, the Hub or parquet files to a data set with a training and a test split."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from hyperzoo.data import sources
+from hyperzoo.data.fit import Fit
+from hyperzoo.data.folders import class_files, folders
+from hyperzoo.data.images import ImageSet, draw, load_in_memory
+from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
+from hyperzoo.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
+SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+ROWS = sources.ImageRepository("", "", "image", "label")
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """A data set of your own, which was located and checked; no image was decoded.
+
+    Attributes:
+        name: of the folder, the repository, or the folder of the parquet files.
+        splits: 'train' and 'test', and 'validation' if there is one, each with the same classes in the same order.
+        fit: how the images are brought to one size.
+        folder: the folder of the images; None if they are not files.
+    """
+
+    name: str
+    splits: Mapping[str, "Part"]
+    fit: Fit
+    folder: Path | None = None
+
+    def load(self, split: str) -> ImageSet | StreamedSet:
+        """The images of a split: in memory if those of the training split fit, otherwise streamed.
+
+        Raises:
+            DataError: no such split, or (in memory) an image that cannot be decoded.
+        """
+        if split not in self.splits:
+            raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
+        part = self.splits[split]
+        if self.fits_in_memory:
+            return load_in_memory(part.source(self.name, split), self.fit)
+        if self.fit.skip:
+            raise DataError(
+                f"data.on_error skip needs images in memory, but {self.name} has over {MEMORY_BYTES / 1e9:g} GB at "
+                f"{self.fit.size_px} px and is streamed; set data.on_error to stop, or a smaller data.size_px"
+            )
+        if self.folder is None:
+            return streamed_rows(part.source(self.name, split))
+        labels = torch.tensor(part.rows["label"][:])
+        return streamed_files(self.name, split, self.folder, part.files, labels, part.classes)
+
+    def summary(self, train: ImageSet | StreamedSet) -> str:
+        """One line about the classes and sizes, where the images are held, and what was left out."""
+        decoded = f"{len(self.splits['train'].rows) * 3 * self.fit.size_px**2 / 1e6:,.1f} MB"
+        fits = f"{decoded}, {'within' if self.fits_in_memory else 'above'} the limit of {MEMORY_BYTES / 1e6:,.0f} MB"
+        held = f"held in memory at {self.fit.size_px} px" if self.fits_in_memory else "streamed"
+        counts = ", ".join(f"{len(part.rows)} {split}" for split, part in self.splits.items())
+        text = f"{self.name}: {len(train.classes)} classes; images: {counts}; {held} ({fits})"
+        skipped = train.skipped if isinstance(train, ImageSet) else ()
+        if not skipped:
+            return text
+        more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        return f"{text}; {len(skipped)} that cannot be decoded are left out of train: {', '.join(skipped[:3])}{more}"
+
+    @property
+    def fits_in_memory(self) -> bool:
+        return len(self.splits["train"].rows) * 3 * self.fit.size_px**2 <= MEMORY_BYTES
+
+    def like(self, images: ImageSet | StreamedSet) -> "OwnImages":
+        """The same data set, with the channels of the given images in every split."""
+        return replace(self, fit=replace(self.fit, channels=images.channels))
+
+
+class Part(NamedTuple):
+    """A split: rows with the columns `image` and `label` (a ClassLabel), and the files that they come from.
+
+    `a_file_each`: see `sources.Source`.
+    """
+
+    rows: "Dataset"
+    files: tuple[Path, ...]
+    origin: str
+    a_file_each: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.rows.features["label"].names)
+
+    def source(self, name: str, split: str) -> sources.Source:
+        return sources.Source(name, split, ROWS, self.files, self.origin, lambda: self.rows, self.a_file_each)
+
+    def take(self, chosen: torch.Tensor, origin: str) -> "Part":
+        """The rows where `chosen` (N,) is true."""
+        places = chosen.nonzero().flatten().tolist()
+        files = tuple(self.files[place] for place in places) if self.a_file_each else self.files
+        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each)
+
+
+def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
+    """Locate and check your own images.
+
+    Args:
+        settings: the block `data.source` of a recipe, see `training.recipe.OwnSource`.
+    Raises:
+        DataError: files, columns, labels or classes that are missing or do not fit; an image is decoded only later.
+        MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
+    """
+    folder = Path(settings["folder"]).expanduser() if settings["folder"] else None
+    if folder:
+        parts = _folder(folder)
+    else:
+        raise NotImplementedError
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    if "test" not in parts:
+        parts = _divided(parts["train"], settings["test_part"], settings["seed"])
+    return OwnImages(name, parts, fit, folder)
+
+
+def _folder(folder: Path) -> dict[str, Part]:
+    """The splits of a folder: those of its sub-folders that hold class folders, or all its class folders as one."""
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; data.source.folder needs one with a folder of images per class")
+    inside = {path.name.lower(): path for path in folders(folder) if folders(path)}
+    places = {split: inside[word] for split, words in SPLITS.items() for word in words if word in inside}
+    if places and "train" not in places:
+        raise DataError(
+            f"{folder} has {', '.join(path.name for path in places.values())}, but no train; add that folder"
+        )
+    found = {split: class_files(path, "your images") for split, path in (places or {"train": folder}).items()}
+    classes = tuple(found["train"])
+    if len(classes) < 2:
+        raise DataError(f"{places.get('train', folder)} has one class, {classes[0]!r}; a classifier needs two or more")
+    for split, members in found.items():
+        if other := sorted(set(members) ^ set(classes)):
+            where = places["train" if other[0] in classes else split]
+            raise DataError(
+                f"the class {other[0]!r} is in {where} only; {places['train']} and {places[split]} need equal classes"
+            )
+    return {
+        split: _rows_of_files(members, classes, f"the folder {places.get(split, folder)}")
+        for split, members in found.items()
+    }
+
+
+def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], origin: str) -> Part:
+    datasets = sources.import_datasets()
+    files = tuple(file for name in classes for file in members[name])
+    labels = [label for label, name in enumerate(classes) for _ in members[name]]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
+    rows = datasets.Dataset.from_dict({"image": [str(file) for file in files], "label": labels}, features=features)
+    return Part(rows, files, origin, a_file_each=True)
+
+
+def _divided(whole: Part, test_part: float, seed: int) -> dict[str, Part]:
+    """A training and a test split: of each class a share, rounded, but at least one image, is for the test."""
+    labels = torch.tensor(whole.rows["label"][:])
+    sizes = torch.bincount(labels, minlength=len(whole.classes))
+    quota = torch.tensor([min(max(1, round(test_part * size)), size - 1) for size in sizes.tolist()])
+    if few := [name for name, wanted in zip(whole.classes, quota.tolist(), strict=True) if wanted < 1]:
+        raise DataError(
+            f"the class {few[0]!r} in {whole.origin} has one image, which cannot be in both the training and the test "
+            "split; add images of it"
+        )
+    test = draw(labels, quota, seed)
+    share = f"{test_part:g} for the test, seed {seed}"
+    return {"train": whole.take(~test, f"without {share}"), "test": whole.take(test, share)}

@@ -1,0 +1,75 @@
+"""What a run starts from: a weight or a run folder, with a new classifier and frozen layers."""
+
+import fnmatch
+from typing import Any
+
+import timm
+from torch import nn
+
+from hyperzoo import names, zoo
+from hyperzoo.errors import RecipeError
+from hyperzoo.training.recipe import Recipe
+
+
+def start(recipe: Recipe) -> str | None:
+    """The name of the weight that the run starts from; None for an untrained network.
+
+    Raises:
+        RecipeError: `model.pretrained` is of another architecture, or true without a default weight.
+        UnknownNameError, UnknownTagError, WeightUnavailableError: no such weight or folder.
+    """
+    arch, name = recipe.model.arch, recipe.model.pretrained
+    if name is None:
+        return None
+    if name is True:
+        ours = zoo.list_weights(arch) if arch in zoo.list_models() else None
+        tag = getattr(timm.get_pretrained_cfg(arch), "tag", "")
+        if not (ours or tag if ours is None else ours):
+            raise RecipeError(f"model.pretrained: {arch} has no default weight; name a weight or a run folder")
+        return zoo.weight_info(arch).name if ours else f"{arch}.{tag}"
+    other, _ = zoo.described(name)
+    if other != arch:
+        raise RecipeError(f"model.pretrained {name} is a {other}, but model.arch is {arch}; set one to the other's")
+    return (
+        name if "." in name or zoo.local_folder(name) or arch not in zoo.list_models() else zoo.weight_info(name).name
+    )
+
+
+def description(recipe: Recipe) -> dict[str, Any]:
+    """timm's description of the inputs of a recipe's network: `input_size`, `interpolation`, `mean`, `std`, ..."""
+    _, cfg = zoo.described(start(recipe) or recipe.model.arch)
+    return timm.data.resolve_data_config(pretrained_cfg=cfg)
+
+
+def class_names(name: str) -> tuple[str, ...] | None:
+    """The class names of a weight or a folder; None if it does not name them."""
+    cfg = zoo.described(name)[1]
+    return tuple(cfg.get("label_names") or ()) or None
+
+
+def renew_classifier(network: nn.Module) -> None:
+    """Draw the classifier anew, in place."""
+    for module in _classifier(network):
+        getattr(module, "reset_parameters", lambda: None)()
+
+
+def _classifier(network: nn.Module) -> list[nn.Module]:
+    """The modules of the classifier; some networks of timm have two."""
+    found: Any = network.get_classifier()  # type: ignore[operator]
+    return [module for part in (found if isinstance(found, tuple | list) else [found]) for module in part.modules()]
+
+
+def freeze(network: nn.Module, patterns: str | list[str]) -> None:
+    """Exclude parameters from the training, in place; `TrainStep` keeps their layers in evaluation mode."""
+    named = dict(network.named_parameters())
+    if patterns == "backbone":
+        trained = {id(p) for module in _classifier(network) for p in module.parameters()}
+        frozen = [name for name, parameter in named.items() if id(parameter) not in trained]
+    else:
+        if lost := [pattern for pattern in patterns if not fnmatch.filter(named, pattern)]:
+            raise RecipeError(f"model.freeze: {lost[0]!r} matches no parameter. {names.closest_text(lost[0], named)}")
+        frozen = [name for name in named if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    if len(frozen) == len(named):
+        raise RecipeError("model.freeze leaves no parameter to train; leave one out")
+    for name in frozen:
+        named[name].requires_grad_(False)

@@ -1,0 +1,92 @@
+"""The block `data` of a recipe: a data set of the table or your own images, its batches and the augmentation."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from hyperzoo import names
+from hyperzoo.training.strict_yaml import AtLeastOne, Block, Count
+
+Split = Literal["train", "test", "validation"]
+
+
+class OwnSource(Block):
+    """Your own labeled images: exactly one of `folder`, `hub` and `parquet`.
+
+    Without a test split, `test_part` of each class is the test split, drawn by `seed`.
+    """
+
+    folder: str | None = None  # holds train/, test/ and optionally val/ with a folder per class; or a folder per class
+    hub: str | None = None  # OWNER/NAME of a data set on the Hub; if HYPERZOO_DATA is set, in that folder
+    config: str | None = None  # hub: its configuration [default: the only one; in HYPERZOO_DATA: default]
+    splits: dict[Split, str] = {}  # hub: names of its splits [default: train, test and validation, where they exist]
+    parquet: list[str] | dict[Split, list[str]] | None = None  # files of all images, or of each split
+    image: str | None = None  # hub, parquet: column of the images [default: the only one]
+    label: str | None = None  # hub, parquet: column of the classes [default: the only ClassLabel, or label]
+    test_part: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    seed: Count = 0
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "OwnSource":
+        given = [kind for kind in ("folder", "hub", "parquet") if getattr(self, kind)]
+        if len(given) != 1:
+            raise ValueError(
+                f"data.source needs exactly one of folder, hub and parquet; got {', '.join(given) or 'none'}"
+            )
+        allowed = {"folder": (), "hub": ("config", "splits", "image", "label"), "parquet": ("image", "label")}[given[0]]
+        if other := [
+            key for key in ("config", "splits", "image", "label") if getattr(self, key) and key not in allowed
+        ]:
+            raise ValueError(f"data.source.{other[0]} is not for a {given[0]}; remove it")
+        for needed, splits in (("hub", self.splits), ("parquet", self.parquet)):
+            if isinstance(splits, dict) and splits and "train" not in splits:
+                raise ValueError(f"the splits of data.source.{needed} need train; got {', '.join(splits)}")
+        return self
+
+    @property
+    def name(self) -> str:
+        """The name of the folder, of the repository, or of the folder of the parquet files."""
+        files = next(iter(self.parquet.values())) if isinstance(self.parquet, dict) else self.parquet
+        place = Path(self.folder or self.hub or (Path(files[0]).parent if files else ""))
+        return place.name.strip(".") or "images"
+
+
+class Data(Block):
+    """The data set, its batches and the augmentation."""
+
+    name: str  # code of a data set in `hyperzoo/data/sources.py`: c10, c100, ptb, ...; with source, the name of that
+    source: OwnSource | None = None  # your own images instead
+    on_error: Literal["stop", "skip"] = "stop"  # source: at an image that cannot be decoded; skip trains without it
+    batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
+    hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
+    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # class name: fraction of its training images to keep
+    keep_seed: Count = 0  # draws the images that `keep` keeps; not `train.seed`, so that all seeds share them
+    crop_px: Count = 4  # border on each side before the random crop; 0: no crop. Images in memory only
+    border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # content of that border
+    cutout_px: Count = 0  # side of a square set to the mean, anywhere in the image; 0: none. Images in memory only
+    flip: bool | Literal["alternating"] = True  # horizontal, at random; alternating: every second epoch per image
+    min_area: Annotated[float, Field(gt=0, le=1)] = 0.08  # streamed images: smallest fraction of the area in a crop
+    workers: Count = 0  # streamed images: decoding processes; 0: the main process decodes
+    length: AtLeastOne = 35  # texts: tokens per piece of truncated backpropagation through time
+    choice: bool = False  # texts: report the validation split; the test split is not read
+    size_px: AtLeastOne | None = None  # size of own images [default: the input size of the architecture]; of other
+    # images in memory: resize all to this size, which needs hold_out
+    resize_px: dict[AtLeastOne, AtLeastOne] = {}  # epoch: training size from then on; the last must be the full size
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_name(cls, values: Any) -> Any:
+        return {**values, "name": ""} if isinstance(values, dict) and values.get("source") is not None else values
+
+    @model_validator(mode="after")
+    def _named(self) -> "Data":
+        if self.source:
+            object.__setattr__(self, "name", self.source.name)  # the block is frozen from now on
+        elif self.on_error != "stop":
+            raise ValueError("data.on_error is for data.source; remove it")
+        return self
+
+    @property
+    def is_text(self) -> bool:
+        return self.source is None and self.name in names.TEXTS

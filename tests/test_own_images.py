@@ -1,0 +1,221 @@
+"""Your own images, from a folder to a trained run that evaluates itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from hyperzoo import data
+from hyperzoo.cli.commands import cli
+from hyperzoo.errors import DataError
+from hyperzoo.experiments import build, train
+from hyperzoo.training.recipe import Recipe
+
+COLORS = {"blau": (20, 40, 220), "grün gras": (10, 200, 30), "红": (230, 30, 20)}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+
+
+def fill(folder: Path, count: int = 5, classes=COLORS, size=(12, 9), mode: str = "RGB") -> Path:
+    """One class folder per color, with pictures of one color, lighter from picture to picture."""
+    for name, color in classes.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            shade = tuple(min(255, value + 3 * i) for value in color)
+            Image.new("RGB", size, shade).convert(mode).save(folder / name / f"{i} x.png")
+    return folder
+
+
+def recipe(folder: Path, model=None, optim=None, **plan) -> Recipe:
+    return Recipe.model_validate(
+        dict(
+            name="own",
+            model=dict(arch="resnet20_cifar") | (model or {}),
+            data=dict(source=dict(folder=str(folder), **plan.pop("source", {})), batch_size=8, crop_px=1, size_px=8)
+            | plan,
+            optim=dict(lr=0.05) | (optim or {}),
+            train=dict(epochs=1, precision="fp32"),
+        )
+    )
+
+
+def test_a_folder_of_class_folders_is_divided_by_class_and_seed(tmp_path):
+    folder = fill(tmp_path / "my photos", count=5)
+    own = build.dataset(recipe(folder, source=dict(test_part=0.4)))
+    labels = {split: part.rows["label"][:] for split, part in own.splits.items()}
+    assert labels == {"train": [0, 0, 0, 1, 1, 1, 2, 2, 2], "test": [0, 0, 1, 1, 2, 2]}  # round(0.4 x 5) of each
+    files = [file for part in own.splits.values() for file in part.files]
+    assert sorted(files) == sorted(folder.rglob("*.png"))
+    assert own.splits["train"].classes == ("blau", "grün gras", "红") and own.name == "my photos"
+    again, other = (build.dataset(recipe(folder, source=dict(test_part=0.4, seed=seed))) for seed in (0, 1))
+    assert again.splits["test"].files == own.splits["test"].files != other.splits["test"].files
+
+
+def test_train_test_and_validation_folders_are_the_splits(tmp_path):
+    for split, count in (("train", 4), ("Test", 2), ("valid", 3)):
+        fill(tmp_path / "set" / split, count=count)
+    own = build.dataset(recipe(tmp_path / "set"))
+    assert {split: len(part.rows) for split, part in own.splits.items()} == {"train": 12, "validation": 9, "test": 6}
+    training, held = build.images(recipe(tmp_path / "set"))
+    assert (len(training), len(held), held.split) == (12, 9, "validation")
+    shutil.rmtree(tmp_path / "set" / "Test")  # train/ and val/ only: the latter is the test
+    own = build.dataset(recipe(tmp_path / "set"))
+    assert {split: len(part.rows) for split, part in own.splits.items()} == {"train": 12, "test": 9}
+
+
+def test_mixed_sizes_are_brought_to_the_size_of_the_network(tmp_path):
+    (tmp_path / "set" / "a").mkdir(parents=True)
+    (tmp_path / "set" / "b").mkdir()
+    wide = Image.new("RGB", (20, 4))
+    wide.paste((255, 255, 255), (8, 0, 12, 4))  # the center square
+    wide.save(tmp_path / "set" / "a" / "wide.png")
+    wide.rotate(90, expand=True).save(tmp_path / "set" / "a" / "high.png")
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (1, 1), (7, 8, 9)).save(tmp_path / "set" / "b" / name)
+    plan = recipe(tmp_path / "set", size_px=4, source=dict(test_part=0.5))
+    own = build.dataset(plan)
+    images = {split: own.load(split).images for split in ("train", "test")}
+    assert images["train"].shape == images["test"].shape == (2, 3, 4, 4)
+    for part in images.values():
+        assert torch.equal(part[0], torch.full((3, 4, 4), 255, dtype=torch.uint8))
+        assert torch.equal(part[1], torch.tensor([7, 8, 9], dtype=torch.uint8).view(3, 1, 1).expand(3, 4, 4))
+    assert build.dataset(recipe(tmp_path / "set", size_px=None)).fit.size_px == 32  # what timm says of resnet20_cifar
+
+
+def test_a_run_on_a_folder_evaluates_itself(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "my photos", mode="L")
+    done = train.run(recipe(folder), tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["label_names"] == list(COLORS)
+    assert config["pretrained_cfg"]["input_size"] == [1, 8, 8] and len(config["pretrained_cfg"]["mean"]) == 1
+    assert done.values["metrics"]["total"] == 3 and done.values["split"] == "test"
+    for command in (["eval", str(tmp_path / "run"), "--json"], ["eval", f"local-dir:{tmp_path / 'run'}", "--json"]):
+        result = CliRunner().invoke(cli, command, catch_exceptions=False)
+        values = json.loads(result.stdout)
+        assert {key: values[key] for key in done.values["metrics"]} == done.values["metrics"]
+    shutil.rmtree(folder)
+    assert isinstance(CliRunner().invoke(cli, command).exception, DataError)
+
+
+def test_the_folder_takes_the_place_of_the_data_set_of_a_recipe(tmp_path, monkeypatch):
+    fill(tmp_path / "photos", count=3, size=(32, 32))
+    monkeypatch.chdir(tmp_path)
+    changes = ["train.epochs=2", "optim.cycles=1", "optim.warmup_epochs=0", "data.resize_px={1: 16, 2: 32}"]
+    command = ["train", "spherenet20.sphere_c10", "data.source.folder=photos", *changes, "--json"]
+    result = CliRunner().invoke(cli, command, catch_exceptions=False)
+    values = json.loads(result.stdout)
+    assert values["folder"] == "runs/spherenet20.sphere_c10-photos/0"
+    assert values["recipe"]["data"]["name"] == "photos" and values["train_images"] == 6
+
+
+def test_what_fits_is_held_in_memory_and_the_rest_is_streamed(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "set", count=4, size=(10, 10))
+    plan = recipe(folder, source=dict(test_part=0.25))
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 9 * 3 * 8 * 8)  # N C S S of the training images
+    own = build.dataset(plan)
+    assert isinstance(own.load("train"), data.ImageSet)
+    assert own.summary(own.load("train")).startswith("set: 3 classes; images: 9 train, 3 test; held in memory at 8 px")
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 9 * 3 * 8 * 8 - 1)
+    assert isinstance(own.load("train"), data.StreamedSet)
+    done = train.run(plan, tmp_path / "run")
+    assert done.values["metrics"]["total"] == 3
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
+
+
+@pytest.mark.fault("picture that cannot be decoded", 2)
+def test_a_broken_picture_stops_the_run_or_is_left_out_and_counted(tmp_path, capfd):
+    folder = fill(tmp_path / "set", count=5)
+    (folder / "blau" / "0 x.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"blau/0 x\.png cannot be decoded"):
+        train.run(recipe(folder), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
+    done = train.run(recipe(folder, on_error="skip"), tmp_path / "run")
+    assert done.values["skipped"] in ({"train": 1, "test": 0}, {"train": 0, "test": 1})
+    assert done.values["train_images"] + done.values["metrics"]["total"] == 14
+    assert "left out of t" in capfd.readouterr().out
+
+
+@pytest.mark.fault("cache of files that have changed", 2)
+def test_the_content_of_the_files_decides_whether_a_cache_is_used(tmp_path):
+    folder = fill(tmp_path / "set")
+    own = build.dataset(recipe(folder))
+    before, file = own.load("train"), own.splits["train"].files[0]
+    about = file.stat()
+    Image.new("RGB", (12, 9), (1, 2, 3)).save(file)
+    changed = file.read_bytes().ljust(about.st_size, b"\0")
+    assert len(changed) == about.st_size
+    file.write_bytes(changed)
+    import os
+
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
+    after = own.load("train")
+    assert after.images[0, :, 0, 0].tolist() == [1, 2, 3]
+    assert torch.equal(after.images[1:], before.images[1:])
+    moved = next((tmp_path / "cache").rglob("*train*.safetensors")).stat().st_mtime_ns
+    file.touch()  # the time alone changes nothing
+    own.load("train")
+    assert next((tmp_path / "cache").rglob("*train*.safetensors")).stat().st_mtime_ns == moved
+
+
+def one_class(folder):
+    shutil.rmtree(folder / "blau")
+    shutil.rmtree(folder / "红")
+
+
+def empty_class(folder):
+    (folder / "leer").mkdir()
+
+
+def single_image(folder):
+    for file in sorted((folder / "blau").iterdir())[1:]:
+        file.unlink()
+
+
+def train_and_test(folder):
+    shutil.copytree(folder, folder / "train")
+    shutil.copytree(folder / "train", folder / "test")
+
+
+def class_missing_in_the_test_part(folder):
+    train_and_test(folder)
+    shutil.rmtree(folder / "test" / "blau")
+
+
+def class_missing_in_the_training_part(folder):
+    train_and_test(folder)
+    shutil.rmtree(folder / "train" / "blau")
+
+
+def no_training_part(folder):
+    train_and_test(folder)
+    shutil.rmtree(folder / "train")
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (shutil.rmtree, "is not a folder"),
+        (lambda folder: [shutil.rmtree(path) for path in folder.iterdir()], "has no class folders"),
+        (one_class, "has one class, 'grün gras'"),
+        (empty_class, "leer has no image"),
+        (single_image, "the class 'blau' in .* has one image"),
+        (class_missing_in_the_test_part, "the class 'blau' is in .*train only"),
+        (class_missing_in_the_training_part, "the class 'blau' is in .*test only"),
+        (no_training_part, "has test, but no train"),
+    ],
+)
+@pytest.mark.fault("folder of own images that cannot be trained on")
+def test_a_bad_folder_is_one_error_before_the_training(tmp_path, spoil, message):
+    folder = fill(tmp_path / "set")
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        train.run(recipe(folder), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
