@@ -34,6 +34,7 @@ COMMANDS = {
     "reproduce": (["spherenet20"], TRAIN),
     "queue": (["queue.yaml", "--minutes", "1"], TRAIN),
     "card": (["--check"], TRAIN),
+    "push": (["run", "me/run"], TRAIN),
     "publish": (["spherenet20.sphere_c10", "run"], TRAIN),
     "export": (["spherenet20", "out.onnx"], EXPORT),
     "plot": (["operators"], TRAIN),

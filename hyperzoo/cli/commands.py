@@ -30,6 +30,7 @@ COMMANDS = {
     "activations": Subcommand("networks", "activations", "Distribution of the activations of a model"),
     "generate": Subcommand("networks", "generate", "Sample text from a language model"),
     "queue": Subcommand("runs", "queue", "Train many runs within a given time"),
+    "push": Subcommand("publishing", "push", "Push a run of yours to the Hub, with a card"),
     "publish": Subcommand("publishing", "publish", "Turn finished runs into a published weight"),
     "card": Subcommand("publishing", "card", "Regenerate the model cards and the README's table"),
     "site": Subcommand("publishing", "site", "Write all weights as one HTML page"),

@@ -1,4 +1,4 @@
-"""Commands of maintainers: cards, publication, the page of all weights."""
+"""Push a run to the Hub; for maintainers: cards, publication, the page of all weights."""
 
 from pathlib import Path
 
@@ -47,6 +47,26 @@ def publish(name: str, runs: tuple[Path, ...], push: bool, namespace: str | None
         return
     this, check = info.metrics.this_file, f"hyperzoo verify {name}{' --hub' if push else ''}"
     write(f"{name}\t{info.shown(info.score.mean)}\t{this.correct} of {this.total}\tcheck it: {check}")
+
+
+@click.command(cls=ModelCommand)
+@click.argument("run", type=RunFolder())
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Create a private repository.")
+@json_option
+def push(run: Path, repo: str, private: bool, as_json: bool) -> None:
+    """Push the finished RUN to the Hub as OWNER/NAME, with a generated card. Needs HF_TOKEN or `hf auth login`.
+
+    Sends model, class names, recipe, result and log in one commit, reads every file back and compares it. Of absolute
+    paths in the recipe, only the last part is sent.
+    """
+    from hyperzoo.publishing import push as pushing
+
+    pushed = pushing.push(run, repo, private=private)
+    if as_json:
+        show_json(pushed)
+    else:
+        write(f'{pushed.repo}@{pushed.commit}\tload it: hyperzoo.load("hf-hub:{pushed.repo}")')
 
 
 @click.command(cls=ModelCommand)

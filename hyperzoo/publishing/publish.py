@@ -22,7 +22,6 @@ from hyperzoo.errors import (
     InvalidNameError,
     PublishError,
     WeightFileError,
-    WeightUnavailableError,
 )
 from hyperzoo.experiments import build
 from hyperzoo.files import sha256, write_whole
@@ -30,9 +29,10 @@ from hyperzoo.publishing import cards, manifest_entry
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.finished_run import FinishedRun, finished_run
 from hyperzoo.publishing.manifest_entry import Publication
+from hyperzoo.publishing.push import send
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
 from hyperzoo.training.recipe import Recipe, load_recipe
-from hyperzoo.zoo import hub, weight_files
+from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
 from hyperzoo.zoo.model_folder import read_config, save_model
 
@@ -147,15 +147,9 @@ def _saved(publication: Publication, manifest: Manifest, checkout: Checkout, fol
 
 def _push(repo: str, files: dict[str, bytes], info: WeightInfo, model: nn.Module, cache: Path) -> str:
     """Push one commit, download it into an empty cache, and compare the bytes and the outputs of the loaded model."""
-    commit = hub.push(repo, files, f"{info.name}: {info.metric} {info.shown(info.score.mean)}, n = {info.score.n}")
-    pushed, unchanged = f"{repo}@{commit}", "No local file was changed, and nothing refers to that commit."
-    try:
-        downloaded = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
-    except WeightUnavailableError as error:
-        raise PublishError(f"{pushed} was pushed, but cannot be downloaded: {error}. {unchanged}") from error
-    if differing := [path for path, content in files.items() if downloaded[path].read_bytes() != content]:
-        raise PublishError(f"{pushed}: the downloaded bytes of {', '.join(differing)} differ. {unchanged}")
-    _check_loads(downloaded["model.safetensors"].parent, model)
+    message = f"{info.name}: {info.metric} {info.shown(info.score.mean)}, n = {info.score.n}"
+    commit, folder = send(repo, files, message, cache)
+    _check_loads(folder, model)
     return commit
 
 

@@ -5,6 +5,7 @@ So is a text beyond the limits below: an alias repeats its values, so a few line
 """
 
 import difflib
+import io
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -53,6 +54,15 @@ def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
     reader = Reader()
     values = reader.read(text)
     return reader, values if isinstance(values, dict) else {}
+
+
+def yaml_text(values: dict[str, Any]) -> str:
+    """Values as the text of a YAML file, for `read_yaml`."""
+    writer, text = YAML(typ="safe", pure=True), io.StringIO()
+    writer.default_flow_style = False
+    writer.sort_base_mapping_type_on_output = False
+    writer.dump(values, text)
+    return text.getvalue()
 
 
 def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", where: str) -> Settings:

@@ -114,13 +114,16 @@ def cached(repo: str, revision: str, filename: str, *, cache_dir: str | Path | N
     return Path(found) if isinstance(found, str) else None
 
 
-def push(repo: str, files: Mapping[str, bytes], message: str) -> str:
+def push(repo: str, files: Mapping[str, bytes], message: str, *, private: bool = False) -> str:
     """Commit files to the main branch of a model repository, which is created if missing; returns the 40-digit commit.
 
     Without a change there is no new commit, and the latest one is returned.
 
+    Args:
+        private: create a private repository. One that exists must be private already.
     Raises:
-        PublishError: no token, offline, no network, or refused by the Hub, which then has all of the files or none.
+        PublishError: no token, offline, no network, a public repository for private files, or refused by the Hub, which
+            then has all of the files or none.
     """
     if not get_token():
         raise PublishError(f"pushing to {repo} needs a token that may write there: set HF_TOKEN, or hf auth login")
@@ -128,10 +131,14 @@ def push(repo: str, files: Mapping[str, bytes], message: str) -> str:
 
     api = HfApi()
     try:
-        api.create_repo(repo, exist_ok=True)
-        newest = api.model_info(repo, revision="main").sha
+        api.create_repo(repo, exist_ok=True, private=private or None)  # None: as the owner's settings say
+        newest = api.model_info(repo, revision="main")
+        if private and not newest.private:
+            raise PublishError(f"{repo} exists and is public; make it private on the Hub, or choose another name")
         operations = [CommitOperationAdd(path, content) for path, content in files.items()]
-        return api.create_commit(repo, operations, commit_message=message, parent_commit=newest).oid
+        return api.create_commit(repo, operations, commit_message=message, parent_commit=newest.sha).oid
+    except PublishError:
+        raise
     except _ERRORS as error:
         reason = "HF_HUB_OFFLINE=1 forbids requests" if offline() else f"the Hub answered {_reason(error)}"
         raise PublishError(f"pushing to {repo} failed; {reason}") from error

@@ -52,6 +52,7 @@ class State:
 
     lock: Any = field(default_factory=threading.RLock)
     repos: dict[str, list[tuple[str, dict[str, Blob]]]] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
     objects: dict[str, bytes] = field(default_factory=dict)
     faults: list[dict[str, Any]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -229,7 +230,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def info(self, repo: str, revision: str) -> None:
         commit, files = self.at(repo, revision)
-        self.send_json({"id": repo, "sha": commit, "siblings": [{"rfilename": path} for path in files]})
+        about = {"id": repo, "sha": commit, "private": repo in HUB.private}
+        self.send_json({**about, "siblings": [{"rfilename": path} for path in files]})
 
     def tree(self, repo: str, revision: str) -> None:
         entries = []
@@ -268,12 +270,16 @@ class Handler(BaseHTTPRequestHandler):
 
     # Writing
 
-    def create_repo(self, name: str, organization: str | None = None, **_: Any) -> None:
+    def create_repo(
+        self, name: str, organization: str | None = None, private: bool = False, visibility: str = "", **_: Any
+    ) -> None:
         self.allowed()
         repo = f"{organization or 'someone'}/{name}"
         known = repo in HUB.repos
         if not known:
             create(repo)
+            if private or visibility == "private":  # what older and newer clients send
+                HUB.private.add(repo)
         self.send_json({"url": f"{HUB.hub}/{repo}"}, status=409 if known else 200)
 
     def validate(self, content: str) -> None:
