@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.models import save_for_hf
 from torch import nn
 
@@ -57,7 +57,7 @@ def save_model(
     plain = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # not channels-last
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     with files.whole(folder / "model.safetensors") as temporary:
-        save_file(dense, temporary, metadata={"format": "pt"})
+        temporary.write_bytes(save(dense, metadata={"format": "pt"}))
     config: dict[str, Any] = {"hyperzoo": notes or {}}
     if names.is_language(str(model.pretrained_cfg["architecture"])):  # type: ignore[index]
         files.write_whole({folder / "vocab.txt": "".join(f"{word}\n" for word in classes).encode()})
