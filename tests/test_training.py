@@ -467,3 +467,27 @@ def test_a_run_with_an_angular_loss_loads_from_its_folder(tmp_path, data_mirror)
         torch.testing.assert_close(loaded(images), logits, rtol=2e-3, atol=2e-3)
     labels = load_images("c10", "test").labels
     assert int((logits.argmax(1) == labels).sum()) == pytest.approx(result.values["metrics"]["correct"], abs=1)
+
+
+NARROW = """
+import sys
+from pathlib import Path
+import torch
+from hyperzoo.experiments import train
+from hyperzoo.training.recipe import load_recipe
+torch.set_num_threads(2)
+train.run(load_recipe(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.full
+@pytest.mark.fault("convolution of few filters, whose channels-last form ends the process")
+@pytest.mark.parametrize("width", [1, 5, 8, 12])
+def test_a_narrow_network_trains_with_two_threads_and_odd_batches(tmp_path, data_mirror, width):
+    (tmp_path / "narrow.yaml").write_text(
+        f"model: {{arch: resnet20_cifar, args: {{widths: [{width}, {width}, {width}]}}}}\n"
+        "data: {name: c10, batch_size: 65}\noptim: {lr: 0.01}\ntrain: {epochs: 2, precision: fp32, compile: off}\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", NARROW, tmp_path / "narrow.yaml", tmp_path / "out"]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
