@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from scipy import stats
 from support import finished
 
 from hyperzoo.analysis import plots
@@ -68,6 +69,7 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("  few:", "  f-w:", "'f-w'"),
         ("{plain: {few: 12.5}}", "{plane: 1.0}", "published has 'plane', which is not a run. Runs: plain-few"),
         ("source: a made one", "", "`published` needs a `source`"),
+        ("seeds: [0, 3]", "seeds: [0, 3]\nbaseline: plane", "baseline 'plane' is not a row. Rows: plain, wide"),
         ("seeds: [0, 3]", "seeds: [3, 3]", "repeats a seed"),
         ("  plain: {}", "  plain: {train.seed: 1}", "list the seeds under `seeds`"),
         ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
@@ -199,6 +201,30 @@ def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
         "measured on": "test",
         "rare classes (%)": "25.00",
     }
+
+
+def test_rows_are_compared_with_the_baseline_of_their_column(tmp_path):
+    said, _ = load_sweep(write(tmp_path, SWEEP + "baseline: plain\n"))
+    assert said.baselines() == {"wide-few": "plain-few", "wide-many": "plain-many"}
+    accuracies = {
+        "plain-few": {0: 90.1, 3: 90.5, 4: 89.9},
+        "wide-few": {4: 90.5, 0: 90.6, 3: 91.2},
+        "plain-many": {0: 80.0},
+    }
+    runs = [
+        {"label": label, "seed": seed, "split": "test", "epochs": 1, "metrics": metrics(value), "log": [{"loss": 1.0}]}
+        for label, values in accuracies.items()
+        for seed, value in values.items()
+    ]
+    contents = {"runs": runs, "published": {}, "baselines": said.baselines()}
+    (tmp_path / "sweep.json").write_text(json.dumps(contents))
+    found = {line.label: line.difference for line in sweep.lines(tmp_path / "sweep.json")}
+    interval = stats.ttest_rel([90.6, 91.2, 90.5], [90.1, 90.5, 89.9]).confidence_interval(0.95)
+    assert found["plain-few"] is found["plain-many"] is None
+    assert (found["wide-few"].low, found["wide-few"].high) == pytest.approx((interval.low, interval.high))
+    head, *lines = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    shown = dict(zip(head, lines[1], strict=True))
+    assert (shown["to baseline (95 %)"], shown["verdict"]) == ("+0.60 [+0.35, +0.85]", "gain")
 
 
 def test_curves_and_tables_compare_the_task_alone(tmp_path, monkeypatch):

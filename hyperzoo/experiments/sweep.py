@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hyperzoo import files
+from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.log import read_log, task_loss
@@ -17,6 +18,8 @@ COLUMNS = (
     "run",
     "accuracy (%)",
     "sd",
+    "to baseline (95 %)",
+    "verdict",
     "NLL",
     "training loss",
     "n",
@@ -35,6 +38,7 @@ class Line(NamedTuple):
     Attributes:
         mean, sd: of the metric over n seeds: accuracy in %, or perplexity.
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
+        difference: to the baseline, paired by seed; None without one.
         rare: accuracy in % of the classes that `data.keep` made rare, mean over classes and seeds.
     """
 
@@ -49,6 +53,7 @@ class Line(NamedTuple):
     published: float | None
     rare: float | None
     metric: str
+    difference: Difference | None
 
     def shown(self) -> tuple[str, ...]:
         """The cells of the line, in the order of `COLUMNS`."""
@@ -57,8 +62,9 @@ class Line(NamedTuple):
         losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
         counts = str(self.n), str(self.epochs)
         score = {self.metric: f"{self.mean:.2f}"}
+        compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
         accuracy, perplexity = score.get("accuracy", "-"), score.get("perplexity", "-")
-        return self.label, accuracy, sd, *losses, *counts, self.split, published, rare, perplexity
+        return self.label, accuracy, sd, *compared, *losses, *counts, self.split, published, rare, perplexity
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -105,6 +111,7 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "base": sweep.base,
         "set": sweep.set,
         "source": sweep.source,
+        "baselines": sweep.baselines(),
         "published": sweep.stated(),
         "environments": [json.loads(text) for text in sorted(environments)],
         "runs": [
@@ -130,14 +137,24 @@ def lines(file: Path) -> list[Line]:
         by_label: dict[str, list[dict[str, Any]]] = {}
         for one in values["runs"]:
             by_label.setdefault(one["label"], []).append(one)
-        return [_line(label, runs, values["published"].get(label)) for label, runs in by_label.items()]
+        baselines = values.get("baselines", {})
+        return [
+            _line(label, runs, values["published"].get(label), by_label.get(baselines.get(label)))
+            for label, runs in by_label.items()
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {file}: {error}. `hyperzoo train SWEEP` writes them") from error
 
 
-def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Line:
+def _line(
+    label: str, runs: list[dict[str, Any]], published: float | None, baseline: list[dict[str, Any]] | None
+) -> Line:
     metric = "perplexity" if "perplexity" in runs[0]["metrics"] else "accuracy"
     scores = [run["metrics"][metric] for run in runs]
+    difference: Difference | None = None
+    if baseline:
+        by_seed = [{run["seed"]: run["metrics"][metric] for run in each} for each in (runs, baseline)]
+        difference = paired(*by_seed, larger_is_better=metric == "accuracy")
     rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
     return Line(
         label=label,
@@ -151,4 +168,5 @@ def _line(label: str, runs: list[dict[str, Any]], published: float | None) -> Li
         published=published,
         rare=statistics.fmean(rare) if rare else None,
         metric=metric,
+        difference=difference,
     )

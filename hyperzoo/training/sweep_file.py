@@ -6,6 +6,7 @@ rows:                                 # one row of the table each; keys as in `h
   linear: {model.arch: spherenet20_linear}
   plain: {model.arch: resnet20_cifar}
 seeds: [0, 1]
+baseline: plain                       # the row that the others are compared with, paired by seed
 published: {linear: 94.68}            # the source's accuracy in %, or perplexity, per row
 source: arXiv 1711.03189, Table 4
 
@@ -35,6 +36,7 @@ class Sweep(Block):
     rows: dict[str, dict[str, Any]]
     columns: dict[str, dict[str, Any]] | None = None
     seeds: list[Count] = [0]
+    baseline: str | None = None
     published: dict[str, float | dict[str, float]] = {}
     source: str | None = None
 
@@ -57,6 +59,8 @@ class Sweep(Block):
             raise ValueError("a row cannot set train.seed; list the seeds under `seeds`")
         if unknown := sorted(set(self.stated()) - set(labels)):
             raise ValueError(f"published has {unknown[0]!r}, which is not a run. Runs: {', '.join(labels)}")
+        if self.baseline is not None and self.baseline not in self.rows:
+            raise ValueError(f"baseline {self.baseline!r} is not a row. Rows: {', '.join(self.rows)}")
         if self.published and not self.source:
             raise ValueError("`published` needs a `source`")
         return self
@@ -70,6 +74,14 @@ class Sweep(Block):
             for row, changes in self.rows.items()
             for column, more in self.columns.items()
         ]
+
+    def baselines(self) -> dict[str, str]:
+        """The label that each label is compared with: that of the row `baseline`, in the same column."""
+        if self.baseline is None:
+            return {}
+        columns = [""] if self.columns is None else [f"-{column}" for column in self.columns]
+        others = [row for row in self.rows if row != self.baseline]
+        return {f"{row}{column}": f"{self.baseline}{column}" for row in others for column in columns}
 
     def stated(self) -> dict[str, float]:
         """The published number of each label."""
