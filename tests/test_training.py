@@ -388,7 +388,7 @@ def test_two_runs_in_one_folder(small_recipe, tmp_path):
     script = (
         "import sys, time; from pathlib import Path; from hyperzoo.experiments import build, train; "
         "from hyperzoo.training.recipe import load_recipe; "
-        "build.samples = lambda recipe: (print('held', flush=True), time.sleep(60)); "
+        "build.samples = lambda *_: (print('held', flush=True), time.sleep(60)); "
         "train.run(load_recipe(sys.argv[1]), Path(sys.argv[2]))"
     )
     recipe, out = load_recipe(small_recipe), tmp_path / "out"
@@ -408,11 +408,11 @@ def test_two_runs_in_one_folder(small_recipe, tmp_path):
 def test_a_lock_file_that_is_deleted_lets_no_second_run_in(small_recipe, tmp_path, monkeypatch):
     recipe, out, samples = load_recipe(small_recipe), tmp_path / "out", build.samples
 
-    def again(recipe):
+    def again(*asked):
         (out / "run.lock").unlink()
         with pytest.raises(BusyError, match=f"process {os.getpid()} is training in"):
             train.run(recipe, out)
-        return samples(recipe)
+        return samples(*asked)
 
     monkeypatch.setattr(build, "samples", again)
     assert train.run(recipe, out).values["epochs"] == 1
@@ -422,10 +422,10 @@ def test_a_lock_file_that_is_deleted_lets_no_second_run_in(small_recipe, tmp_pat
 def test_two_runs_in_one_folder_of_one_process(small_recipe, tmp_path, monkeypatch):
     recipe, out, samples = load_recipe(small_recipe), tmp_path / "out", build.samples
 
-    def again(recipe):
+    def again(*asked):
         with pytest.raises(BusyError, match=f"process {os.getpid()} is training in"):
             train.run(recipe, out)
-        return samples(recipe)
+        return samples(*asked)
 
     monkeypatch.setattr(build, "samples", again)
     assert train.run(recipe, out).values["epochs"] == 1
