@@ -121,7 +121,7 @@ def test_what_fits_is_held_in_memory_and_the_rest_is_streamed(tmp_path, monkeypa
     monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 9 * 3 * 8 * 8)  # N C S S of the training images
     own = build.dataset(plan)
     assert isinstance(own.load("train"), data.ImageSet)
-    assert own.summary(own.load("train")).startswith("set: 3 classes; images: 9 train, 3 test; held in memory at 8 px")
+    assert own.summary().startswith("set: 3 classes; images: 9 train, 3 test; held in memory at 8 px")
     monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 9 * 3 * 8 * 8 - 1)
     assert isinstance(own.load("train"), data.StreamedSet)
     done = train.run(plan, tmp_path / "run")

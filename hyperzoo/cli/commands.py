@@ -20,6 +20,7 @@ COMMANDS = {
     "list": Subcommand("weights", "list_", "List weights, with data set, test metric and size"),
     "info": Subcommand("weights", "info", "Describe a weight or an architecture"),
     "train": Subcommand("runs", "train", "Train a recipe or a sweep of recipes; resumes by itself"),
+    "finetune": Subcommand("runs", "finetune", "Fine-tune a weight on a folder of your own images"),
     "eval": Subcommand("networks", "eval_", "Accuracy, NLL and calibration error, or perplexity"),
     "predict": Subcommand("networks", "predict", "Classes of image files, as a table, CSV or contact sheet"),
     "verify": Subcommand("weights", "verify", "Check a weight against its manifest entry"),

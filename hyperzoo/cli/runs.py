@@ -1,11 +1,15 @@
 """Commands on training runs: train, reproduce, plot, and a queue of them."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hyperzoo.cli.command import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
 from hyperzoo.cli.tables import note, show, show_json, write
+
+if TYPE_CHECKING:
+    from hyperzoo.experiments.train import RunResult
 
 
 @click.command(cls=ModelCommand)
@@ -23,22 +27,11 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     from hyperzoo.experiments import train as training
     from hyperzoo.training.recipe import load_recipe
     from hyperzoo.training.sweep_file import is_sweep
-    from hyperzoo.zoo.manifest import as_text
 
     if not is_sweep(recipe):
         with progress_on_stderr(as_json):
             run = training.run(load_recipe(recipe, overrides), out, allow_change=allow_change)
-        if not training.is_main_process():
-            return
-        if as_json:
-            show_json({"folder": run.folder, **run.values})
-        elif not run.trained:
-            metric = "perplexity" if "perplexity" in run.values["metrics"] else "accuracy"
-            score = as_text(metric, run.values["metrics"][metric])
-            write(
-                f"{run.folder} is finished: {run.values['split']} {metric} {score} after epoch {run.values['epochs']}. "
-                "Use another --out to train again"
-            )
+        _show_run(run, as_json)
         return
     if overrides or allow_change:
         raise click.UsageError("a sweep takes no overrides and no --allow-change; change its file")
@@ -55,6 +48,48 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
         return
     show(sweep.COLUMNS, [line.shown() for line in lines])
     note(str(picture))
+
+
+def _show_run(run: "RunResult", as_json: bool) -> None:
+    """Print a run as JSON, or that it was finished before; only in the first of several processes."""
+    from hyperzoo.experiments import train as training
+    from hyperzoo.zoo.manifest import as_text
+
+    if not training.is_main_process():
+        return
+    if as_json:
+        show_json({"folder": run.folder, **run.values})
+    elif not run.trained:
+        metric = "perplexity" if "perplexity" in run.values["metrics"] else "accuracy"
+        score = as_text(metric, run.values["metrics"][metric])
+        write(
+            f"{run.folder} is finished: {run.values['split']} {metric} {score} after epoch {run.values['epochs']}. "
+            "Use another --out to train again"
+        )
+
+
+@click.command(cls=ModelCommand)
+@click.argument("name")
+@click.argument("folder", metavar="PHOTOS", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/<name of PHOTOS>]")
+@click.option("--allow-change", is_flag=True, help="Resume although the recipe has changed.")
+@json_option
+def finetune(
+    name: str, folder: Path, overrides: tuple[str, ...], out: Path | None, allow_change: bool, as_json: bool
+) -> None:
+    """Fine-tune NAME on the images in the folder PHOTOS; a stopped run resumes.
+
+    NAME is a weight of hyperzoo or timm, or a run folder. PHOTOS holds a folder of images per class, or train/ and
+    test/ with such folders. The recipe takes overrides: train.epochs=30 optim.lr=0.0003 ...
+    """
+    from hyperzoo.experiments import train as training
+    from hyperzoo.experiments.pretrained import finetuning_recipe
+
+    recipe = finetuning_recipe(name, folder, overrides)
+    with progress_on_stderr(as_json):
+        run = training.run(recipe, out or Path("runs") / recipe.data.name, allow_change=allow_change)
+    _show_run(run, as_json)
 
 
 @click.command(cls=ModelCommand)

@@ -59,14 +59,13 @@ class OwnImages:
         labels = torch.tensor(part.rows["label"][:])
         return streamed_files(self.name, split, self.folder, part.files, labels, part.classes)
 
-    def summary(self, train: ImageSet | StreamedSet) -> str:
-        """One line about the classes and sizes, where the images are held, and what was left out."""
+    def summary(self, skipped: tuple[str, ...] = ()) -> str:
+        """One line about the classes and sizes, where the images are held, and what was left out of the training."""
         decoded = f"{len(self.splits['train'].rows) * 3 * self.fit.size_px**2 / 1e6:,.1f} MB"
         fits = f"{decoded}, {'within' if self.fits_in_memory else 'above'} the limit of {MEMORY_BYTES / 1e6:,.0f} MB"
         held = f"held in memory at {self.fit.size_px} px" if self.fits_in_memory else "streamed"
         counts = ", ".join(f"{len(part.rows)} {split}" for split, part in self.splits.items())
-        text = f"{self.name}: {len(train.classes)} classes; images: {counts}; {held} ({fits})"
-        skipped = train.skipped if isinstance(train, ImageSet) else ()
+        text = f"{self.name}: {len(self.splits['train'].classes)} classes; images: {counts}; {held} ({fits})"
         if not skipped:
             return text
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
@@ -76,9 +75,9 @@ class OwnImages:
     def fits_in_memory(self) -> bool:
         return len(self.splits["train"].rows) * 3 * self.fit.size_px**2 <= MEMORY_BYTES
 
-    def like(self, images: ImageSet | StreamedSet) -> "OwnImages":
-        """The same data set, with the channels of the given images in every split."""
-        return replace(self, fit=replace(self.fit, channels=images.channels))
+    def like(self, channels: int) -> "OwnImages":
+        """The same data set, with so many channels in every split."""
+        return replace(self, fit=replace(self.fit, channels=channels))
 
 
 class Part(NamedTuple):

@@ -235,7 +235,7 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     if recipe.data.hold_out:
         train, held = train.hold_out(recipe.data.hold_out)
     elif isinstance(where, data.OwnImages) and "validation" in where.splits:
-        held = where.like(train).load("validation")
+        held = where.like(train.channels).load("validation")
     return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held
 
 

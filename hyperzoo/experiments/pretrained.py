@@ -1,14 +1,45 @@
 """What a run starts from: a weight or a run folder, with a new classifier and frozen layers."""
 
 import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import timm
 from torch import nn
 
 from hyperzoo import names, zoo
-from hyperzoo.errors import RecipeError
-from hyperzoo.training.recipe import Recipe
+from hyperzoo.errors import RecipeError, WeightFileError
+from hyperzoo.training.recipe import Recipe, make_recipe
+
+
+def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A short recipe with small learning rates, above all in the early layers, for images in a folder.
+
+    Args:
+        name: a weight of hyperzoo or timm, or a run folder.
+        overrides: as for `load_recipe`.
+    Raises:
+        UnknownNameError, UnknownTagError, WeightUnavailableError: no such weight or folder. RecipeError: an override.
+    """
+    arch, cfg = zoo.described(name)
+    size = timm.data.resolve_data_config(pretrained_cfg=cfg)["input_size"][-1]
+    values = {
+        "name": folder.name.replace(".", "_") or "images",
+        "model": {"arch": arch, "pretrained": name if "." in name or zoo.local_folder(name) else True},
+        "data": {"source": {"folder": str(folder)}, "batch_size": 32, "crop_px": size // 8},
+        "method": {"label_smoothing": 0.1},
+        "optim": {
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "layer_decay": 0.75,
+            "weight_decay": 0.05,
+            "warmup_epochs": 1.0,
+            "clip_norm": 1.0,
+        },
+        "train": {"epochs": 10},
+    }
+    return make_recipe(values, list(overrides))
 
 
 def start(recipe: Recipe) -> str | None:
@@ -42,9 +73,14 @@ def description(recipe: Recipe) -> dict[str, Any]:
 
 
 def class_names(name: str) -> tuple[str, ...] | None:
-    """The class names of a weight or a folder; None if it does not name them."""
-    cfg = zoo.described(name)[1]
-    return tuple(cfg.get("label_names") or ()) or None
+    """The class names of a weight of hyperzoo or of a folder; None if it does not name them."""
+    folder = zoo.local_folder(name)
+    if folder is None:
+        return zoo.load(name).classes if name.partition(".")[0] in zoo.list_models() else None
+    try:
+        return zoo.class_names(folder)
+    except WeightFileError:
+        return None
 
 
 def renew_classifier(network: nn.Module) -> None:

@@ -95,7 +95,7 @@ def _run(
     dataset = build.dataset(recipe)
     train, held = build.samples(recipe, dataset)
     if isinstance(dataset, data.OwnImages):
-        dataset = dataset.like(train)
+        dataset = dataset.like(train.channels)
     uses_test_split = not (recipe.data.hold_out or recipe.data.choice)
     left_out = {"train": len(getattr(train, "skipped", ()))}
     if uses_test_split:
@@ -116,7 +116,7 @@ def _run(
         f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"
     )
     if isinstance(dataset, data.OwnImages):
-        progress.say(dataset.summary(train))
+        progress.say(dataset.summary(getattr(train, "skipped", ())))
         if left_out.get("test"):
             progress.say(f"{left_out['test']} images that cannot be decoded are left out of test")
     if len(train) < recipe.data.batch_size and not recipe.data.is_text:

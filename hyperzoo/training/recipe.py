@@ -27,6 +27,7 @@ from hyperzoo.training.strict_yaml import (
     Fraction,
     NonNegative,
     Positive,
+    Reader,
     read_yaml,
     validated,
 )
@@ -212,11 +213,20 @@ def load_recipe(path_or_name: str | Path, overrides: tuple[str, ...] | list[str]
     """
     path = _find(path_or_name)
     reader, values = read_yaml(path)
-    for override in overrides:
-        reader.override(values, override)
     if "name" in values:
         reader.faults.append((reader.lines.get(("name",), 0), "unknown key 'name': the file name is the name"))
-    return validated(Recipe, {**values, "name": path.name.removesuffix(".yaml")}, reader, path.name)
+    return _made({**values, "name": path.name.removesuffix(".yaml")}, reader, path.name, overrides)
+
+
+def make_recipe(values: dict[str, Any], overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """A recipe from its values, `name` among them, and overrides; as `load_recipe`."""
+    return _made(values, Reader(), f"the recipe {values['name']}", overrides)
+
+
+def _made(values: dict[str, Any], reader: Reader, where: str, overrides: tuple[str, ...] | list[str]) -> Recipe:
+    for override in overrides:
+        reader.override(values, override)
+    return validated(Recipe, values, reader, where)
 
 
 _KINDS = {"drafts": "draft", "papers": "table of a paper", "studies": "study"}

@@ -3,7 +3,7 @@
 from fnmatch import fnmatchcase
 from typing import Any
 
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim import Optimizer
@@ -44,6 +44,7 @@ def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         if not any(fnmatchcase(name, pattern) for name in named):
             raise InputError(f"the pattern {pattern!r} of optim matches no parameter. Parameters: {', '.join(named)}")
     spared: set[str] = getattr(getattr(step, "model", None), "no_weight_decay", set)()
+    depth = _layer_scales(step, optim.layer_decay) if optim.layer_decay else {}
     groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         if optim.decay is None:
@@ -51,11 +52,19 @@ def _groups(step: nn.Module, optim: Optim) -> list[dict[str, Any]]:
         else:
             decays = any(fnmatchcase(name, pattern) for pattern in optim.decay)
         scale = next((scale for pattern, scale in optim.lr_scale.items() if fnmatchcase(name, pattern)), 1.0)
+        scale *= depth.get(parameter, 1.0)
         groups.setdefault((scale != 1, scale, decays), []).append(parameter)
     return [
         {"params": members, "lr_scale": scale, "weight_decay": optim.weight_decay if decays else 0.0}
         for (_, scale, decays), members in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _layer_scales(step: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """decay ** (number of layers above) for each parameter of the model; timm's `group_matcher` tells the layers."""
+    model: nn.Module = step.model  # type: ignore[assignment]
+    layers = param_groups_layer_decay(model, layer_decay=decay)
+    return {parameter: group["lr_scale"] for group in layers for parameter in group["params"]}
 
 
 class Schedule:
