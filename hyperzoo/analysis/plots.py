@@ -110,33 +110,37 @@ def _with_task(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row | {"task": task_loss(row)} for row in log]
 
 
-def grid(images: ImageSet, logits: Tensor, picture: Path, *, title: str, count: int = 24) -> Path:
+def grid(images: ImageSet, logits: Tensor | None, picture: Path, *, title: str, count: int = 24) -> Path:
     """Draw the first images with predicted class, its probability and the verdict; returns the path.
 
     Shapes:
-        logits: (N, K), one row per image.
+        logits: (N, K), one row per image; None draws each image with its class.
     Args:
         count: largest number of images; the first ones are drawn, none is hand-picked.
     Raises:
         InputError: no image, or another number of logits than of images.
     """
-    if not len(images) or logits.shape != (len(images), len(images.classes)):
-        raise InputError(
-            f"expected logits {(len(images), len(images.classes))} for at least one image; got {tuple(logits.shape)}"
-        )
+    expected = (len(images), len(images.classes))
+    if not len(images) or (logits is not None and logits.shape != expected):
+        got = "no image" if logits is None else tuple(logits.shape)
+        raise InputError(f"expected logits {expected} for at least one image; got {got}")
     shown = min(count, len(images))
     rows = -(-shown // COLUMNS)
     drawn, axes = figure(rows, COLUMNS, (1.6 * COLUMNS, 1.75 * rows + 0.5))
-    probabilities = logits.float().softmax(1)
+    probabilities = None if logits is None else logits.float().softmax(1)
     for panel in axes.flat:
         panel.axis("off")
     for i, panel in zip(range(shown), axes.flat, strict=False):
-        predicted, true = int(logits[i].argmax()), int(images.labels[i])
+        true = images.classes[int(images.labels[i])]
         gray = images.images.shape[1] == 1
         pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
         panel.imshow(pixels.numpy(), cmap="gray" if gray else None)
-        text = f"{images.classes[predicted]} {100 * probabilities[i, predicted]:.0f} %\n"
-        text += "right" if predicted == true else f"wrong: {images.classes[true]}"
+        if probabilities is None:
+            panel.set_title(true, fontsize=9)
+            continue
+        predicted = images.classes[int(probabilities[i].argmax())]
+        text = f"{predicted} {100 * probabilities[i].max():.0f} %\n"
+        text += "right" if predicted == true else f"wrong: {true}"
         panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED)
     drawn.suptitle(title)
     return save(drawn, picture)
