@@ -230,17 +230,29 @@ from hyperzoo.training import checkpoint
 torch.set_num_threads(1)
 folder, moments, epoch, torn, kills = Path(sys.argv[1]), random.Random(int(sys.argv[2])), 0, 0, 0
 
+def save(folder, epoch):
+    tensors = {"step": {"w": torch.full((50_000,), float(epoch))}}
+    checkpoint.save(folder, checkpoint.Checkpoint(epoch, tensors, {"epoch": epoch}))
+
 def save_for_ever(epoch):
     while True:
         epoch += 1
-        tensors = {"step": {"w": torch.full((50_000,), float(epoch))}}
-        checkpoint.save(folder, checkpoint.Checkpoint(epoch, tensors, {"epoch": epoch}))
+        save(folder, epoch)
+
+started = time.perf_counter()
+for _ in range(5):  # how long a process takes that saves once, on this machine and under its load
+    pid = os.fork()
+    if not pid:
+        save(folder.with_name("timed"), 1)
+        os._exit(0)
+    os.waitpid(pid, 0)
+longest = max(0.05, (time.perf_counter() - started) / 5 * 4)
 
 while kills < 200:
     pid = os.fork()
     if not pid:
         save_for_ever(epoch)
-    time.sleep(moments.uniform(0.001, 0.05))
+    time.sleep(moments.uniform(0.001, longest))
     os.kill(pid, signal.SIGKILL)
     assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
     kills += 1
