@@ -178,6 +178,8 @@ def test_the_grid_shows_class_probability_and_verdict(tmp_path, monkeypatch):
     picture = plots.grid(images, logits, tmp_path / "grid.png", title="two")
     titles = [axes.get_title() for axes in drawn[0].axes if axes.get_title()]
     assert titles == ["cat 75 %\nright", "cat 80 %\nwrong: dog"]
+    plots.grid(images, None, picture, title="two")
+    assert [axes.get_title() for axes in drawn[1].axes if axes.get_title()] == ["cat", "dog"]
     with Image.open(picture) as opened:
         assert opened.format == "PNG"
     with pytest.raises(errors.InputError, match=r"expected logits \(2, 2\)"):

@@ -1,6 +1,7 @@
 """A user's run on the Hub: what is sent loads as the run does, holds no path of this machine, and is read back."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -131,6 +132,24 @@ def test_no_path_of_this_machine_is_sent(run, double, tmp_path):
     assert there["started_from"]["name"] == "earlier" and b"Fine-tuned from `earlier`" in sent["README.md"]
     assert config["hyperzoo"] == {"origin": "photos"} and config["label_names"][0] == "/m/01g317"
     assert b"Own images, `bird photos`" in sent["README.md"]
+
+
+def test_a_language_model_keeps_its_words(run, double):
+    source = Path(hyperzoo.__file__).parent / "checkpoints" / "lstm200.plain_ptb"
+    values = json.loads((run / "result.json").read_text())
+    values["recipe"] = load_recipe("lstm200.plain_ptb").model_dump(mode="json")
+    values["metrics"] = {"perplexity": 88.03, "nll": math.log(88.03), "correct": 3, "total": 9, "fingerprint": "f"}
+    for part in ("model.safetensors", "config.json", "vocab.txt"):
+        shutil.copy(source / part, run)
+        values["files"][part] = sha256(run / part)
+    (run / "result.json").write_text(json.dumps(values))
+    pushed = push.push(run, REPO)
+    assert "vocab.txt" in pushed.files
+    loaded = hyperzoo.load(f"hf-hub:{REPO}")
+    assert loaded.classes == hyperzoo.load("lstm200.plain_ptb").classes
+    card = downloaded(pushed)["README.md"].decode()
+    assert "Perplexity 88.03 on the test split" in card and "pipeline_tag: text-generation" in card
+    assert "A language model with 10,000 words, architecture `lstm200`" in card and "hyperzoo predict" not in card
 
 
 @pytest.mark.fault("markup in the name of a class")

@@ -60,7 +60,7 @@ def yaml_text(values: dict[str, Any]) -> str:
     """Values as the text of a YAML file, for `read_yaml`."""
     writer, text = YAML(typ="safe", pure=True), io.StringIO()
     writer.default_flow_style = False
-    writer.sort_base_mapping_type_on_output = False
+    writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.dump(values, text)
     return text.getvalue()
 
