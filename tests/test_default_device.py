@@ -6,6 +6,7 @@ from torch import nn
 
 from hyperzoo import mixup, regularizers
 from hyperzoo.analysis.attacks import pgd
+from hyperzoo.data import ImageSet
 from hyperzoo.data.augment import plan_epoch
 from hyperzoo.layers import whitening_filters
 
@@ -18,6 +19,8 @@ def net() -> nn.Sequential:
 NET = net()
 X, LABELS = torch.arange(40.0).reshape(10, 4), torch.arange(10) % 3
 IMAGES = torch.arange(10 * 3 * 8 * 8.0).sin().reshape(10, 3, 8, 8)
+
+SET = ImageSet("made", "train", (IMAGES.abs() * 255).to(torch.uint8), LABELS, ("a", "b", "c"), "made")
 
 
 def mixed(mixing, x=X):
@@ -36,6 +39,7 @@ DRAWS = {
     "MHE": lambda: [regularizers.MHE(NET, hidden=1.0, output=1.0, neurons=4)()],
     "PER": lambda: [regularizers.projected_error(X, generator=torch.Generator().manual_seed(0))],
     "PGD": lambda: [pgd(NET, X.sin().abs(), LABELS, epsilon=0.1, step=0.1, steps=1, generator=torch.Generator())],
+    "hold_out": lambda: [part.images for part in SET.hold_out(3)],
     "whitening": lambda: [whitening_filters(IMAGES, (2, 2))],
 }
 

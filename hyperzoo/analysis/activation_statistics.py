@@ -101,7 +101,7 @@ def _some(rows: Tensor, count: int) -> Tensor:
     """At most `count` rows, drawn with a fixed seed; even spacing could pick a single column of every image."""
     if len(rows) <= count:
         return rows
-    drawn = torch.randint(len(rows), (count,), generator=torch.Generator().manual_seed(0))
+    drawn = torch.randint(len(rows), (count,), generator=torch.Generator().manual_seed(0), device="cpu")
     return rows[drawn.to(rows.device)]
 
 
@@ -134,7 +134,7 @@ def load_model_and_batch(
             dataset = dataset or names.parse(zoo.weight_info(what).name).dataset
     if dataset is None:
         size = timm.data.resolve_model_data_config(model)["input_size"]
-        noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0), device="cpu")
         return model, noise, f"{batch_size} images of Gaussian noise; pass a data set with --data"
     samples = data.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
     if isinstance(samples, data.TextSet):

@@ -131,7 +131,7 @@ def load_model_and_samples(
         raise InputError(f"limit must be 1 or more; got {limit}")
     if isinstance(samples, data.TextSet):
         raise InputError(f"limit is for images, but {dataset} is a text, which is evaluated as one sequence")
-    drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:limit]
+    drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0), device="cpu")[:limit]
     return model, samples.take(drawn.sort().values)
 
 

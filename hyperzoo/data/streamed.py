@@ -196,8 +196,8 @@ class StreamedBatches:
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """Yield this process's share of every global batch of an epoch."""
         generator = epoch_generator(self._seed, epoch)
-        order = torch.randperm(len(self._images), generator=generator)
-        draws = torch.rand(len(self._images), 5, generator=generator, dtype=torch.float64)
+        order = torch.randperm(len(self._images), generator=generator, device="cpu")
+        draws = torch.rand(len(self._images), 5, generator=generator, dtype=torch.float64, device="cpu")
         if not self._flip:
             draws[:, 4] = 0
         firsts = range(self._rank * self._share, len(self) * self.batch_size, self.batch_size)
