@@ -145,8 +145,8 @@ class ImageSet:
 
 def draw(labels: Tensor, quota: Tensor, seed: int) -> Tensor:
     """(N,) bool: true for `quota[k]` samples of each class k, the first ones of a permutation."""
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    drawn = torch.zeros(len(labels), dtype=torch.bool)
+    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
+    drawn = torch.zeros(len(labels), dtype=torch.bool, device="cpu")
     for label, wanted in enumerate(quota.tolist()):
         drawn[shuffled[labels[shuffled] == label][:wanted]] = True
     return drawn
@@ -226,7 +226,9 @@ def _pixels(image: PIL.Image.Image) -> np.ndarray:
 
 
 def _cache_path(source: sources.Source, fit: Fit | None) -> Path:
-    place = hashlib.sha256("\n".join([*map(str, source.files), *([str(fit)] if fit else [])]).encode()).hexdigest()[:16]
+    place = hashlib.sha256(
+        "\n".join([*map(str, source.files), *([str(fit), source.origin] if fit else [])]).encode()
+    ).hexdigest()[:16]
     code = re.sub(r"[^\w.-]", "_", source.code)[:40]
     return Path(constants.HF_HOME) / "hyperzoo" / f"{code}-{source.split}-{place}.safetensors"
 
@@ -235,7 +237,8 @@ def _identity(source: sources.Source, fit: Fit | None) -> Any:
     """The key of the cache: path, size and modification time of each source file; of own images, the content."""
     if fit is None:
         return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
-    digest = hashlib.sha256(str(fit).encode())
+    reading = [fit, source.origin, source.rows().features["label"]]
+    digest = hashlib.sha256(str(reading).encode(errors="surrogateescape"))
     for file in source.files:
         digest.update(f"{file} {sha256(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

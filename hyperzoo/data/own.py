@@ -3,23 +3,24 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hyperzoo.data import sources
+from hyperzoo.data.columns import hub_rows, parquet_rows, with_classes
 from hyperzoo.data.fit import Fit
 from hyperzoo.data.folders import class_files, folders
+from hyperzoo.data.hub_sets import import_datasets
 from hyperzoo.data.images import ImageSet, draw, load_in_memory
+from hyperzoo.data.part import Part
 from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
 from hyperzoo.errors import DataError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    pass
 
 MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
 SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
-ROWS = sources.ImageRepository("", "", "image", "label")
 
 
 @dataclass(frozen=True)
@@ -80,31 +81,6 @@ class OwnImages:
         return replace(self, fit=replace(self.fit, channels=channels))
 
 
-class Part(NamedTuple):
-    """A split: rows with the columns `image` and `label` (a ClassLabel), and the files that they come from.
-
-    `a_file_each`: see `sources.Source`.
-    """
-
-    rows: "Dataset"
-    files: tuple[Path, ...]
-    origin: str
-    a_file_each: bool = False
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return tuple(self.rows.features["label"].names)
-
-    def source(self, name: str, split: str) -> sources.Source:
-        return sources.Source(name, split, ROWS, self.files, self.origin, lambda: self.rows, self.a_file_each)
-
-    def take(self, chosen: torch.Tensor, origin: str) -> "Part":
-        """The rows where `chosen` (N,) is true."""
-        places = chosen.nonzero().flatten().tolist()
-        files = tuple(self.files[place] for place in places) if self.a_file_each else self.files
-        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each)
-
-
 def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
     """Locate and check your own images.
 
@@ -118,7 +94,7 @@ def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
     if folder:
         parts = _folder(folder)
     else:
-        raise NotImplementedError
+        parts = with_classes(parquet_rows(settings) if settings["parquet"] else hub_rows(settings))
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     if "test" not in parts:
@@ -153,7 +129,7 @@ def _folder(folder: Path) -> dict[str, Part]:
 
 
 def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], origin: str) -> Part:
-    datasets = sources.import_datasets()
+    datasets = import_datasets()
     files = tuple(file for name in classes for file in members[name])
     labels = [label for label, name in enumerate(classes) for _ in members[name]]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})

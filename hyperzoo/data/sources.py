@@ -10,15 +10,13 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import HfHubHTTPError
-
 from hyperzoo import names
-from hyperzoo.errors import DataError, MissingExtraError
+from hyperzoo.data.hub_sets import VARIABLE, import_datasets, load_from_hub
+from hyperzoo.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-VARIABLE = "HYPERZOO_DATA"
 NOT_EXAMINED = "not examined; see the page of the data set on the Hub"
 
 
@@ -118,7 +116,7 @@ class Source:
             DataError: a damaged file, columns of other types than Image and ClassLabel, or a row without a value.
         """
         rows, (image, label) = self.rows(), self.repository.columns
-        classes = _class_names(rows.features, label)
+        classes = class_names(rows.features, label)
         if type(rows.features.get(image)).__name__ != "Image" or not classes:
             found = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in rows.features.items())
             raise DataError(f"{self.origin} needs the columns {image} (Image) and {label} (ClassLabel); it has {found}")
@@ -154,7 +152,7 @@ class Source:
         return lines
 
 
-def _class_names(features: Any, label: str) -> tuple[str, ...]:
+def class_names(features: Any, label: str) -> tuple[str, ...]:
     """The names of a ClassLabel column; () if it is another column."""
     names_of = getattr(features.get(label), "names", None) or ()
     return tuple(names_of) if all(isinstance(name, str) for name in names_of) else ()
@@ -190,11 +188,11 @@ def _find(code: str, split: str, repository: Repository, mirror: Path | None) ->
     if split not in repository.splits:
         raise DataError(f"{code} has no split {split!r}; it has {', '.join(repository.splits)}")
     named, there = mirror or os.environ.get(VARIABLE), repository.test if split == "test" else split
-    found = _in_mirror(code, there, repository, Path(named)) if named else on_hub(code, there, repository)
+    found = in_mirror(code, there, repository, Path(named)) if named else on_hub(code, there, repository)
     return replace(found, split=split)
 
 
-def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> Source:
+def in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> Source:
     folder = mirror / repository.hub_id / repository.config
     shards = _shards(folder, split)
     place = f"{repository.hub_id}/{repository.config} in {VARIABLE}"
@@ -220,7 +218,7 @@ def _in_mirror(code: str, split: str, repository: Repository, mirror: Path) -> S
         raise DataError(f"{place} lacks {word} {', '.join(shown)}{more} (found {total - lacking} of {total}).")
     files = tuple(shards[index, total].resolve() for index in range(total))
     others = tuple(path for path in sorted(folder.glob("*-of-*.parquet")) if path.resolve() not in files)
-    rows = partial(_read_parquet, files, others, repository)
+    rows = partial(read_parquet, files, others, repository)
     return Source(code, split, repository, files, f"{place}, split {split}", rows)
 
 
@@ -233,7 +231,7 @@ def _shards(folder: Path, split: str) -> dict[tuple[int, int], Path]:
     return {(int(match[1]), int(match[2])): path for match, path in matches if match}
 
 
-def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: Repository) -> "Dataset":
+def read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: Repository) -> "Dataset":
     """Read shards into memory; `datasets.load_dataset` would first write a copy of them as Arrow files.
 
     Labels are positions in a list of class names, so all shards, also the `others` of other splits, must have the same.
@@ -259,11 +257,11 @@ def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} has damaged metadata of its columns ({error}). Copy it again") from error
         tables.append(table)
-        classes[file] = _class_names(features, repository.columns[-1])
+        classes[file] = class_names(features, repository.columns[-1])
     for other in others:
         with suppress(Exception):  # a damaged file is reported when its own split is read
             features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(other))
-            classes[other] = _class_names(features, repository.columns[-1]) or classes[files[0]]
+            classes[other] = class_names(features, repository.columns[-1]) or classes[files[0]]
     if odd := [file for file, found in classes.items() if found != classes[files[0]]]:
         raise DataError(
             f"{files[0]} and {odd[0]} have other class names, or in another order; keep the files of one version"
@@ -276,25 +274,7 @@ def _read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository:
 
 def on_hub(code: str, split: str, repository: Repository) -> Source:
     """A split that `datasets` downloads from the Hub unless it is cached; raises as `find`."""
-    datasets = import_datasets()
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
-    try:
-        rows = datasets.load_dataset(repository.hub_id, repository.config, split=split, revision=repository.revision)
-    except (OSError, ValueError, RuntimeError, HfHubHTTPError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{origin}, could not be read ({type(error).__name__}: {error}). Go online without HF_HUB_OFFLINE, "
-            f"or set {VARIABLE} to a folder with {repository.hub_id}/{repository.config}/{split}-*-of-*.parquet"
-        ) from error
+    rows = load_from_hub(repository.hub_id, repository.config, split, repository.revision, origin)
     files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     return Source(code, split, repository, files, origin, lambda: rows)
-
-
-def import_datasets():
-    try:
-        import datasets
-        import datasets.exceptions
-    except ImportError as error:
-        raise MissingExtraError(
-            f"data sets need the package datasets: pip install hyperzoo[train] ({error})"
-        ) from error
-    return datasets

@@ -1,0 +1,38 @@
+"""A split of your own images, which was located and checked."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from hyperzoo.data import sources
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = sources.ImageRepository("", "", "image", "label")
+
+
+class Part(NamedTuple):
+    """A split: rows with the columns `image` and `label` (a ClassLabel), and the files that they come from.
+
+    `a_file_each`: see `sources.Source`.
+    """
+
+    rows: "Dataset"
+    files: tuple[Path, ...]
+    origin: str
+    a_file_each: bool = False
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.rows.features["label"].names)
+
+    def source(self, name: str, split: str) -> sources.Source:
+        return sources.Source(name, split, ROWS, self.files, self.origin, lambda: self.rows, self.a_file_each)
+
+    def take(self, chosen: torch.Tensor, origin: str) -> "Part":
+        """The rows where `chosen` (N,) is true."""
+        places = chosen.nonzero().flatten().tolist()
+        files = tuple(self.files[place] for place in places) if self.a_file_each else self.files
+        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each)

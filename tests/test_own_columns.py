@@ -1,0 +1,136 @@
+"""Your own images in parquet files, on the Hub or in its layout: columns, labels and splits."""
+
+import io
+
+import pyarrow.parquet as pq
+import pytest
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as Pillow
+from test_own_images import own_cache  # noqa: F401
+
+from hyperzoo.errors import DataError, RecipeError
+from hyperzoo.experiments import build, train
+from hyperzoo.training.recipe import make_recipe
+
+
+def picture(shade: int) -> dict:
+    file = io.BytesIO()
+    Pillow.new("RGB", (8, 8), (shade, 0, 0)).save(file, "PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def write(file, labels, feature=None, image="picture", label="kind"):
+    rows = {image: [picture(i) for i in range(len(labels))], label: labels}
+    features = Features({image: Image(), label: feature or Value("string")})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(Dataset.from_dict(rows, features=features).data.table, file)
+    return str(file)
+
+
+def recipe(source, **plan):
+    values = dict(name="own", model=dict(arch="resnet20_cifar"), optim=dict(lr=0.05))
+    return make_recipe(
+        values
+        | dict(data=dict(source=source, batch_size=4, crop_px=0, size_px=8) | plan)
+        | dict(train=dict(epochs=1, precision="fp32"))
+    )
+
+
+def test_words_whole_numbers_and_class_names_are_classes(tmp_path):
+    kinds = {
+        "words": (["b", "a", "b", "a"], Value("string"), ("a", "b"), [1, 0, 1, 0]),
+        "numbers": ([7, 3, 7, 3], Value("int32"), ("3", "7"), [1, 0, 1, 0]),
+        "names": ([1, 0, 1, 0], ClassLabel(names=["z", "y"]), ("z", "y"), [1, 0, 1, 0]),
+    }
+    for name, (labels, feature, classes, codes) in kinds.items():
+        files = {split: [write(tmp_path / name / f"{split}.parquet", labels, feature)] for split in ("train", "test")}
+        own = build.dataset(recipe(dict(parquet=files, label="kind")))
+        images = own.load("train")
+        assert (images.classes, images.labels.tolist(), own.name) == (classes, codes, name)
+        assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]  # the rows stay in order
+
+
+def test_one_list_of_files_is_divided_and_its_cache_knows_how(tmp_path):
+    file = write(tmp_path / "set" / "all.parquet", ["a", "b"] * 5)
+    drawn = {}
+    for seed in (0, 1):
+        own = build.dataset(recipe(dict(parquet=[file], label="kind", test_part=0.4, seed=seed)))
+        shades = {split: own.load(split).images[:, 0, 0, 0].tolist() for split in ("train", "test")}
+        assert (len(shades["train"]), len(shades["test"])) == (6, 4)
+        assert sorted(shades["train"] + shades["test"]) == list(range(10))
+        drawn[seed] = shades["test"]
+    assert drawn[0] != drawn[1]
+
+
+def test_a_repository_in_the_layout_of_the_hub_is_read_and_trained_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HYPERZOO_DATA", str(tmp_path))
+    folder = tmp_path / "somebody" / "leaves" / "default"
+    for split, count in (("train", 6), ("validation", 2), ("test", 4)):
+        feature = ClassLabel(names=["oak", "elm"])
+        write(folder / f"{split}-00000-of-00001.parquet", [0, 1] * (count // 2), feature, "image", "species")
+    own = build.dataset(recipe(dict(hub="somebody/leaves")))
+    assert {split: len(part.rows) for split, part in own.splits.items()} == {"train": 6, "test": 4, "validation": 2}
+    done = train.run(
+        recipe(dict(hub="somebody/leaves", splits=dict(train="train", test="validation"))), tmp_path / "run"
+    )
+    assert done.values["metrics"]["total"] == 2 and set(done.values["metrics"]["class_accuracy"]) == {"oak", "elm"}
+    with pytest.raises(DataError, match="no such folder"):
+        build.dataset(recipe(dict(hub="somebody/flowers")))
+
+
+@pytest.mark.fault("data set of the Hub that cannot be had")
+def test_a_set_on_the_hub_without_network_is_one_error(tmp_path, monkeypatch):
+    monkeypatch.delenv("HYPERZOO_DATA", raising=False)
+    with pytest.raises(DataError, match="nobody/nothing on the Hub, could not be read .*hf auth login"):
+        train.run(recipe(dict(hub="nobody/nothing")), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "labels, feature, source, message",
+    [
+        ([0.5, 1.0], Value("float64"), {}, "the labels are float64"),
+        ([True, False], Value("bool"), {}, "the labels are bool"),
+        ([0, -1, 0], Value("int64"), {}, "row 1 has the label -1"),
+        (["a", None, "b"], Value("string"), {}, "row 1 has the label None"),
+        (["a", "a"], Value("string"), {}, "one class, 'a'"),
+        ([0, 0], ClassLabel(names=["x", "y"]), {}, "no image of the class 'y'"),
+        ([], Value("string"), {}, "has no rows"),
+        (["a", "b"], Value("string"), {"label": "knd"}, r"no column 'knd' \(data.source.label\). Closest: kind"),
+        (["a", "b"], Value("string"), {"label": None}, "Set data.source.label to one of picture, kind"),
+        (["a", "b"], Value("string"), {"image": "kind"}, "both 'kind'"),
+    ],
+)
+@pytest.mark.fault("labels or columns of own images that cannot be trained on")
+def test_bad_labels_and_columns_are_one_error_before_the_training(tmp_path, labels, feature, source, message):
+    file = write(tmp_path / "set" / "all.parquet", labels, feature)
+    with pytest.raises(DataError, match=message):
+        train.run(recipe({"parquet": {"train": [file], "test": [file]}, "label": "kind", **source}), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
+
+
+@pytest.mark.fault("labels or columns of own images that cannot be trained on", 3)
+def test_a_test_split_of_other_classes_is_refused(tmp_path):
+    file = write(tmp_path / "a.parquet", ["a", "b"])
+    for labels, message in ((["a", "c"], "label 'c'"), (["a", "a"], "no image of the class 'b'")):
+        other = write(tmp_path / "b.parquet", labels)
+        with pytest.raises(DataError, match=message):
+            build.dataset(recipe({"parquet": {"train": [file], "test": [other]}, "label": "kind"}))
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        build.dataset(recipe({"parquet": [str(tmp_path / "absent.parquet")]}))
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ({}, "exactly one of folder, hub and parquet; got none"),
+        ({"folder": "a", "hub": "b/c"}, "got folder, hub"),
+        ({"folder": "a", "label": "kind"}, "data.source.label is not for a folder"),
+        ({"parquet": {"test": ["a"]}}, "need train"),
+        ({"folder": "a", "test_part": 1.0}, "less than 1"),
+        ({"foldr": "a"}, "unknown key 'foldr'"),
+    ],
+)
+@pytest.mark.fault("contradictory data.source")
+def test_a_contradictory_source_is_a_fault_of_the_recipe(source, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe(source)
