@@ -256,6 +256,10 @@ FAULTS = {
         lambda checkout, run: change(run, "result.json", environment={**result(run)["environment"], "commit": None}),
         "commit is unknown",
     ),
+    "changed recipe": (
+        lambda checkout, run: change(run, "result.json", recipe_changes=[{"after_epoch": 1, "changed": {}}]),
+        "its recipe was changed while it ran",
+    ),
     "path": (path_in_the_config, "path of this machine"),
     "class names in another order": (reversed_names, "'truck' in the place of 'airplane'"),
     "README without marks": (lambda checkout, run: checkout.readme.write_text("nothing"), "lacks the line"),

@@ -204,6 +204,7 @@ def _check_runs(recipe: Recipe, runs: list[FinishedRun], checkout: Checkout) -> 
             f"it was evaluated on the {result['split']}, not on the test split": result["split"] != "test",
             "it used the embedded sample, which is for tests and the demo only": bool(sample & set(found.values())),
             f"its {differing} data differ from those of {runs[0].folder}": bool(differing),
+            "its recipe was changed while it ran": bool(result.get("recipe_changes")),
             "its code commit is unknown": not result["environment"].get("commit"),
         }
         if present := [text for text, is_present in faults.items() if is_present]:
