@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from matplotlib import font_manager
 
 import hyperzoo
 from hyperzoo import data
-from hyperzoo.analysis import confusion, evaluate
+from hyperzoo.analysis import confusion, evaluate, plots
 from hyperzoo.cli import main
+from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError
 
 CLASSES = ("cat", "dog", "owl", "fox")
@@ -45,6 +47,25 @@ def test_a_picture_of_few_or_many_classes(tmp_path, count):
     counts = confusion.matrix(PREDICTED, LABELS, count)
     names = CLASSES if count == 4 else tuple(map(str, range(count)))
     assert confusion.draw(counts, names, tmp_path / "confusion.png", title="made").stat().st_size > 5000
+
+
+@pytest.mark.fault("class name that is no formula")
+def test_a_dollar_in_a_name_begins_no_formula(tmp_path):
+    counts = confusion.matrix(PREDICTED, LABELS, 4)
+    names = ("$\\frac{$", "$1$", "a_b", "<b>")
+    assert confusion.draw(counts, names, tmp_path / "confusion.png", title="$\\nothing$").is_file()
+    images = ImageSet("own", "test", torch.zeros(4, 3, 4, 4, dtype=torch.uint8), torch.arange(4), names, "")
+    assert plots.grid(images, torch.eye(4), tmp_path / "grid.png", title="made").is_file()
+
+
+@pytest.mark.fault("class name that no font has")
+def test_characters_without_a_font_are_boxes_and_one_warning_lists_them(tmp_path, caplog):
+    counts = confusion.matrix(PREDICTED, LABELS, 4)
+    picture = confusion.draw(counts, ("猫", "Hund", "猫頭鷹", "лиса"), tmp_path / "confusion.png", title="made")
+    fonts = set(font_manager.get_font_names())
+    expected = 0 if fonts & set(plots.WIDE_FONTS) else 1
+    assert picture.is_file() and len(caplog.messages) == expected
+    assert not expected or "shows boxes for 猫頭鷹: install a font such as Noto Sans CJK SC" in caplog.text
 
 
 @pytest.fixture

@@ -117,10 +117,10 @@ def draw(counts: Tensor, classes: tuple[str, ...], picture: Path, *, title: str)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("class")
     if named:
-        axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(count), classes)
+        axes.set_xticks(range(count), classes, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+        axes.set_yticks(range(count), classes, parse_math=False)
         for i, j in counts.nonzero().tolist():
             color = "white" if share[i, j] > 50 else "black"
             axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     return plots.save(drawn, picture)

@@ -1,7 +1,10 @@
 """Learning curves of runs and sweeps, grids of predictions, and the style that all figures share."""
 
 import json
+import logging
+import re
 import statistics
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +16,11 @@ from hyperzoo.training.log import perplexity, read_log, task_loss
 
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # a palette for color-blind readers
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
+WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "Unifont")
 COLUMNS = 6
 LEGEND_WIDTH, LEGEND_HANDLE = 110, 9  # in characters: a line of the legend of a sweep, and the sample of a curve in it
+_GLYPH = re.compile(r"Glyph (\d+) ")  # the start of matplotlib's warning of a character that no font has
+_logger = logging.getLogger(__name__)
 
 
 def learning_curve(metrics: Path, picture: Path, *, title: str) -> Path:
@@ -136,12 +142,12 @@ def grid(images: ImageSet, logits: Tensor | None, picture: Path, *, title: str, 
         pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
         panel.imshow(pixels.numpy(), cmap="gray" if gray else None)
         if probabilities is None:
-            panel.set_title(true, fontsize=9)
+            panel.set_title(true, fontsize=9, parse_math=False)
             continue
         predicted = images.classes[int(probabilities[i].argmax())]
         text = f"{predicted} {100 * probabilities[i].max():.0f} %\n"
         text += "right" if predicted == true else f"wrong: {true}"
-        panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED)
+        panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED, parse_math=False)
     drawn.suptitle(title)
     return save(drawn, picture)
 
@@ -166,8 +172,29 @@ def shades(count: int) -> list[Any]:
 
 
 def save(drawn: Any, picture: Path) -> Path:
-    """Write a figure as PNG; returns its path."""
-    drawn.savefig(
-        picture, dpi=100, metadata={"Software": None}
-    )  # no version number, so that equal figures have equal bytes
+    """Write a figure as PNG; returns its path.
+
+    Names outside the Latin, Greek and Cyrillic scripts are drawn in a font of `WIDE_FONTS` if one is installed;
+    otherwise a warning lists the characters that became boxes.
+    """
+    from matplotlib import font_manager, text  # slow imports, part of [train]
+
+    installed = set(font_manager.get_font_names())
+    for one in drawn.findobj(text.Text):
+        if not one.get_text().isascii():
+            one.set_fontfamily(["sans-serif", *(font for font in WIDE_FONTS if font in installed)])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        # no version number, so that equal figures have equal bytes
+        drawn.savefig(picture, dpi=100, metadata={"Software": None})
+    boxes = []
+    for warning in caught:
+        if match := _GLYPH.match(str(warning.message)):
+            boxes.append(chr(int(match[1])))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if boxes:
+        _logger.warning(
+            "%s shows boxes for %s: install a font such as %s", picture, "".join(dict.fromkeys(boxes)), WIDE_FONTS[0]
+        )
     return picture
