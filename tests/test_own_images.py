@@ -1,6 +1,7 @@
 """Your own images, from a folder to a trained run that evaluates itself."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -153,8 +154,6 @@ def test_the_content_of_the_files_decides_whether_a_cache_is_used(tmp_path):
     changed = file.read_bytes().ljust(about.st_size, b"\0")
     assert len(changed) == about.st_size
     file.write_bytes(changed)
-    import os
-
     os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))
     after = own.load("train")
     assert after.images[0, :, 0, 0].tolist() == [1, 2, 3]
@@ -163,6 +162,21 @@ def test_the_content_of_the_files_decides_whether_a_cache_is_used(tmp_path):
     file.touch()  # the time alone changes nothing
     own.load("train")
     assert next((tmp_path / "cache").rglob("*train*.safetensors")).stat().st_mtime_ns == moved
+
+
+@pytest.mark.fault("file name that is not UTF-8")
+def test_a_file_name_in_another_encoding_is_read(tmp_path):
+    folder = fill(tmp_path / "set")
+    file = next((folder / "blau").iterdir())
+    file.rename(os.fsdecode(os.fsencode(folder / "blau") + b"/caf\xe9.png"))
+    assert len(build.dataset(recipe(folder)).load("train")) == 12
+
+
+@pytest.mark.fault("cache that cannot be written")
+def test_an_unwritable_cache_is_a_warning_and_the_images_are_decoded(tmp_path):
+    (tmp_path / "cache").write_text("a file where the cache folder should be")
+    with pytest.warns(UserWarning, match="cannot be cached"):
+        assert len(build.dataset(recipe(fill(tmp_path / "set"))).load("train")) == 12
 
 
 def one_class(folder):

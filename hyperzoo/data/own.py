@@ -133,7 +133,8 @@ def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], 
     files = tuple(file for name in classes for file in members[name])
     labels = [label for label, name in enumerate(classes) for _ in members[name]]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
-    rows = datasets.Dataset.from_dict({"image": [str(file) for file in files], "label": labels}, features=features)
+    paths = [str(file).encode(errors="replace").decode() for file in files]  # arrow takes UTF-8 only; `files` are read
+    rows = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
     return Part(rows, files, origin, a_file_each=True)
 
 
