@@ -10,7 +10,7 @@ from test_own_images import COLORS, fill, own_cache, recipe  # noqa: F401
 import hyperzoo
 from hyperzoo import files
 from hyperzoo.cli.commands import cli
-from hyperzoo.errors import RecipeError, RunError, UnknownNameError
+from hyperzoo.errors import RecipeError, RunError, UnknownNameError, WeightUnavailableError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.zoo import weight_files
@@ -95,6 +95,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_not_from_the_weight(tmp_p
         (dict(pretrained="resnet20_cifar.plain_c1000"), ValueError, "plain_c1000"),
         (dict(pretrained="spherenet20.sphere_c10"), RecipeError, "is a spherenet20, but model.arch is resnet20_cifar"),
         (dict(pretrained="nowhere"), UnknownNameError, "no architecture 'nowhere'"),
+        (dict(arch="test_resnet", pretrained=True), WeightUnavailableError, "not cached and cannot be downloaded"),
         (dict(arch="test_resnet", pretrained="test_resnet.imagenet"), RuntimeError, "imagenet"),
         (dict(arch="resnet32_cifar", pretrained=True), RecipeError, "no default weight"),
         (dict(freeze=["layr*"]), RecipeError, "'layr\\*' matches no parameter"),

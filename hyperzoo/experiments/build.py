@@ -12,7 +12,7 @@ from torch import nn
 import hyperzoo.models  # noqa: F401  registers the architectures, also in processes that the command spawns
 from hyperzoo import data, losses, names, regularizers, zoo
 from hyperzoo.data.load import Images, Samples
-from hyperzoo.errors import HyperzooError, RecipeError
+from hyperzoo.errors import HyperzooError, RecipeError, WeightUnavailableError
 from hyperzoo.experiments import pretrained
 from hyperzoo.layers import whiten_
 from hyperzoo.layers._torch import cpu_computes_bf16
@@ -86,6 +86,11 @@ def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.M
         else:
             network = timm.create_model(arch, **sizes)
     except Exception as error:  # constructors raise any kind for arguments that they do not take
+        if pretrained_name and isinstance(error, OSError) and not isinstance(error, HyperzooError):
+            raise WeightUnavailableError(
+                f"the weight {pretrained_name} of timm is not cached and cannot be downloaded ({error}). Go online, or "
+                "set model.pretrained to a weight of hyperzoo or a run folder"
+            ) from error
         if isinstance(error, HyperzooError) or not args:
             raise
         raise RecipeError(f"model.args of {arch}: {args} do not fit ({type(error).__name__}: {error})") from error
