@@ -1,6 +1,7 @@
 """Your own images in parquet files, on the Hub or in its layout: columns, labels and splits."""
 
 import io
+import json
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,7 +11,7 @@ from test_own_images import own_cache  # noqa: F401
 
 from hyperzoo.errors import DataError, RecipeError
 from hyperzoo.experiments import build, train
-from hyperzoo.training.recipe import make_recipe
+from hyperzoo.training.recipe import Recipe, make_recipe
 
 
 def picture(shade: int) -> dict:
@@ -134,3 +135,9 @@ def test_a_test_split_of_other_classes_is_refused(tmp_path):
 def test_a_contradictory_source_is_a_fault_of_the_recipe(source, message):
     with pytest.raises(RecipeError, match=message):
         recipe(source)
+
+
+def test_a_stored_recipe_with_own_images_keeps_its_sizes_and_its_digest():
+    made = recipe({"folder": "my photos"}, resize_px={1: 4})
+    again = Recipe.stored(json.loads(made.model_dump_json()))
+    assert again.data == made.data and again.digest() == made.digest() and again.data.name == "my photos"

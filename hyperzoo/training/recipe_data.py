@@ -1,9 +1,9 @@
 """The block `data` of a recipe: a data set of the table or your own images, its batches and the augmentation."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from hyperzoo import names
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Count
@@ -55,8 +55,9 @@ class OwnSource(Block):
 class Data(Block):
     """The data set, its batches and the augmentation."""
 
-    name: str  # code of a data set in `hyperzoo/data/sources.py`: c10, c100, ptb, ...; with source, the name of that
-    source: OwnSource | None = None  # your own images instead
+    source: OwnSource | None = None  # your own images instead of a data set of the table
+    name: Annotated[str, Field(validate_default=True)] = ""  # code of a data set in `hyperzoo/data/sources.py`: c10,
+    # c100, ptb, ...; with source, the name of that
     on_error: Literal["stop", "skip"] = "stop"  # source: at an image that cannot be decoded; skip trains without it
     batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
     hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
@@ -74,16 +75,17 @@ class Data(Block):
     # images in memory: resize all to this size, which needs hold_out
     resize_px: dict[AtLeastOne, AtLeastOne] = {}  # epoch: training size from then on; the last must be the full size
 
-    @model_validator(mode="before")
+    @field_validator("name")
     @classmethod
-    def _without_name(cls, values: Any) -> Any:
-        return {**values, "name": ""} if isinstance(values, dict) and values.get("source") is not None else values
+    def _of_the_source(cls, name: str, info: ValidationInfo) -> str:
+        source = info.data.get("source")
+        if not source and not name and "source" in info.data:
+            raise ValueError("data.name is missing")
+        return source.name if source else name
 
     @model_validator(mode="after")
-    def _named(self) -> "Data":
-        if self.source:
-            object.__setattr__(self, "name", self.source.name)  # the block is frozen from now on
-        elif self.on_error != "stop":
+    def _consistent(self) -> "Data":
+        if not self.source and self.on_error != "stop":
             raise ValueError("data.on_error is for data.source; remove it")
         return self
 
