@@ -4,6 +4,7 @@ None is a `TypeError`, because timm reacts to a `TypeError` in a weight filter b
 """
 
 import math
+import sys
 
 
 class HyperzooError(Exception):
@@ -112,7 +113,7 @@ def check_number(
         Traceback (most recent call last):
         hyperzoo.errors.InputError: alpha must be a finite number of at least 0; got -1
     """
-    number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value) and not whole)
+    number = isinstance(value, int if whole else int | float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if number and not isinstance(value, bool) and low <= value <= high and value > above:  # type: ignore[operator]
         return
     text = f" of at least {low}" if high == math.inf else f" from {low} to {high}"

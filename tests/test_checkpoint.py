@@ -276,3 +276,15 @@ def test_two_hundred_kills_leave_a_whole_checkpoint_and_never_an_older_one(tmp_p
     assert "cannot be used" not in done.stderr, (seed, done.stderr)  # no half-written one had a final name
     kills, torn, epochs = map(int, done.stdout.split())
     assert kills == 200 and torn > 20 and epochs > 20, (seed, done.stdout)  # the moments met savings
+
+
+@pytest.mark.fault("manifest of a checkpoint of another kind", 2)
+@pytest.mark.parametrize("change", [lambda listed: listed.pop("step.safetensors"), lambda listed: listed.clear()])
+def test_a_manifest_that_lists_only_some_files_means_the_checkpoint_before(tmp_path, change):
+    for epoch in (2, 3):
+        checkpoint.save(tmp_path, made(epoch))
+    file = tmp_path / "epoch-00003" / "manifest.json"
+    manifest = json.loads(file.read_text())
+    change(manifest["files"])
+    file.write_text(json.dumps(manifest))
+    assert checkpoint.newest(tmp_path).epoch == 2

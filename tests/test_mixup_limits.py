@@ -86,3 +86,8 @@ def test_a_seed_that_no_generator_takes_is_refused(seed):
 @pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**64 - 1])
 def test_seeds_of_generators_are_taken(seed):
     Mixup(3).seed(seed)
+
+
+def test_cutmix_takes_a_whole_number_as_alpha():
+    x, targets = CutMix(3, alpha=2)(torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 2, 0]))
+    assert x.shape == (4, 3, 5, 5) and torch.allclose(targets.sum(1), torch.ones(4))

@@ -66,7 +66,7 @@ def _of_files(files: tuple[Path, ...], settings: Mapping[str, Any], origin: str 
     origin = origin or ", ".join(map(str, files))
     try:
         features = datasets.Features.from_arrow_schema(pyarrow.parquet.read_schema(files[0]))
-    except (OSError, pyarrow.ArrowException, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, pyarrow.ArrowException, ValueError, TypeError, LookupError, AttributeError) as error:
         raise DataError(f"{files[0]} cannot be read as parquet: {error}. Name an existing, complete file") from error
     columns = _columns(features, settings, origin)
     rows = sources.read_parquet(files, (), sources.ImageRepository("", "", *columns))

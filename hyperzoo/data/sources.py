@@ -254,7 +254,7 @@ def read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: 
             raise DataError(
                 f"{file} ({file.stat().st_size} bytes) is not a complete parquet file: {error}. Copy it again"
             ) from error
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise DataError(f"{file} has damaged metadata of its columns ({error}). Copy it again") from error
         tables.append(table)
         classes[file] = class_names(features, repository.columns[-1])

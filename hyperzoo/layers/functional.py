@@ -18,7 +18,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.operators import angular, steepness
-from hyperzoo.layers.precision import full_precision
+from hyperzoo.layers.precision import full_precision, inverse_root
 
 
 class Geometry(NamedTuple):
@@ -38,16 +38,11 @@ class Response(NamedTuple):
     eps: float
 
 
-def _inverse_root(squares: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(squares + eps), but NaN where the squares overflow: 0 would hide it, and its gradient is NaN anyway."""
-    return torch.rsqrt(squares + eps) + 0 * squares
-
-
 def _unit_rows(weight: Tensor, eps: float) -> Tensor:
     """Filters scaled to length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
     w = full_precision(weight)
     dims = list(range(1, w.dim()))
-    return (w * _inverse_root((w * w).sum(dims, keepdim=True), eps)).to(weight.dtype)
+    return (w * inverse_root((w * w).sum(dims, keepdim=True), eps)).to(weight.dtype)
 
 
 def _channel_sums(x: Tensor, groups: int) -> Tensor:
@@ -88,7 +83,7 @@ def _inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float
     box = rows[..., : width : stride[1]]
     for j in range(1, kernel[1]):
         box = box + rows[..., j * dilation[1] : j * dilation[1] + width : stride[1]]
-    return _inverse_root(box, eps)
+    return inverse_root(box, eps)
 
 
 def _per_filter(inverse: Tensor, filters: int) -> Tensor:
@@ -216,7 +211,7 @@ def sphere_linear(
     product = F.linear(x, _unit_rows(weight, response.eps))
     wide = full_precision(x)
     squares = (wide * wide).sum(-1, keepdim=True)
-    cosine = full_precision(product) * _inverse_root(squares, response.eps)
+    cosine = full_precision(product) * inverse_root(squares, response.eps)
     if raw_k is not None:
         out = angular(cosine, response.operator, steepness(raw_k))
     else:

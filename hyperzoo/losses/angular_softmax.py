@@ -112,7 +112,7 @@ class AngularSoftmax(nn.Module):
         check_number("label_smoothing", label_smoothing, low=0, high=1)
         check_number("accumulate", accumulate, low=1, whole=True)
         if annealing is not None:
-            if len(annealing) != 3:
+            if not isinstance(annealing, list | tuple) or len(annealing) != 3:
                 raise InputError(f"annealing must be (start, floor, rate) or None; got {annealing!r}")
             for name, value in zip(("start", "floor", "rate"), annealing, strict=True):
                 check_number(f"{name} of annealing", value, low=0)
@@ -283,6 +283,8 @@ def _check_call(features: Tensor, weight: Tensor, target: Tensor) -> None:
             "features must be (B, D) and class rows (K, D) with the same D; "
             f"got {tuple(features.shape)} and {tuple(weight.shape)}"
         )
+    if not (features.is_floating_point() and weight.is_floating_point()):
+        raise InputError(f"features and class rows must be floating point; got {features.dtype} and {weight.dtype}")
     classes = weight.size(0)
     if target.dtype != torch.int64 or target.shape != features.shape[:1] or len(target) == 0:
         raise InputError(

@@ -88,8 +88,8 @@ class Mixup:
         """Labels as (B, K), on the device of x."""
         if x.dim() < 2 or not x.is_floating_point():
             raise InputError(f"x must be a floating-point batch (B, ...); got {_kind(x)}. Normalize the images first")
-        if y.dim() not in (1, 2) or len(y) != len(x):
-            raise InputError(f"y must be (B,) or (B, K) with B = {len(x)}, as x; got {_kind(y)}")
+        if y.dim() not in (1, 2) or len(y) != len(x) or y.is_complex():
+            raise InputError(f"y must be real, (B,) or (B, K) with B = {len(x)}, as x; got {_kind(y)}")
         if not x.numel():
             raise InputError(f"the batch is empty: x is {_kind(x)}")
         if y.dim() == 1:
@@ -146,7 +146,7 @@ class CutMix(Mixup):
             return x, targets
         with torch.random.fork_rng(devices=()), torch.device("cpu"):  # torchvision draws from the global generator
             torch.default_generator.manual_seed(self._number())
-            mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=self.alpha, num_classes=self.num_classes)(x, targets)
+            mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=float(self.alpha), num_classes=self.num_classes)(x, targets)
         return mixed
 
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.layers.precision import full_precision
+from hyperzoo.errors import InputError
+from hyperzoo.layers.precision import full_precision, inverse_root
 from hyperzoo.regularizers.neurons import check_rows
 from hyperzoo.regularizers.pair_energy import BLOCK
 from hyperzoo.regularizers.weight_term import WeightTerm
@@ -27,7 +28,7 @@ def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
     Args:
         eps: added to squared norms, above 0.
     Raises:
-        InputError: not a matrix, not floating point, or sharded.
+        InputError: not a matrix, no row, not floating point, or sharded.
     Differs:
         A single row has the angle pi, without a gradient; in the authors' code it is its own neighbor. Among equally
         near neighbors the first counts. Absolute cosines above 1 - 1e-5 have no gradient, as in their code.
@@ -36,11 +37,13 @@ def nearest_angle(weight: Tensor, *, eps: float = 1e-4) -> Tensor:
         tensor(1.5708)
     """
     check_rows(weight)
+    if not weight.size(-2):
+        raise InputError(f"expected (..., N, D) with one row or more; got {tuple(weight.shape)}")
     with torch.autocast(weight.device.type, enabled=False):
         w = full_precision(weight)
         if w.size(-2) == 1:
             return w.new_full(w.shape[:-2], torch.pi)
-        unit = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()
+        unit = w * inverse_root(w.square().sum(-1, keepdim=True), eps)
         nearest = _nearest(unit.detach()).unsqueeze(-1).expand_as(unit)
         cosine = (unit * unit.gather(-2, nearest)).sum(-1)
         return cosine.clamp(-LARGEST, LARGEST).arccos().mean(-1)

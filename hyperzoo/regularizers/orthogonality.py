@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.layers.precision import full_precision
+from hyperzoo.layers.precision import full_precision, inverse_root
 from hyperzoo.regularizers.neurons import check_rows
 from hyperzoo.regularizers.weight_term import WeightTerm
 
@@ -37,7 +37,7 @@ def orthogonality_penalty(weight: Tensor, *, unit_rows: bool = False, eps: float
     with torch.autocast(weight.device.type, enabled=False):
         w = full_precision(weight)
         if unit_rows:
-            w = w * (w.square().sum(-1, keepdim=True) + eps).rsqrt()
+            w = w * inverse_root(w.square().sum(-1, keepdim=True), eps)
         rows, columns = w.shape[-2:]
         gram = w @ w.mT if rows <= columns else w.mT @ w
         identity = torch.eye(min(rows, columns), dtype=w.dtype, device=w.device)

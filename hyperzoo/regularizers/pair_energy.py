@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
+from hyperzoo.layers.precision import inverse_root
 
 BLOCK = 512  # rows: a block of float32 cosines is 1 MB, which fits the cache of a core
 MARGIN = 1e-6  # cosines closer to a collision are clamped to this distance and have no gradient
@@ -55,8 +56,8 @@ def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: 
 
 def _inverse_norms(w: Tensor, eps: float) -> Tensor:
     """1 / sqrt(|w_i|^2 + eps); 1 for a zero row without eps, so that its cosines are 0 instead of NaN."""
-    squares = torch.linalg.vector_norm(w, dim=-1).square() + eps
-    return squares.rsqrt() if eps else squares.where(squares > 0, 1).rsqrt()
+    squares = torch.linalg.vector_norm(w, dim=-1).square()
+    return inverse_root(squares if eps else squares.where(squares > 0, 1), eps)
 
 
 class PairMean(torch.autograd.Function):

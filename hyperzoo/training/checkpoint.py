@@ -120,7 +120,7 @@ def _check(path: Path) -> list[str]:
     """Compare a checkpoint with its manifest; returns the names of its files.
 
     Raises:
-        CheckpointError: another format or epoch than expected, no list of files, or a file with another sha256.
+        CheckpointError: another format or epoch than expected, another list of files, or another sha256.
     """
     manifest = json.loads((path / "manifest.json").read_text())
     found = manifest if isinstance(manifest, dict) else {}
@@ -131,6 +131,8 @@ def _check(path: Path) -> list[str]:
     digests = found.get("files")
     if not isinstance(digests, dict) or "state.json" not in digests:
         raise CheckpointError("its manifest lists no state.json")
+    if other := {file.name for file in path.iterdir()} ^ {*digests, "manifest.json"}:
+        raise CheckpointError(f"{min(other)} is missing, or its manifest does not list it")
     for name, expected in digests.items():
         if files.sha256(path / name) != expected:
             raise CheckpointError(f"{name} has another sha256 than its manifest says")

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -135,8 +136,8 @@ def _faults(config: Any) -> Iterator[str]:
         return
     if other := [key for key in args if key.startswith("pretrained") or key in ("checkpoint_path", "cache_dir")]:
         yield f"model_args cannot hold {', '.join(other)}"
-    if not all(math.isfinite(number) for number in _numbers(args)):
-        yield "model_args holds NaN or infinity"
+    if not all(_number(number) for number in _numbers(args)):
+        yield "model_args holds NaN, infinity or a number beyond the range of floats"
     classes = config.get("num_classes", cfg.get("num_classes", 0))
     if not _whole(classes, 0):
         yield f"num_classes must be a whole number of at least 0; got {classes!r}"
@@ -156,8 +157,8 @@ def _whole(value: Any, low: int) -> bool:
     return type(value) is int and value >= low
 
 
-def _number(value: Any, above: float) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > above
+def _number(value: Any, above: float = -math.inf) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max and value > above
 
 
 def _numbers(value: Any) -> Iterator[float]:
