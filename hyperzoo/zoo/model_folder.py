@@ -136,7 +136,7 @@ def _faults(config: Any) -> Iterator[str]:
         return
     if other := [key for key in args if key.startswith("pretrained") or key in ("checkpoint_path", "cache_dir")]:
         yield f"model_args cannot hold {', '.join(other)}"
-    if not all(_number(number) for number in _numbers(args)):
+    if not all(_number(number) for number in _numbers(args) if type(number) is not bool):
         yield "model_args holds NaN, infinity or a number beyond the range of floats"
     classes = config.get("num_classes", cfg.get("num_classes", 0))
     if not _whole(classes, 0):
@@ -158,7 +158,7 @@ def _whole(value: Any, low: int) -> bool:
 
 
 def _number(value: Any, above: float = -math.inf) -> bool:
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max and value > above
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max and value > above
 
 
 def _numbers(value: Any) -> Iterator[float]:
