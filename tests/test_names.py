@@ -26,6 +26,9 @@ HOSTILE = [
     "//server/share.plain_c10",
     "file:///etc/passwd",
     "hf-hub:someone/x.plain_c10",
+    "hf-hub:../x.plain_c10",
+    "hf-hub:someone/../../x",
+    "hf-hub:/etc/passwd",
     "local-dir:/tmp",
     " local-dir:/tmp",
     "spherenet20.sphere_c10\0.bin",
@@ -68,7 +71,10 @@ sys.addaudithook(_audit)
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:30])
 def test_hostile_names_touch_no_file(name):
     doors = [door for door in DOORS if not (name is None and door is hyperzoo.list_weights)]  # None means all there
-    if name == "local-dir:/tmp":  # a folder that the caller names, to these two
+    if name in (
+        "local-dir:/tmp",
+        "hf-hub:someone/x.plain_c10",
+    ):  # a folder or repository that the caller names, to these
         doors = [door for door in doors if door not in (hyperzoo.load, hyperzoo.preprocess)]
     _opened.clear()
     _watching.set()

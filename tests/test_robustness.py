@@ -142,7 +142,7 @@ def test_the_command_on_a_folder_and_on_models_of_timm(data_mirror, tmp_path, ca
     assert evaluate.run(name, dataset="c10", limit=20).accuracy == float(found["accuracy"])
     assert evaluate.run(name, dataset="c10", limit=10**6).total == 500
     for words, message in (
-        ([name], "is not a hyperzoo weight; pass the data set with --data, one of c10, c100, mnist"),
+        ([name], "is not a hyperzoo weight or a run folder; pass the data set with --data, one of c10, c100, mnist"),
         (["resnet18"], "resnet18 is not a hyperzoo weight"),
         (["resnet18", "--data", "c10"], "has 3 input channels and 1000 classes, but c10 has 3 channels and 10 classes"),
         ([NAME, "--data", "c11"], "no image data set 'c11'"),

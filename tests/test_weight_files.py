@@ -277,7 +277,7 @@ def test_the_second_fetch_repairs_a_rotted_cache_or_is_the_last(zoo, monkeypatch
     zoo.copy(folder, good)
     (folder / "model.safetensors").write_bytes(b"rotted")
 
-    def fetch(repo, revision, filename, *, cache_dir=None, force=False):
+    def fetch(repo, revision, filename, *, cache_dir=None, force=False, size=0):
         calls.append(force)
         return (good if force else folder) / filename
 
