@@ -5,6 +5,7 @@ small test next to the code it concerns.
 """
 
 import copy
+import gc
 import json
 import random
 import struct
@@ -18,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import timm
 import torch
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from ruamel.yaml import YAML
 from safetensors.torch import load_file, save
 
@@ -452,6 +453,10 @@ class Hub(Case):
 
     def close(self) -> None:
         self.double.stop()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # sockets of downloads that were given up
+            close_session()
+            gc.collect()
 
 
 class Numbers(Case):
