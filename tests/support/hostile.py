@@ -34,7 +34,7 @@ from hyperzoo.zoo.model_folder import save_model
 from support import fuzz_weights, hostile_numbers
 from support.hub_double import Double, talk_to
 from support.made_images import toy, write_mirror
-from support.published import COMMIT, MIXUP, publish
+from support.published import COMMIT, MIXUP, publish, withdraw
 
 LIMIT_S = 20.0
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -457,6 +457,7 @@ class Hub(Case):
             warnings.simplefilter("ignore", ResourceWarning)  # sockets of downloads that were given up
             close_session()
             gc.collect()
+        withdraw(self.monkeypatch)
 
 
 class Numbers(Case):
