@@ -38,6 +38,30 @@ def data_mirror(monkeypatch) -> Path:
     return MIRROR
 
 
+@pytest.fixture
+def double(tmp_path, monkeypatch):
+    """A running double of the Hub; the client of this process talks to it, with an empty cache."""
+    from support.hub_double import Double, talk_to
+
+    running = Double()
+    talk_to(running, tmp_path / "home", monkeypatch)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def command(capsys):
+    """Run `hyperzoo` as the console script does; returns exit code, stdout, stderr."""
+    from hyperzoo.cli import main
+
+    def run(*words):
+        with pytest.raises(SystemExit) as end:
+            main.main(list(map(str, words)))
+        return end.value.code, *capsys.readouterr()
+
+    return run
+
+
 def pytest_collection_modifyitems(items):
     """`fault(kind, count=1)`: what a test tries goes with its report, also out of another process."""
     for item in items:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from conftest import MIRROR
 from support import tiny
+from support.finished import run_of
 
 from hyperzoo.errors import CheckpointError, RunError
 from hyperzoo.experiments import train
@@ -24,11 +25,7 @@ train: {epochs: 2, precision: fp32, compile: off}
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A run of two epochs, to be copied."""
-    folder = tmp_path_factory.mktemp("begun")
-    (folder / "small.yaml").write_text(RECIPE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYPERZOO_DATA", str(MIRROR))
-        return train.run(load_recipe(folder / "small.yaml"), folder / "out").folder
+    return run_of(RECIPE, tmp_path_factory.mktemp("begun"), MIRROR)
 
 
 @pytest.fixture

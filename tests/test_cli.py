@@ -24,26 +24,14 @@ def zoo(tmp_path, monkeypatch):
     withdraw(monkeypatch)
 
 
-@pytest.fixture
-def run(capsys):
-    """Run a command as the console script does; returns exit code, stdout, stderr."""
-
-    def command(*words):
-        with pytest.raises(SystemExit) as end:
-            main.main(list(words))
-        return end.value.code, *capsys.readouterr()
-
-    return command
-
-
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
-def test_each_command_has_help(run, words):
-    code, out, _ = run(*words)
+def test_each_command_has_help(command, words):
+    code, out, _ = command(*words)
     assert code == 0 and out.startswith("Usage: hyperzoo") and len(out.splitlines()) > 4
 
 
-def test_help_lists_every_command_on_one_line(run):
-    _, out, _ = run("--help")
+def test_help_lists_every_command_on_one_line(command):
+    _, out, _ = command("--help")
     listed = [line.split(maxsplit=1) for line in out.partition("Commands:\n")[2].splitlines()]
     assert listed == [[name, row.help] for name, row in commands.COMMANDS.items()]
     assert all(len(row.help) <= 60 for row in commands.COMMANDS.values())
@@ -87,13 +75,13 @@ def test_a_process_spawned_by_the_command_registers_the_architectures_before_it_
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_list_in_a_pipe(zoo, run):
-    code, out, _ = run("list")
+def test_list_in_a_pipe(zoo, command):
+    code, out, _ = command("list")
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and header == list(weights.LIST_COLUMNS) and [row[0] for row in rows] == sorted(zoo.entries)
     size = f"{zoo.entries[PLAIN]['bytes'] / 1e6:.2f} MB"
     assert [PLAIN, "uoft-cs/cifar10", "91.25 %", "30", "1", "272474", size] in rows
-    everything = run("list", "--all")[1].splitlines()
+    everything = command("list", "--all")[1].splitlines()
     assert set(out.splitlines()) < set(everything)
     assert "\t".join(["lstm200", "-", "-", "-", "-", "2653200", "-"]) in everything
 
@@ -114,40 +102,40 @@ def test_list_shows_mean_and_spread_of_several_seeds():
     ],
     ids=" ".join,
 )
-def test_list_filters(zoo, run, words, names):
-    code, out, _ = run("list", *words, "--json")
+def test_list_filters(zoo, command, words, names):
+    code, out, _ = command("list", *words, "--json")
     assert code == 0 and [row["name"] for row in json.loads(out)] == names
 
 
-def test_a_terminal_gets_a_table_that_cuts_nothing(zoo, run, monkeypatch):
+def test_a_terminal_gets_a_table_that_cuts_nothing(zoo, command, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "40")
-    code, out, _ = run("info", PLAIN)
+    code, out, _ = command("info", PLAIN)
     digest = weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
     cells = [line.split("│")[2].strip() for line in out.splitlines() if line.count("│") == 3]
     assert code == 0 and "┃" in out and "…" not in out and digest in "".join(cells)
 
 
-def test_info_shows_the_manifest_entry_of_a_weight(zoo, run):
-    code, out, _ = run("info", PLAIN)
+def test_info_shows_the_manifest_entry_of_a_weight(zoo, command):
+    code, out, _ = command("info", PLAIN)
     values = dict(line.split("\t") for line in out.splitlines())
     assert code == 0 and values["name"] == PLAIN and values["metrics.accuracy.sd"] == "-"
     assert values["files.model.safetensors"] == weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
     assert values["input.mean"] == "0.5, 0.4, 0.3"
-    entry = json.loads(run("info", PLAIN, "--json")[1])
+    entry = json.loads(command("info", PLAIN, "--json")[1])
     assert entry.pop("name") == PLAIN and entry == zoo.entries[PLAIN]
 
 
-def test_info_describes_an_architecture(zoo, run):
+def test_info_describes_an_architecture(zoo, command):
     """ResNet-20 of the CIFAR family: 0.27 M parameters, stages of 16, 32 and 64 channels (arXiv 1512.03385, 4.2)."""
-    code, out, _ = run("info", ARCH, "--json")
+    code, out, _ = command("info", ARCH, "--json")
     found = json.loads(out)
     assert code == 0 and (found["name"], found["family"], found["parameters"]) == (ARCH, "resnet_cifar", 272474)
     assert found["input_size"] == [3, 32, 32] and found["weights"] == [MHE, MIXUP, PLAIN] and found["description"]
     assert [(stage["channels"], stage["stride"]) for stage in found["stages"]] == [(16, 1), (32, 2), (64, 4)]
-    values = dict(line.split("\t") for line in run("info", ARCH)[1].splitlines())
+    values = dict(line.split("\t") for line in command("info", ARCH)[1].splitlines())
     assert values["input_size"] == "3 x 32 x 32" and "64 channels, stride 4" in values["stages"]
-    text = json.loads(run("info", "lstm200", "--json")[1])
+    text = json.loads(command("info", "lstm200", "--json")[1])
     assert (text["task"], text["input_size"], text["stages"]) == ("text-generation", [35], [])
 
 
@@ -181,8 +169,8 @@ def test_json_is_standard():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_mistakes_are_explained_in_one_sentence(zoo, run, words, code, text):
-    found, out, err = run(*words)
+def test_mistakes_are_explained_in_one_sentence(zoo, command, words, code, text):
+    found, out, err = command(*words)
     assert (found, out) == (code, "") and text in err and "Traceback" not in err
 
 
@@ -196,24 +184,24 @@ def test_mistakes_are_explained_in_one_sentence(zoo, run, words, code, text):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception | KeyboardInterrupt) else None,
 )
-def test_exit_codes(run, monkeypatch, error, code):
+def test_exit_codes(command, monkeypatch, error, code):
     def fail(**_):
         raise error
 
     monkeypatch.setattr(weights.list_, "callback", fail)
-    found, _, err = run("list")
+    found, _, err = command("list")
     assert found == code
     assert not isinstance(error, ModuleNotFoundError) or 'pip install "hyperzoo[train]"' in err
 
 
-def test_a_signal_that_stopped_a_run_is_in_the_exit_code(run, monkeypatch):
+def test_a_signal_that_stopped_a_run_is_in_the_exit_code(command, monkeypatch):
     from hyperzoo.training.loop import Stopped
 
     def stop(**_):
         raise Stopped(signal.SIGTERM, 3)
 
     monkeypatch.setattr(weights.list_, "callback", stop)
-    code, _, err = run("list")
+    code, _, err = command("list")
     assert code == 143 and "resumes after epoch 3" in err
 
 
@@ -237,11 +225,11 @@ def test_a_reader_that_leaves_early_is_no_error(words, code):
     assert done.returncode == code and done.stderr == ""
 
 
-def test_verify_sees_each_kind_of_damage(zoo, run, monkeypatch):
+def test_verify_sees_each_kind_of_damage(zoo, command, monkeypatch):
     monkeypatch.delenv("HYPERZOO_DATA", raising=False)
     monkeypatch.setattr(verify, "_sample", lambda info, model: (None, "left out"))
     monkeypatch.setattr(verify, "_golden", lambda info, model: (None, "left out"))
-    code, out, _ = run("verify", MHE)
+    code, out, _ = command("verify", MHE)
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert header == ["weight", "check", "result", "detail"]
     assert code == 0 and [row[1] for row in rows] == ["hash", "tensors", "size", "golden", "sample", "test set"]
@@ -249,12 +237,12 @@ def test_verify_sees_each_kind_of_damage(zoo, run, monkeypatch):
 
     zoo.entries[MHE]["parameters"] += 1
     zoo.rehash(MHE)
-    code, out, _ = run("verify", MHE)
-    assert [check["ok"] for check in json.loads(run("verify", MHE, "--json")[1])][:3] == [True, True, False]
+    code, out, _ = command("verify", MHE)
+    assert [check["ok"] for check in json.loads(command("verify", MHE, "--json")[1])][:3] == [True, True, False]
     assert code == 1 and "DIFFERS" in out.splitlines()[3] and "but (272475, " in out
 
     zoo.file(MHE).write_bytes(zoo.file(MHE).read_bytes()[:-1] + b"\0")
-    code, out, _ = run("verify", MHE)
+    code, out, _ = command("verify", MHE)
     assert code == 1 and len(out.splitlines()) == 2 and "Reinstall hyperzoo" in out
 
 
@@ -311,30 +299,30 @@ def test_verify_counts_right_answers(zoo, tmp_path, monkeypatch):
     assert Path(checkout.mirror).is_dir()
 
 
-def test_energy_of_any_network(run, tmp_path):
-    code, out, err = run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"))
+def test_energy_of_any_network(command, tmp_path):
+    code, out, err = command("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"))
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and err == f"{tmp_path / 'e.png'}\n" and (tmp_path / "e.png").is_file()
     assert header[:3] == ["layer", "neurons", "energy"]
     assert rows[0][:2] == ["conv1", "16 x 27"] and rows[-1][:2] == ["fc (output)", "10 x 64"]
     assert all(float(row[2]) > 0 and float(row[3]) > 0 for row in rows)
-    found = json.loads(run("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"), "--json")[1])
+    found = json.loads(command("energy", "resnet20_cifar", "--out", str(tmp_path / "e.png"), "--json")[1])
     assert [layer["name"] for layer in found["layers"]] == [row[0].removesuffix(" (output)") for row in rows]
     assert found["picture"] == str(tmp_path / "e.png")
-    assert run("energy", "test_resnet.r160_in1k", "--half-space", "--out", str(tmp_path / "t.png"))[0] == 0
-    code, _, err = run("energy", "resnet20_cifr")
+    assert command("energy", "test_resnet.r160_in1k", "--half-space", "--out", str(tmp_path / "t.png"))[0] == 0
+    code, _, err = command("energy", "resnet20_cifr")
     assert code == 1 and "no model 'resnet20_cifr'. Closest: resnet20_cifar" in err
-    assert run("energy", "hf_hub:x/y")[0] == 1
+    assert command("energy", "hf_hub:x/y")[0] == 1
 
 
-def test_train_prints_json_alone_and_says_when_a_run_is_finished(run, data_mirror, tmp_path):
+def test_train_prints_json_alone_and_says_when_a_run_is_finished(command, data_mirror, tmp_path):
     recipe, out = str(Path(__file__).parent.parent / "recipes" / "demo.yaml"), tmp_path / "run"
     words = ("train", recipe, "train.epochs=1", "optim.warmup_epochs=0", "--out", str(out))
-    code, printed, err = run(*words, "--json")
+    code, printed, err = command(*words, "--json")
     result = json.loads((out / "result.json").read_text())
     assert code == 0 and json.loads(printed) == {"folder": str(out), **result} and "epoch 1/1" in err
-    code, printed, err = run(*words)
+    code, printed, err = command(*words)
     accuracy = f"{result['metrics']['accuracy']:.2f} %"
     assert (code, err) == (0, "")
     assert printed == f"{out} is finished: test accuracy {accuracy} after epoch 1. Use another --out to train again\n"
-    assert json.loads(run(*words, "--json")[1]) == {"folder": str(out), **result}
+    assert json.loads(command(*words, "--json")[1]) == {"folder": str(out), **result}

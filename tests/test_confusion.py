@@ -9,7 +9,6 @@ from matplotlib import font_manager
 import hyperzoo
 from hyperzoo import data
 from hyperzoo.analysis import confusion, evaluate, plots
-from hyperzoo.cli import main
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError
 
@@ -68,18 +67,6 @@ def test_characters_without_a_font_are_boxes_and_one_warning_lists_them(tmp_path
     assert not expected or "shows boxes for 猫頭鷹: install a font such as Noto Sans CJK SC" in caplog.text
 
 
-@pytest.fixture
-def command(capsys):
-    """Run `hyperzoo eval`; returns exit code, stdout, stderr."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main.main(["eval", *map(str, words)])
-        return end.value.code, *capsys.readouterr()
-
-    return run
-
-
 WORDS = ("spherenet20.sphere_c10", "--data", "c10", "--limit", 60)
 
 
@@ -88,10 +75,10 @@ def test_the_command_agrees_with_a_loop_over_the_images(data_mirror, tmp_path, c
     passes, compute = [], evaluate.logits
     monkeypatch.setattr(evaluate, "logits", lambda *given, **options: passes.append(1) or compute(*given, **options))
     picture = tmp_path / "confusion.png"
-    code, out, err = command(*WORDS, "--confusion", picture, "--json")
+    code, out, err = command("eval", *WORDS, "--confusion", picture, "--json")
     found = json.loads(out)
     assert (code, err, len(passes)) == (0, "", 1) and found["picture"] == str(picture) and picture.is_file()
-    plain = json.loads(command(*WORDS, "--json")[1])
+    plain = json.loads(command("eval", *WORDS, "--json")[1])
     assert {key: found[key] for key in plain} == plain
 
     drawn = torch.randperm(500, generator=torch.Generator().manual_seed(0))[:60].sort().values
@@ -107,7 +94,7 @@ def test_the_command_agrees_with_a_loop_over_the_images(data_mirror, tmp_path, c
     assert cat["recall"] == pytest.approx(100 * counts[3][3] / sum(counts[3]))
     assert cat["precision"] == pytest.approx(100 * counts[3][3] / sum(row[3] for row in counts))
 
-    code, out, err = command(*WORDS, "--confusion", picture)
+    code, out, err = command("eval", *WORDS, "--confusion", picture)
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and header == list(confusion.COLUMNS) and [row[0] for row in rows] == list(images.classes)
     assert f"{plain['accuracy']:.2f} % ({plain['correct']} of 60)" in err and str(picture) in err
@@ -121,7 +108,7 @@ def test_the_command_agrees_with_a_loop_over_the_images(data_mirror, tmp_path, c
     ],
 )
 def test_wrong_options_are_named(data_mirror, command, words, code, text):
-    found, out, err = command(*words)
+    found, out, err = command("eval", *words)
     assert (found, out) == (code, "") and text in err
 
 

@@ -10,6 +10,7 @@ import tempfile
 import pytest
 from conftest import MIRROR
 from support import texts
+from support.finished import run_of
 
 from hyperzoo import files
 from hyperzoo.errors import DataError
@@ -34,11 +35,7 @@ def recipe(tmp_path, data_mirror):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run of the recipe, to be copied."""
-    folder = tmp_path_factory.mktemp("finished")
-    (folder / "small.yaml").write_text(RECIPE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HYPERZOO_DATA", str(MIRROR))
-        return train.run(load_recipe(folder / "small.yaml"), folder / "out").folder
+    return run_of(RECIPE, tmp_path_factory.mktemp("finished"), MIRROR)
 
 
 def contents(folder):
@@ -133,27 +130,20 @@ def test_a_damaged_file_is_made_again(recipe, tmp_path, finished, name, damage, 
     assert name in caplog.text or (name == "result.json" and damage is None)
 
 
-def test_a_missing_test_split_is_noticed_before_training(tmp_path, monkeypatch):
-    (tmp_path / "small.yaml").write_text(RECIPE.replace(", hold_out: 100", ""))
-    mirror = shutil.copytree(MIRROR, tmp_path / "mirror")
+@pytest.mark.parametrize("kind", ["images", "text"])
+def test_a_missing_test_split_is_noticed_before_training(tmp_path, monkeypatch, kind):
+    is_text = kind == "text"
+    (tmp_path / "small.yaml").write_text(texts.RECIPE if is_text else RECIPE.replace(", hold_out: 100", ""))
+    mirror = tmp_path / "mirror"
+    texts.mirror(mirror) if is_text else shutil.copytree(MIRROR, mirror)
     for shard in mirror.glob("**/test-*.parquet"):
         shard.unlink()
     monkeypatch.setenv("HYPERZOO_DATA", str(mirror))
     with pytest.raises(DataError, match="has no test split"):
         train.run(load_recipe(tmp_path / "small.yaml"), tmp_path / "out")
     assert not (tmp_path / "out" / "checkpoints").exists()
-    assert train.run(load_recipe(tmp_path / "small.yaml", ["data.hold_out=100"]), tmp_path / "held").trained
-
-
-def test_a_missing_test_split_of_a_text_is_noticed_before_training(tmp_path, monkeypatch):
-    (tmp_path / "text.yaml").write_text(texts.RECIPE)
-    mirror = texts.mirror(tmp_path / "mirror")
-    for shard in mirror.glob("**/test-*.parquet"):
-        shard.unlink()
-    monkeypatch.setenv("HYPERZOO_DATA", str(mirror))
-    with pytest.raises(DataError, match="has no test split"):
-        train.run(load_recipe(tmp_path / "text.yaml"), tmp_path / "out")
-    assert not (tmp_path / "out" / "checkpoints").exists()
+    if not is_text:
+        assert train.run(load_recipe(tmp_path / "small.yaml", ["data.hold_out=100"]), tmp_path / "held").trained
 
 
 FULL = """

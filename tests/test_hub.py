@@ -13,7 +13,7 @@ import timm
 import torch
 from huggingface_hub import constants, file_download
 from huggingface_hub.errors import EntryNotFoundError
-from support.hub_double import TOKEN, Double, talk_to
+from support.hub_double import TOKEN, talk_to
 from support.published import ARCH, COMMIT, MHE, MIXUP, PLAIN, digest, publish, withdraw
 
 import hyperzoo
@@ -35,13 +35,6 @@ ROUTES = {
     "hf-hub at a commit": lambda **kw: timm.create_model(f"hf-hub:{REPO}@{COMMIT}", pretrained=True, **kw),
     "hf-hub": lambda **kw: timm.create_model(f"hf-hub:{REPO}", pretrained=True, **kw),
 }
-
-
-@pytest.fixture
-def double():
-    running = Double()
-    yield running
-    running.stop()
 
 
 @pytest.fixture

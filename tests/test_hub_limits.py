@@ -7,7 +7,6 @@ import pytest
 import timm
 from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http
-from support.hub_double import Double, talk_to
 from support.hub_server import BOMB_BYTES
 from support.published import COMMIT, MIXUP, PLAIN, publish, withdraw
 
@@ -22,17 +21,9 @@ OTHER = "someone/else"
 
 
 @pytest.fixture
-def double():
-    running = Double()
-    yield running
-    running.stop()
-
-
-@pytest.fixture
 def small(double, tmp_path, monkeypatch):
     """The small zoo, with MIXUP and a repository of somebody else on the double, and an empty cache."""
     monkeypatch.chdir(tmp_path)
-    talk_to(double, tmp_path / "home", monkeypatch)
     published = publish(tmp_path / "zoo", monkeypatch)
     files = {part: (published.snapshot("hyperzoo", MIXUP) / part).read_bytes() for part in FILES}
     for repo in (REPO, OTHER):

@@ -7,22 +7,13 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
-from support.hub_double import TOKEN, Double, talk_to
+from support.hub_double import TOKEN, Double
 
 from hyperzoo import errors
 from hyperzoo.zoo import hub
 
 # The warning is raised inside the Hub client, which passes an open file when it uploads a large one.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-@pytest.fixture
-def double(tmp_path, monkeypatch):
-    """A running double of the Hub; the client of this process connects to it."""
-    running = Double()
-    talk_to(running, tmp_path / "home", monkeypatch)
-    yield running
-    running.stop()
 
 
 CARD = b"---\nlicense: mit\n---\nA card.\n"

@@ -10,7 +10,6 @@ from PIL import Image
 
 import hyperzoo
 from hyperzoo.analysis import predict
-from hyperzoo.cli import main
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.zoo.model_folder import save_model
 
@@ -96,33 +95,21 @@ def test_a_photo_is_turned_upright_as_its_camera_says(tmp_path):
     assert lower.getextrema() == (0, 0), "the lower half is black from left to right"
 
 
-@pytest.fixture
-def command(capsys):
-    """Run `hyperzoo predict`; returns exit code, stdout, stderr."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main.main(["predict", *map(str, words)])
-        return end.value.code, *capsys.readouterr()
-
-    return run
-
-
 def test_the_command_prints_a_table_csv_or_json(folder, tmp_path, command):
     expected = predict.run(NAME, folder, top=2).files
-    code, out, err = command(NAME, folder, "--top", 2)
+    code, out, err = command("predict", NAME, folder, "--top", 2)
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert (code, err) == (0, "") and header == list(predict.COLUMNS)
     assert rows == [list(row.shown()) for row in expected]
     table, sheet = tmp_path / "found.csv", tmp_path / "sheet.png"
-    code, out, err = command(NAME, folder, "--top", 2, "--csv", table, "--sheet", sheet, "--json")
+    code, out, err = command("predict", NAME, folder, "--top", 2, "--csv", table, "--sheet", sheet, "--json")
     found = json.loads(out)
     assert (code, err) == (0, "") and sheet.is_file()
     assert [(row["file"], row["classes"]) for row in found["files"]] == [(str(r.file), [*r.classes]) for r in expected]
     assert (found["skipped"], found["csv"], found["sheet"]) == ([], str(table), str(sheet))
     lines = list(csv.DictReader(io.StringIO(table.read_text())))
     assert [line["class"] for line in lines] == [name for row in expected for name in row.classes]
-    code, out, err = command(NAME, folder, "--top", 2, "--csv", "-")
+    code, out, err = command("predict", NAME, folder, "--top", 2, "--csv", "-")
     assert (code, out, err) == (0, table.read_text(), "")
 
 
@@ -130,14 +117,14 @@ def test_the_command_prints_a_table_csv_or_json(folder, tmp_path, command):
 def test_a_broken_file_stops_the_command_or_is_skipped_and_named(folder, tmp_path, command):
     (folder / "broken.png").write_bytes(b"no image")
     table = tmp_path / "found.csv"
-    code, out, err = command(NAME, folder, "--csv", table)
+    code, out, err = command("predict", NAME, folder, "--csv", table)
     assert (code, out) == (1, "") and "broken.png cannot be decoded" in err and not table.exists()
-    code, out, err = command(NAME, folder, "--on-error", "skip")
+    code, out, err = command("predict", NAME, folder, "--on-error", "skip")
     assert code == 0 and len(out.splitlines()) == 1 + 3
     assert err.startswith("skipped: the image ") and "broken.png cannot be decoded" in err and err.count("\n") == 1
-    (skipped,) = json.loads(command(NAME, folder, "--on-error", "skip", "--json")[1])["skipped"]
+    (skipped,) = json.loads(command("predict", NAME, folder, "--on-error", "skip", "--json")[1])["skipped"]
     assert "broken.png" in skipped
-    code, _, err = command(NAME, folder / "broken.png", "--on-error", "skip")
+    code, _, err = command("predict", NAME, folder / "broken.png", "--on-error", "skip")
     assert code == 1 and "none of the 1 images" in err and "broken.png cannot be decoded" in err
 
 
@@ -154,7 +141,7 @@ def test_a_broken_file_stops_the_command_or_is_skipped_and_named(folder, tmp_pat
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_wrong_options_are_named_before_any_file_is_written(folder, command, words, code, text):
-    found, out, err = command(NAME, folder, *words)
+    found, out, err = command("predict", NAME, folder, *words)
     assert (found, out) == (code, "") and text in err
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from support import finished
 from support.finished import NAME, another_seed, contents
-from support.hub_double import TOKEN, Double, talk_to
+from support.hub_double import TOKEN
 
 from hyperzoo import errors
 from hyperzoo.cli import main
@@ -383,14 +383,6 @@ def test_a_damaged_golden_file_fails_the_verification(published, monkeypatch, tm
 
 
 # The Hub
-
-
-@pytest.fixture
-def double(tmp_path, monkeypatch):
-    running = Double()
-    talk_to(running, tmp_path / "home", monkeypatch)
-    yield running
-    running.stop()
 
 
 def test_a_push_is_one_commit_that_is_read_back_and_pinned(published, work, double):

@@ -12,12 +12,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from support.hub_double import TOKEN, Double, talk_to
+from support.hub_double import TOKEN
 
 import hyperzoo
 from hyperzoo import errors
 from hyperzoo.analysis import predict
-from hyperzoo.cli import main
 from hyperzoo.experiments import train
 from hyperzoo.files import sha256
 from hyperzoo.publishing import push
@@ -43,24 +42,6 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained, tmp_path):
     return shutil.copytree(trained, tmp_path / "home" / "run")
-
-
-@pytest.fixture
-def double(tmp_path, monkeypatch):
-    running = Double()
-    talk_to(running, tmp_path / "client", monkeypatch)
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-def command(capsys):
-    def run(*words):
-        with pytest.raises(SystemExit) as end:
-            main.main(list(map(str, words)))
-        return end.value.code, *capsys.readouterr()
-
-    return run
 
 
 def downloaded(pushed):

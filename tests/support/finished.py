@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from hyperzoo.experiments import train
 from hyperzoo.publishing.checkout import Checkout
@@ -50,6 +51,14 @@ def new_checkout(root: Path) -> Checkout:
 def run(checkout: Checkout, folder: Path) -> Path:
     """Train the recipe of a checkout with the data that HYPERZOO_DATA names."""
     return train.run(load_recipe(checkout.recipes / "resnet_cifar" / f"{NAME}.yaml"), folder).folder
+
+
+def run_of(recipe: str, folder: Path, mirror: Path) -> Path:
+    """Train the text of a recipe, kept as small.yaml, with the data of a mirror; returns the run folder."""
+    (folder / "small.yaml").write_text(recipe)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(mirror))
+        return train.run(load_recipe(folder / "small.yaml"), folder / "out").folder
 
 
 def another_seed(folder: Path, seed: int, **result: object) -> Path:
