@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hyperzoo import data
+from hyperzoo.analysis import activation_statistics
 from hyperzoo.cli.commands import cli
 from hyperzoo.errors import DataError
 from hyperzoo.experiments import build, train
@@ -101,6 +102,8 @@ def test_a_run_on_a_folder_evaluates_itself(tmp_path, monkeypatch):
         result = CliRunner().invoke(cli, command, catch_exceptions=False)
         values = json.loads(result.stdout)
         assert {key: values[key] for key in done.values["metrics"]} == done.values["metrics"]
+    _, batch, origin = activation_statistics.load_model_and_batch(str(tmp_path / "run"))
+    assert batch.shape == (3, 1, 8, 8) and "the first 3 images of the folder" in origin
     shutil.rmtree(folder)
     assert isinstance(CliRunner().invoke(cli, command).exception, DataError)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hyperzoo import data, names, zoo
 from hyperzoo.analysis import evaluate, plots
+from hyperzoo.analysis.training_data import data_of
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
@@ -124,24 +125,25 @@ def load_model_and_batch(
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
     folder, size_px = zoo.local_folder(what), None
+    where: str | data.OwnImages | None = dataset
     if folder and (folder / "result.json").is_file():
-        trained_on = read_result(folder)["recipe"]["data"]
-        model, dataset = zoo.any_network(what), dataset or trained_on["name"]
-        size_px = trained_on.get("size_px")
+        size_px = read_result(folder)["recipe"]["data"].get("size_px")
+        model, where = zoo.any_network(what), dataset or data_of(what)
     else:
         model = zoo.any_network(what, pretrained=pretrained)
         with suppress(ValueError):  # not a hyperzoo weight
-            dataset = dataset or names.parse(zoo.weight_info(what).name).dataset
-    if dataset is None:
+            where = dataset or data_of(what)
+    if where is None:
         size = timm.data.resolve_model_data_config(model)["input_size"]
         noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0), device="cpu")
         return model, noise, f"{batch_size} images of Gaussian noise; pass a data set with --data"
-    samples = data.load_split(dataset, "validation" if dataset in names.TEXTS else "test")
+    is_text = isinstance(where, str) and where in names.TEXTS
+    samples = data.load_split(where, "validation" if is_text else "test")
     if isinstance(samples, data.TextSet):
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
         columns, length = piece.tokens.shape
         return model, piece.tokens, f"{columns} columns of {length} words of {samples.origin}"
-    if size_px and isinstance(samples, data.ImageSet):
+    if size_px and isinstance(where, str) and isinstance(samples, data.ImageSet):  # your own have that size
         samples = samples.take(torch.arange(min(batch_size, len(samples)))).resized(size_px)
     batch = next(evaluate.batches(model, samples, batch_size=batch_size))
     return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
