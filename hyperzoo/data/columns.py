@@ -12,7 +12,9 @@ from hyperzoo.data.hub_sets import VARIABLE, import_datasets, load_from_hub
 from hyperzoo.data.part import Part
 from hyperzoo.errors import DataError
 
-SPLITS = {"train": ("train",), "test": ("test",), "validation": ("validation", "valid", "val")}
+SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+"""The usual names of a split; the last one that is there counts."""
+
 LABELS = ("label", "labels", "class", "fine_label")
 
 
@@ -54,7 +56,7 @@ def _parquet_files(mirror: str, repository: sources.ImageRepository) -> list[Pat
 
 def _chosen(stated: Mapping[str, str], there: Any) -> Mapping[str, str]:
     """Which split of a repository is which: as stated, or by the usual names."""
-    usual = {split: word for split, words in SPLITS.items() for word in words[::-1] if word in there}
+    usual = {split: word for split, words in SPLITS.items() for word in words if word in there}
     return stated or {"train": "train", **usual}
 
 

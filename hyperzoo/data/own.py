@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from hyperzoo.data.columns import hub_rows, parquet_rows, with_classes
+from hyperzoo.data.columns import SPLITS, hub_rows, parquet_rows, with_classes
 from hyperzoo.data.fit import Fit
 from hyperzoo.data.folders import class_files, folders
 from hyperzoo.data.hub_sets import import_datasets
@@ -16,11 +16,7 @@ from hyperzoo.data.part import Part
 from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
 from hyperzoo.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
-SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class OwnImages:
     """
 
     name: str
-    splits: Mapping[str, "Part"]
+    splits: Mapping[str, Part]
     fit: Fit
     folder: Path | None = None
 
