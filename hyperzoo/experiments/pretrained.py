@@ -11,6 +11,7 @@ from torch import nn
 from hyperzoo import names, zoo
 from hyperzoo.errors import RecipeError, WeightFileError
 from hyperzoo.training.recipe import Recipe, make_recipe
+from hyperzoo.zoo import weight_files
 
 
 def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -53,11 +54,12 @@ def start(recipe: Recipe) -> str | None:
     if name is None:
         return None
     if name is True:
-        ours = zoo.list_weights(arch) if arch in zoo.list_models() else None
-        tag = getattr(timm.get_pretrained_cfg(arch), "tag", "")
-        if not (ours or tag if ours is None else ours):
-            raise RecipeError(f"model.pretrained: {arch} has no default weight; name a weight or a run folder")
-        return zoo.weight_info(arch).name if ours else f"{arch}.{tag}"
+        if arch in zoo.list_models():
+            if zoo.list_weights(arch):
+                return zoo.weight_info(arch).name
+        elif tag := getattr(timm.get_pretrained_cfg(arch), "tag", ""):
+            return f"{arch}.{tag}"
+        raise RecipeError(f"model.pretrained: {arch} has no default weight; name a weight or a run folder")
     other, _ = zoo.described(name)
     if other != arch:
         raise RecipeError(f"model.pretrained {name} is a {other}, but model.arch is {arch}; set one to the other's")
@@ -76,7 +78,9 @@ def class_names(name: str) -> tuple[str, ...] | None:
     """The class names of a weight of hyperzoo or of a folder; None if it does not name them."""
     folder = zoo.local_folder(name)
     if folder is None:
-        return zoo.load(name).classes if name.partition(".")[0] in zoo.list_models() else None
+        if name.partition(".")[0] not in zoo.list_models():
+            return None
+        folder = weight_files.path(name, "config.json").parent
     try:
         return zoo.class_names(folder)
     except WeightFileError:
