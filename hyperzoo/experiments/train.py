@@ -22,7 +22,7 @@ from hyperzoo.errors import BusyError, HyperzooError, LaunchError, RunError
 from hyperzoo.experiments import build, pretrained
 from hyperzoo.experiments.changes import recipe_changes
 from hyperzoo.training import allocator, checkpoint, seeding
-from hyperzoo.training.log import finished_result
+from hyperzoo.training.log import DESCRIBED, finished_result
 from hyperzoo.training.loop import Trainer
 from hyperzoo.training.progress import Progress
 from hyperzoo.training.recipe import Recipe
@@ -31,7 +31,6 @@ from hyperzoo.training.step import memory_format
 from hyperzoo.zoo.model_folder import save_model
 
 PATIENCE = timedelta(minutes=10)  # longest wait for another process; epochs are shared, so waits are short
-FILES = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")  # result.json has the sha256 of each
 TWO_PROCESSES = "ACCELERATE_USE_CPU=true torchrun --standalone --nproc_per_node 2 -m hyperzoo train RECIPE"
 
 
@@ -174,7 +173,7 @@ def _run(
     }
     if engine.is_main_process:
         save_model(published, folder, classes=train.classes, args=build.model_args(recipe))
-        values["files"] = {name: files.sha256(folder / name) for name in FILES if (folder / name).exists()}
+        values["files"] = {name: files.sha256(folder / name) for name in DESCRIBED if (folder / name).exists()}
         files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)

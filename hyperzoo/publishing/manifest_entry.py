@@ -13,6 +13,7 @@ from hyperzoo import names
 from hyperzoo.data.sources import REPOSITORIES
 from hyperzoo.publishing.finished_run import FinishedRun
 from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.seeding import versions
 from hyperzoo.zoo.manifest import (
     DatasetInfo,
     InputInfo,
@@ -70,7 +71,6 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         values=tuple(values),
     )
     before = manifest.weights.get(name)
-    not_versions = ("threads", "device", "cpu_capability", "commit", "dirty")
     threads = f"{env['threads']} thread{'s' if env['threads'] != 1 else ''}"
     return WeightInfo(
         name=name,
@@ -99,7 +99,7 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         recipe_sha256=recipe.digest(),
         code_commit=env["commit"],
         code_changed=any(run.result["environment"].get("dirty") for run in publication.runs),
-        versions={package: version for package, version in env.items() if package not in not_versions},
+        versions=versions(env),
         license=str(model.pretrained_cfg["license"]),  # type: ignore[index]
         dataset_terms=repository.terms,
         paper=papers(parsed),

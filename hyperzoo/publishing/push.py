@@ -15,14 +15,15 @@ from hyperzoo import __version__, names, zoo
 from hyperzoo.analysis import plots
 from hyperzoo.errors import InvalidNameError, PublishError, WeightUnavailableError
 from hyperzoo.publishing.finished_run import FinishedRun, finished_run
+from hyperzoo.training.log import DESCRIBED
 from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.seeding import versions
 from hyperzoo.training.strict_yaml import yaml_text
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.load import LOCAL, is_registered
 from hyperzoo.zoo.manifest import VOCABULARY
 from hyperzoo.zoo.model_folder import read_config
 
-RESULTING = ("model.safetensors", "config.json", VOCABULARY, "metrics.jsonl")  # what result.json has the sha256 of
 CARD = "run_card.md"  # the template, next to this file
 LISTED = 100  # classes in the table of a card
 _ABSOLUTE = re.compile(r"[/\\~]|\w:[/\\]")
@@ -104,7 +105,7 @@ def _files(run: FinishedRun, repo: str, scratch: Path) -> dict[str, bytes]:
     }
     if (words := run.folder / VOCABULARY).is_file():
         files[VOCABULARY] = words.read_bytes()
-    digests = {part: hashlib.sha256(content).hexdigest() for part, content in files.items() if part in RESULTING}
+    digests = {part: hashlib.sha256(content).hexdigest() for part, content in files.items() if part in DESCRIBED}
     files["result.json"] = _json({**result, "files": digests})
     (sent := scratch / "sent").mkdir()
     for part, content in files.items():
@@ -137,7 +138,6 @@ def _card(run: FinishedRun, recipe: Recipe, repo: str, classes: tuple[str, ...],
     env, source = result["environment"], result["recipe"]["data"].get("source") or {}
     hub_id = source.get("hub") or names.DATASETS.get(recipe.data.name if not source else "")
     by_class = sorted(metrics.get("class_accuracy", {}).items(), key=lambda item: item[1])
-    not_versions = ("threads", "device", "cpu_capability", "commit", "dirty")
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -156,7 +156,7 @@ def _card(run: FinishedRun, recipe: Recipe, repo: str, classes: tuple[str, ...],
         result=result,
         dataset=hub_id or recipe.data.name,
         hub_id=hub_id,
-        versions=", ".join(f"{package} {version}" for package, version in env.items() if package not in not_versions),
+        versions=", ".join(f"{package} {version}" for package, version in versions(env).items()),
         version=__version__,
     )
 

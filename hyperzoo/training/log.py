@@ -9,6 +9,9 @@ from typing import Any
 from hyperzoo import files
 from hyperzoo.errors import RunError
 
+DESCRIBED = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")
+"""The files of a run whose sha256 stands in its result.json."""
+
 _logger = logging.getLogger(__name__)
 
 

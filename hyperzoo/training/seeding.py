@@ -38,6 +38,12 @@ def environment() -> dict[str, Any]:
     }
 
 
+def versions(environment: dict[str, Any]) -> dict[str, str]:
+    """The package versions of an environment, without the machine and the commit."""
+    others = ("threads", "device", "cpu_capability", "commit", "dirty")
+    return {package: version for package, version in environment.items() if package not in others}
+
+
 def _commit() -> dict[str, Any]:
     """The commit of the code, and whether any tracked file of the checkout has changed since.
 
