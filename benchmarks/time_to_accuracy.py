@@ -12,6 +12,7 @@ without a method: at least 0.95.
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -28,18 +29,12 @@ from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.training.schedule import make_optimizer
 
 ROUNDS, IMAGES_PER_ROUND, LIMIT = 4, 2000, 0.95
-TRAINING_IMAGES = 50_000  # of CIFAR-10 and CIFAR-100
+TRAINING_IMAGES, SIZE = 50_000, 32  # of CIFAR-10 and CIFAR-100
 
 
-def stages(recipe: Recipe) -> dict[int, int]:
+def epochs_by_size(recipe: Recipe) -> Counter[int]:
     """Number of epochs by image size."""
-    starts = sorted(recipe.data.resize_px.items()) or [(1, 32)]
-    starts = starts if starts[0][0] == 1 else [(1, 32), *starts]
-    ends = [epoch for epoch, _ in starts[1:]] + [recipe.train.epochs + 1]
-    epochs: dict[int, int] = {}
-    for (start, size), end in zip(starts, ends, strict=True):
-        epochs[size] = epochs.get(size, 0) + end - start
-    return epochs
+    return Counter(recipe.data.resized_to(epoch) or SIZE for epoch in range(1, recipe.train.epochs + 1))
 
 
 def network(recipe: Recipe, classes: int) -> nn.Module:
@@ -85,7 +80,10 @@ def rates(recipe: Recipe, engine: Accelerator, classes: int, size: int) -> tuple
     data = recipe.data.model_copy(update=dict(resize_px={1: size}))
     plan = recipe.model_copy(update=dict(data=data, train=recipe.train.model_copy(update=dict(epochs=ROUNDS, ema=0.0))))
     count = max(1, IMAGES_PER_ROUND // data.batch_size) * data.batch_size
-    pixels, labels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8), torch.randint(0, classes, (count,))
+    pixels, labels = (
+        torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8),
+        torch.randint(0, classes, (count,)),
+    )
     images = ImageSet(data.name, "train", pixels, labels, tuple(map(str, range(classes))), "made")
     model, twin = network(plan, classes), network(plan, classes)
     for each in (model, twin):
@@ -111,7 +109,7 @@ def rates(recipe: Recipe, engine: Accelerator, classes: int, size: int) -> tuple
 def row(recipe: Recipe, stated: str, engine: Accelerator) -> list[str]:
     classes = 100 if recipe.data.name == "c100" else 10
     flops = minutes = bare_minutes = 0.0
-    for size, epochs in stages(recipe).items():
+    for size, epochs in epochs_by_size(recipe).items():
         seen = epochs * TRAINING_IMAGES
         flops += seen * flops_per_image(recipe, classes, size)
         ours, bare = rates(recipe, engine, classes, size)

@@ -109,7 +109,7 @@ class Trainer:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         self.step.train()
-        size = self._size_px(epoch)
+        size = self.recipe.data.resized_to(epoch)
         started, seen = time.perf_counter(), 0
         totals: Tensor | None = None
         norm = torch.zeros(())
@@ -211,11 +211,6 @@ class Trainer:
     @staticmethod
     def _finite(terms: dict[str, Tensor], norm: Tensor) -> bool:
         return bool(torch.isfinite(norm)) and all(bool(torch.isfinite(value)) for value in terms.values())
-
-    def _size_px(self, epoch: int) -> int | None:
-        sizes = self.recipe.data.resize_px
-        begun = [start for start in sizes if start <= epoch]
-        return sizes[max(begun)] if begun else None
 
     def _rate(self, seen: int, started: float) -> float:
         return seen * self.accelerator.num_processes / (time.perf_counter() - started)

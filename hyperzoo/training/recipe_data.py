@@ -89,6 +89,11 @@ class Data(Block):
             raise ValueError("data.on_error is for data.source; remove it")
         return self
 
+    def resized_to(self, epoch: int) -> int | None:
+        """The size of the training images in an epoch, in pixels; None for their own."""
+        begun = [start for start in self.resize_px if start <= epoch]
+        return self.resize_px[max(begun)] if begun else None
+
     @property
     def is_text(self) -> bool:
         return self.source is None and self.name in names.TEXTS
