@@ -63,6 +63,6 @@ def paired(method: Mapping[int, float], baseline: Mapping[int, float], *, larger
     spread = statistics.stdev(differences) / math.sqrt(len(seeds))
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * spread
     low, high = mean - half, mean + half
-    better = mean > 0 if larger_is_better else mean < 0
-    told = low > 0 or high < 0
-    return Difference(len(seeds), mean, low, high, ("gain" if better else "loss") if told else "not told apart")
+    if low <= 0 <= high:
+        return Difference(len(seeds), mean, low, high, "not told apart")
+    return Difference(len(seeds), mean, low, high, "gain" if (mean > 0) == larger_is_better else "loss")
