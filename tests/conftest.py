@@ -1,6 +1,7 @@
 """Shared by all tests: no network but loopback, no Hub, one thread, the embedded data."""
 
 import os
+import shutil
 import socket
 from collections import Counter
 from itertools import chain
@@ -60,6 +61,43 @@ def command(capsys):
         return end.value.code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A checkout, the mirror of its run, and the run folder."""
+    from support import finished
+
+    root = tmp_path_factory.mktemp("trained")
+    checkout = finished.new_checkout(root / "checkout")
+    data = finished.mirror(root / "data", slice(10, 18), slice(20, 36))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(data))
+        return checkout, data, finished.run(checkout, root / "run")
+
+
+@pytest.fixture
+def work(trained, tmp_path, monkeypatch):
+    """Copies of the checkout and the run folder for one test."""
+    checkout, data, run = trained
+    monkeypatch.setenv("HYPERZOO_DATA", str(data))
+    shutil.copytree(checkout.root, tmp_path / "checkout")
+    return type(checkout)(tmp_path / "checkout"), shutil.copytree(run, tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def published(trained, tmp_path_factory):
+    """The checkout after one publication; tests must not change it."""
+    from support.finished import NAME
+
+    from hyperzoo.publishing import publish
+
+    checkout, data, run = trained
+    copy = type(checkout)(shutil.copytree(checkout.root, tmp_path_factory.mktemp("published") / "checkout"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HYPERZOO_DATA", str(data))
+        info = publish.publish(NAME, [run], checkout=copy)
+    return copy, run, info
 
 
 def pytest_collection_modifyitems(items):

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hyperzoo.experiments import train
+from hyperzoo.files import sha256
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.training.recipe import load_recipe
 
@@ -73,3 +74,21 @@ def another_seed(folder: Path, seed: int, **result: object) -> Path:
 def contents(root: Path) -> dict[str, bytes]:
     """Every file below a folder, by its path."""
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def change(folder, file, **values):
+    """Change values of a JSON file of a run, as if the run had written them."""
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    stamp(folder)
+
+
+def result(run):
+    return json.loads((run / "result.json").read_text())
+
+
+def stamp(run):
+    """Let result.json describe the present files of a run."""
+    values = result(run)
+    values["files"] = {name: sha256(run / name) for name in values["files"]}
+    (run / "result.json").write_text(json.dumps(values))

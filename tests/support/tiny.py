@@ -76,3 +76,8 @@ def run(folder: Path, plan: Recipe, **parts) -> dict[str, torch.Tensor]:
     """Train to the end, from the newest checkpoint if there is one; returns the published tensors."""
     published = trainer(folder, plan, **parts).run(checkpoint.newest(folder / "checkpoints"))
     return {name: value.clone() for name, value in published.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of tensors have the same names and bits."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
