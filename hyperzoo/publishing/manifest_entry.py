@@ -14,10 +14,10 @@ from hyperzoo.data.sources import REPOSITORIES
 from hyperzoo.publishing.finished_run import FinishedRun
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.seeding import versions
-from hyperzoo.zoo.manifest import (
+from hyperzoo.zoo.manifest import Manifest
+from hyperzoo.zoo.weight_info import (
     DatasetInfo,
     InputInfo,
-    Manifest,
     Metrics,
     Spread,
     TextMetrics,

@@ -33,8 +33,9 @@ from hyperzoo.publishing.push import send
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import weight_files
-from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest, Sample, ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest
 from hyperzoo.zoo.model_folder import read_config, save_model
+from hyperzoo.zoo.weight_info import Sample, ThisFile, ThisText, WeightInfo
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
 _REWRITE = """

@@ -23,7 +23,8 @@ from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import demo as demos
 from hyperzoo.publishing.site.demo import Demo, png_url
 from hyperzoo.zoo import weight_files
-from hyperzoo.zoo.manifest import Manifest, WeightInfo
+from hyperzoo.zoo.manifest import Manifest
+from hyperzoo.zoo.weight_info import WeightInfo
 
 COLUMNS = {  # head -> CSS classes of its cells; narrow windows hide the wide columns, phones the middle ones too
     "Weight": "",
