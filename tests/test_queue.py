@@ -102,7 +102,8 @@ def test_the_queue_of_the_package_names_what_it_trains():
     assert len(runs) > 60 and sum(recipe.train.epochs == 200 for _, recipe in runs) > 50
     for label in dict.fromkeys(label for label, _ in runs):
         recipes = [recipe for other, recipe in runs if other == label]
-        assert [recipe.train.seed for recipe in recipes] == [0, 1, 2]
+        seeds = [recipe.train.seed for recipe in recipes]
+        assert len(seeds) in (3, 5) and seeds == list(range(len(seeds)))
         arch, _, rest = label.partition(".")
         method, _, dataset = rest.partition("_")
         said = recipes[0].method
