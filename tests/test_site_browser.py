@@ -14,7 +14,7 @@ from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import page
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
-from hyperzoo.zoo.weight_info import TextMetrics, ThisText
+from hyperzoo.zoo.weight_description import TextMetrics, ThisText
 
 pytestmark = pytest.mark.full
 NAME = "spherenet20.sphere_c10"

@@ -53,7 +53,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
 def _show_run(run: "RunResult", as_json: bool) -> None:
     """Print a run as JSON, or that it was finished before; only in the first of several processes."""
     from hyperzoo.experiments import train as training
-    from hyperzoo.zoo.weight_info import as_text
+    from hyperzoo.zoo.weight_description import as_text
 
     if not training.is_main_process():
         return

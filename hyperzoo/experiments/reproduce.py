@@ -9,7 +9,7 @@ from hyperzoo import files, zoo
 from hyperzoo.errors import InputError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import Recipe, load_recipe
-from hyperzoo.zoo.weight_info import WeightInfo, as_text
+from hyperzoo.zoo.weight_description import WeightInfo, as_text
 
 WIDTH = 3  # allowed difference in standard deviations
 TEXT_SHARE = 0.03  # allowed share of a single run's perplexity; seeds of small LSTMs differ by less than 1 %

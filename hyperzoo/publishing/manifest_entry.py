@@ -15,7 +15,7 @@ from hyperzoo.publishing.finished_run import FinishedRun
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.seeding import versions
 from hyperzoo.zoo.manifest import Manifest
-from hyperzoo.zoo.weight_info import (
+from hyperzoo.zoo.weight_description import (
     DatasetInfo,
     InputInfo,
     Metrics,

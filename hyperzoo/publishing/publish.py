@@ -35,7 +35,7 @@ from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest
 from hyperzoo.zoo.model_folder import read_config, save_model
-from hyperzoo.zoo.weight_info import Sample, ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.weight_description import Sample, ThisFile, ThisText, WeightInfo
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
 _REWRITE = """

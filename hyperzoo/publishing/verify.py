@@ -23,7 +23,7 @@ from hyperzoo.errors import (
 from hyperzoo.files import sha256
 from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.zoo import hub, weight_files
-from hyperzoo.zoo.weight_info import Sample, ThisText, WeightInfo
+from hyperzoo.zoo.weight_description import Sample, ThisText, WeightInfo
 
 RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on other CPUs; measured differences are below 1e-6
 SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers; ties flip between CPUs

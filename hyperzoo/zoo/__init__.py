@@ -11,4 +11,4 @@ from hyperzoo.zoo.load import local_folder as local_folder
 from hyperzoo.zoo.load import weight_info as weight_info
 from hyperzoo.zoo.load import weight_sha256 as weight_sha256
 from hyperzoo.zoo.preprocessing import preprocess as preprocess
-from hyperzoo.zoo.weight_info import WeightInfo as WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo as WeightInfo

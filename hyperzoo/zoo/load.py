@@ -14,7 +14,7 @@ from hyperzoo.errors import InputError, InvalidNameError, UnknownTagError, Weigh
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import FILES, TASKS, VOCABULARY
 from hyperzoo.zoo.model_folder import check_folder, read_config
-from hyperzoo.zoo.weight_info import WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 """timm's prefixes for a folder that holds a model, such as a run folder, and for a repository of the Hub."""

@@ -12,7 +12,7 @@ from typing import Any
 from hyperzoo import names
 from hyperzoo.errors import UnknownNameError, WeightFileError
 from hyperzoo.zoo.strict_json import read
-from hyperzoo.zoo.weight_info import ThisFile, ThisText, WeightInfo
+from hyperzoo.zoo.weight_description import ThisFile, ThisText, WeightInfo
 
 FILES = ("model.safetensors", "config.json")
 VOCABULARY = "vocab.txt"

@@ -22,7 +22,7 @@ from hyperzoo.errors import WeightFileError, WeightHashError, WeightUnavailableE
 from hyperzoo.files import sha256
 from hyperzoo.zoo import hub
 from hyperzoo.zoo.manifest import Manifest
-from hyperzoo.zoo.weight_info import WeightInfo as WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo as WeightInfo
 
 _logger = logging.getLogger(__name__)
 

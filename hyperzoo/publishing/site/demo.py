@@ -19,7 +19,7 @@ from hyperzoo import data, names, zoo
 from hyperzoo.errors import SiteError
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.publishing.export import export
-from hyperzoo.zoo.weight_info import WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo
 
 ARCH = "spherenet20"
 RUNTIME_VERSION = "1.30.0"

@@ -24,7 +24,7 @@ from hyperzoo.publishing.site import demo as demos
 from hyperzoo.publishing.site.demo import Demo, png_url
 from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
-from hyperzoo.zoo.weight_info import WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo
 
 COLUMNS = {  # head -> CSS classes of its cells; narrow windows hide the wide columns, phones the middle ones too
     "Weight": "",
