@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hyperzoo.analysis import evaluate
-from hyperzoo.data import ImageSet
+from hyperzoo.data import ImageSet, subset
 from hyperzoo.errors import InputError, RecipeError, UnknownNameError
 from hyperzoo.experiments import build
 from hyperzoo.training.recipe import load_recipe
@@ -30,29 +30,29 @@ def numbered(sizes=(50, 30, 21)) -> ImageSet:
 
 def test_a_class_keeps_its_fraction_and_the_others_everything():
     images = numbered()
-    rare = images.thin({"a": 0.1, "c": 0.5}, seed=4)
+    rare = subset.thin(images, {"a": 0.1, "c": 0.5}, seed=4)
     assert rare.labels.bincount().tolist() == [5, 30, 10]  # 21 / 2 is rounded to even
     kept = rare.images.flatten().tolist()
     assert kept == sorted(set(kept)) and torch.equal(images.labels[kept], rare.labels)
     assert set(images.images[images.labels == 1].flatten().tolist()) <= set(kept)
-    again, other = images.thin({"a": 0.1, "c": 0.5}, seed=4), images.thin({"a": 0.1, "c": 0.5}, seed=5)
+    again, other = subset.thin(images, {"a": 0.1, "c": 0.5}, seed=4), subset.thin(images, {"a": 0.1, "c": 0.5}, seed=5)
     assert again.fingerprint == rare.fingerprint != other.fingerprint
-    assert images.thin({"b": 1.0}).fingerprint == images.fingerprint
-    assert images.thin({"a": 1e-9}).labels.bincount().tolist() == [1, 30, 21]  # never none
+    assert subset.thin(images, {"b": 1.0}).fingerprint == images.fingerprint
+    assert subset.thin(images, {"a": 1e-9}).labels.bincount().tolist() == [1, 30, 21]  # never none
 
 
 def test_one_class_is_drawn_whatever_happens_to_the_others():
     images = numbered()
-    alone, both = images.thin({"a": 0.2}), images.thin({"b": 0.1, "a": 0.2})
+    alone, both = subset.thin(images, {"a": 0.2}), subset.thin(images, {"b": 0.1, "a": 0.2})
     assert torch.equal(alone.images[alone.labels == 0], both.images[both.labels == 0])
 
 
 def test_unknown_classes_and_fractions_are_refused():
     with pytest.raises(UnknownNameError, match="no class of toy 'd'. Known: a, b, c"):
-        numbered().thin({"d": 0.5})
+        subset.thin(numbered(), {"d": 0.5})
     for fraction in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="'b' to keep must be above 0 and at most 1"):
-            numbered().thin({"b": fraction})
+            subset.thin(numbered(), {"b": fraction})
 
 
 def test_a_recipe_thins_what_is_trained_on_and_not_what_is_held_out(tmp_path, data_mirror):

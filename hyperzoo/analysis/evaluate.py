@@ -143,6 +143,7 @@ def test_metrics(
     classes: tuple[str, ...] | None = None,
     mirror: Path | None = None,
     workers: int = 0,
+    size_px: int | None = None,
 ) -> ImageMetrics | LanguageMetrics:
     """Evaluate a model on the test split of a data set.
 
@@ -150,10 +151,13 @@ def test_metrics(
         dataset: code of the data set, or your own images.
         classes: names of the model's outputs, which must be those of the data set [default: not compared].
         mirror: folder to read the data set from [default: HYPERZOO_DATA, or the Hub].
+        size_px: resize images in memory to this size first [default: their own].
     Raises:
         InputError: other class names, or in another order.
     """
     samples = data.load_split(dataset, "test", mirror)
+    if size_px and isinstance(samples, data.ImageSet):
+        samples = samples.resized(size_px)
     if classes is not None and classes != samples.classes:
         own, there = next(
             (pair for pair in zip(classes, samples.classes, strict=False) if len(set(pair)) > 1), ("", "")

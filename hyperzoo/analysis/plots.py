@@ -84,16 +84,16 @@ def curves(results: Path, picture: Path) -> Path:
         ("accuracy", "validation accuracy (%)"),
         ("train_accuracy", "training accuracy (%)"),
     )
-    second = next(kind for kind in kinds if all(kind[0] in row for _, log in runs for row in log))
+    second = next(kind for kind in kinds if all(kind[0] in log[-1] for _, log in runs))
     named = set()
     for axes, key, unit in ((left, "task", "training loss (nats)"), (right, *second)):
         for label, log in runs:
             color, style = styles[label]
-            points = [row["epoch"] for row in log], [row[key] for row in log]
-            axes.plot(*points, style, color=color, label=None if label in named else label)
+            points = [(row["epoch"], row[key]) for row in log if key in row]  # not every epoch is validated
+            axes.plot(*zip(*points, strict=True), style, color=color, label=None if label in named else label)
             named.add(label)
         if key in ("task", "perplexity"):
-            every = [row[key] for _, log in runs for row in log]
+            every = [row[key] for _, log in runs for row in log if key in row]
             if max(every) > (most := 10 * statistics.median(every)):
                 kept = [value for value in every if value <= most]
                 axes.set_ylim(0.95 * min(kept), 1.05 * max(kept))

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from hyperzoo import names, pixels
+from hyperzoo import pixels
 from hyperzoo.data import sources
 from hyperzoo.data.fit import Fit
 from hyperzoo.errors import DataError, InputError
@@ -117,24 +116,11 @@ class ImageSet:
         held = draw(self.labels, quota, seed)
         return self.take((~held).nonzero().flatten()), self.take(held.nonzero().flatten())
 
-    def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "ImageSet":
-        """Make classes rare: keep the given fraction of each named class, and all samples of the others.
-
-        The samples are drawn as in `hold_out`; a class keeps its size times the fraction, rounded, but at least one.
-
-        Raises:
-            UnknownNameError: no such class.
-            InputError: a fraction outside (0, 1].
-        """
-        quota = torch.bincount(self.labels, minlength=len(self.classes))
-        for name, fraction in fractions.items():
-            if name not in self.classes:
-                raise names.unknown(f"class of {self.name}", name, self.classes)
-            if not 0 < fraction <= 1:
-                raise InputError(f"the fraction of {name!r} to keep must be above 0 and at most 1; got {fraction!r}")
-            label = self.classes.index(name)
-            quota[label] = max(1, round(fraction * int(quota[label])))
-        return self.take(draw(self.labels, quota, seed).nonzero().flatten())
+    def relabeled(self, labels: Tensor, origin: str) -> "ImageSet":
+        """The images with other labels (N,), as a set with its own fingerprint; `origin` says what was changed."""
+        return ImageSet(
+            self.name, self.split, self.images, labels, self.classes, f"{self.origin}, {origin}", self.skipped
+        )
 
     def resized(self, size_px: int) -> "ImageSet":
         """The images resized to size_px x size_px, bilinear and antialiased, as a set with its own fingerprint."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,10 @@ class StreamedSet:
     def hold_out(self, count: int, seed: int = 0) -> tuple["StreamedSet", "StreamedSet"]:
         raise InputError(f"hold_out needs images in memory, but {self.name} is streamed from {self.origin}")
 
-    def thin(self, fractions: Mapping[str, float], seed: int = 0) -> "StreamedSet":
-        raise InputError(
-            f"keeping a part of a class needs images in memory, but {self.name} is streamed from {self.origin}"
-        )
+    def relabeled(self, labels: Tensor, origin: str) -> "StreamedSet":
+        """The images with other labels (N,), as a set with its own fingerprint; `origin` says what was changed."""
+        digest = hashlib.sha256(f"{self.fingerprint} labels {','.join(map(str, labels.tolist()))}".encode())
+        return replace(self, labels=labels, origin=f"{self.origin}, {origin}", fingerprint=digest.hexdigest())
 
 
 def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:

@@ -11,6 +11,7 @@ from torch import nn
 
 import hyperzoo.models  # noqa: F401  registers the architectures, also in processes that the command spawns
 from hyperzoo import data, losses, names, regularizers, zoo
+from hyperzoo.data import subset
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import HyperzooError, RecipeError, WeightUnavailableError
 from hyperzoo.experiments import pretrained
@@ -20,6 +21,7 @@ from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
 from hyperzoo.training.loop import Batches
 from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.step import Mixing, Precision, Term, TrainStep
 from hyperzoo.training.text_step import TextStep
 from hyperzoo.zoo.model_folder import read_config
@@ -220,10 +222,13 @@ def samples(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[
 
 
 def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[Images, Images | None]:
-    """The training images and the validation images; `data.keep` makes classes rare in the former only.
+    """The training images and the validation images.
+
+    Keys of `data` that leave out training images or replace labels act after the validation images were held out.
 
     Raises:
-        RecipeError: data.resize_px does not end at the size of the images.
+        RecipeError: data.resize_px does not end at the size of the images; less than a batch is left.
+        InputError: a class has fewer images than data.per_class.   UnknownNameError: no class of data.keep.
     """
     where = dataset(recipe) if where is None else where
     own = isinstance(where, data.OwnImages)
@@ -241,7 +246,24 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
         train, held = train.hold_out(recipe.data.hold_out)
     elif isinstance(where, data.OwnImages) and "validation" in where.splits:
         held = where.like(train.channels).load("validation")
-    return (train.thin(recipe.data.keep, recipe.data.keep_seed) if recipe.data.keep else train), held
+    return _training_part(train, recipe.data), held
+
+
+def _training_part(train: Images, words: Data) -> Images:
+    """The training images that the recipe leaves, with its noise in their labels."""
+    seed, tail = words.keep_seed, subset.long_tail(train.classes, words.long_tail)
+    if words.fraction < 1:
+        train = subset.thin(train, dict.fromkeys(train.classes, words.fraction), seed)
+    if words.per_class:
+        train = subset.per_class(train, words.per_class, seed)
+    if (words.fraction < 1 or words.per_class) and len(train) < words.batch_size:
+        raise RecipeError(
+            f"data.{'per_class' if words.per_class else 'fraction'} leaves {len(train)} training images, fewer than "
+            f"data.batch_size {words.batch_size}; set data.batch_size to {len(train)} or less"
+        )
+    if words.keep or words.long_tail > 1:
+        train = subset.thin(train, words.keep or tail, seed)
+    return subset.label_noise(train, words.label_noise, seed) if words.label_noise else train
 
 
 def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelerator) -> Batches:

@@ -95,7 +95,7 @@ def _run(
     train, held = build.samples(recipe, dataset)
     if isinstance(dataset, data.OwnImages):
         dataset = dataset.like(train.channels)
-    uses_test_split = not (recipe.data.hold_out or recipe.data.choice)
+    uses_test_split = recipe.data.judge_on == "test" or not (recipe.data.hold_out or recipe.data.choice)
     left_out = {"train": len(getattr(train, "skipped", ()))}
     if uses_test_split:
         left_out["test"] = evaluate.check_test_split(dataset)  # now, rather than after the training
@@ -148,7 +148,9 @@ def _run(
         (folder / "result.json").unlink(missing_ok=True)
     published = trainer.run(saved)
     if uses_test_split or held is None:
-        metrics, split = evaluate.test_metrics(published, dataset, engine, workers=recipe.data.workers), "test"
+        size = None if recipe.data.source else recipe.data.size_px
+        split = f"test at {size} px" if size else "test"
+        metrics = evaluate.test_metrics(published, dataset, engine, workers=recipe.data.workers, size_px=size)
     else:
         split = "held-out part of train" if recipe.data.hold_out else "validation"
         metrics = evaluate.measure(published, held, engine=engine)

@@ -156,6 +156,7 @@ def _card(run: FinishedRun, recipe: Recipe, repo: str, classes: tuple[str, ...],
         result=result,
         dataset=hub_id or recipe.data.name,
         hub_id=hub_id,
+        training_part=recipe.data.training_part,
         versions=", ".join(f"{package} {version}" for package, version in versions(env).items()),
         version=__version__,
     )

@@ -50,7 +50,8 @@ class Trainer:
     Args:
         step: model and criterion, on the accelerator's device.
         batches: this process's share of the training set.
-        evaluate: called after each epoch with the model to be published; its metrics go into the log.
+        evaluate: called with the model to be published, after every `validate_every`-th epoch and after the last one;
+            its metrics go into the log.
         recipe_changes, started_from: kept in the checkpoints, for result.json.
     """
 
@@ -92,7 +93,7 @@ class Trainer:
                 self.step.begin_epoch(torch.initial_seed())
                 row = self._epoch(epoch)
                 self._check_state(epoch)
-                if self.evaluate is not None:
+                if self.evaluate is not None and (epoch % train.validate_every == 0 or epoch == train.epochs):
                     row |= self.evaluate(self.published)
                 self.rows.append(row)
                 if self.accelerator.is_main_process:

@@ -100,6 +100,8 @@ class Train(Block):
     accumulate: AtLeastOne = 1  # gradient accumulation: parts per batch; more parts need less memory
     ema: Fraction = 0.0  # publish an exponential moving average of the weights with this decay; 0: the last weights
     processes: AtLeastOne | None = None  # required number of processes [default: any]
+    validate_every: AtLeastOne = 1  # epochs from validation to validation, on the images of data.hold_out; the last
+    # epoch is always validated
 
 
 class Expect(Block):
@@ -153,8 +155,11 @@ class Recipe(Block):
         late = [epoch for epoch in self.data.resize_px if epoch > self.train.epochs]
         if late:
             faults.append(f"data.resize_px has epoch {late[0]}, but train.epochs is {self.train.epochs}")
-        if self.data.size_px and not self.data.hold_out and not self.data.source and not self.data.is_text:
-            faults.append("data.size_px needs data.hold_out: the test split is never resized")
+        resized = self.data.size_px and not self.data.source and not self.data.is_text
+        if resized and not self.data.hold_out and not self.data.judge_on:
+            faults.append("data.size_px needs data.hold_out: the test split is resized only with data.judge_on: test")
+        if self.train.validate_every > 1 and not (self.data.hold_out or self.data.source or self.data.is_text):
+            faults.append("train.validate_every needs validation images; set data.hold_out")
         faults += self._faults_of_texts() if self.data.is_text else []
         if names.is_language(self.model.arch) != self.data.is_text:
             faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")
@@ -164,7 +169,9 @@ class Recipe(Block):
 
     def _faults_of_texts(self) -> list[str]:
         """Keys for images in a recipe for a text."""
-        said = {"data." + key: getattr(self.data, key) for key in ("hold_out", "keep", "size_px", "resize_px")}
+        keys = ("hold_out", "judge_on", "per_class", "keep", "label_noise", "size_px", "resize_px")
+        said: dict[str, Any] = {"data." + key: getattr(self.data, key) for key in keys}
+        said |= {"data.fraction": self.data.fraction < 1, "data.long_tail": self.data.long_tail > 1}
         said |= {"method." + key: getattr(self.method, key) for key in ("angular", "mixup", "manifold_mixup")}
         return [f"{key} is for images, not for {self.data.name}" for key, value in said.items() if value]
 

@@ -9,6 +9,7 @@ from hyperzoo import names
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Count
 
 Split = Literal["train", "test", "validation"]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class OwnSource(Block):
@@ -61,8 +62,16 @@ class Data(Block):
     on_error: Literal["stop", "skip"] = "stop"  # source: at an image that cannot be decoded; skip trains without it
     batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
     hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
-    keep: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}  # class name: fraction of its training images to keep
-    keep_seed: Count = 0  # draws the images that `keep` keeps; not `train.seed`, so that all seeds share them
+    judge_on: Literal["test"] | None = None  # test: report the test split in spite of hold_out, at size_px if that is
+    # set; read once, after the last epoch
+    fraction: Part = 1.0  # part of the training images, the same of each class; the validation images stay as they are
+    per_class: AtLeastOne | None = None  # training images of each class, instead of fraction
+    keep: dict[str, Part] = {}  # class name: fraction of its training images to keep
+    long_tail: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0  # first class over last class, in images; the
+    # sizes between fall geometrically
+    label_noise: Annotated[float, Field(ge=0, le=1)] = 0.0  # part of the training labels replaced by random classes
+    keep_seed: Count = 0  # draws the images and labels of the five keys above; not `train.seed`, so that all seeds
+    # share them
     crop_px: Count = 4  # border on each side before the random crop; 0: no crop. Images in memory only
     border: Literal["zeros", "reflect", "symmetric"] = "zeros"  # content of that border
     cutout_px: Count = 0  # side of a square set to the mean, anywhere in the image; 0: none. Images in memory only
@@ -87,12 +96,23 @@ class Data(Block):
     def _consistent(self) -> "Data":
         if not self.source and self.on_error != "stop":
             raise ValueError("data.on_error is for data.source; remove it")
+        if self.per_class and self.fraction < 1:
+            raise ValueError(f"data.per_class {self.per_class} and data.fraction {self.fraction:g} exclude each other")
+        if self.keep and self.long_tail > 1:
+            raise ValueError("data.keep and data.long_tail both make classes rare; remove one")
         return self
 
     def resized_to(self, epoch: int) -> int | None:
         """The size of the training images in an epoch, in pixels; None for their own."""
         begun = [start for start in self.resize_px if start <= epoch]
         return self.resize_px[max(begun)] if begun else None
+
+    @property
+    def training_part(self) -> str:
+        """The keys that take away training images or replace their labels, with their values; empty without any."""
+        keys = ("fraction", "per_class", "keep", "long_tail", "label_noise")
+        said = self.model_dump(include={*keys, "keep_seed"}, exclude_defaults=True)
+        return ", ".join(f"{key} {value}" for key, value in said.items()) if {*keys} & {*said} else ""
 
     @property
     def is_text(self) -> bool:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hyperzoo.analysis import plots
 from hyperzoo.analysis.figures import planar
+from hyperzoo.data import subset
 from hyperzoo.regularizers import hyperspherical_energy
 
 KEPT = {"0": 0.02}
@@ -26,7 +27,7 @@ def draw(picture: Path) -> Path:
         DataError: MNIST is not available, see `data.load_images`.
     """
     train, held = planar.mnist(*SIZES)
-    rare = train.thin(KEPT)
+    rare = subset.thin(train, KEPT)
     figure, axes = plots.figure(1, 2, (8.6, 4.4))
     for panel, name, loss in zip(axes, ("without MHE", "with MHE"), (planar.softmax, with_mhe), strict=True):
         learned = planar.learn(rare, held, loss, epochs=4)
