@@ -132,6 +132,7 @@ def test_your_own_images_can_be_fewer_and_wrongly_labeled_too(tmp_path, monkeypa
 def test_streamed_images_too_for_any_number_of_workers(tmp_path):
     images = image_folder(fill(tmp_path / "photos", count=6), "own", "train")
     part = subset.label_noise(subset.per_class(images, 4), 0.5)
+    assert not torch.equal(part.labels, subset.per_class(images, 4).labels)
     assert len(part) == 12 and len({images.fingerprint, part.fingerprint, subset.per_class(images, 4).fingerprint}) == 3
     for workers in (0, 1):
         found = {}

@@ -116,8 +116,8 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[7:]) for row in table] == [
-        ("plain", "-", "-", "2", "1", "test", "91.25", "-", "-"),
-        ("other", "-", "-", "2", "1", "test", "-", "-", "-"),
+        ("plain", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
+        ("other", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
     ]
     results = json.loads((out / "sweep.json").read_text())
     stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
@@ -201,6 +201,47 @@ def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
         "measured on": "test",
         "rare classes (%)": "25.00",
     }
+
+
+def test_the_best_epoch_stands_beside_the_last_one_and_the_test(tmp_path):
+    common = {"label": "x", "split": "test at 12 px", "epochs": 3}
+    runs = [
+        {**common, "metrics": metrics(50.0), "best": 61.0, "log": [{"loss": 1.0, "accuracy": 51.0}]},
+        {**common, "metrics": metrics(52.0), "best": 62.0, "log": [{"loss": 1.0, "accuracy": 54.0}]},
+    ]
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs, "published": {}}))
+    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    shown = dict(zip(head, line, strict=True))
+    assert (shown["accuracy (%)"], shown["best epoch (%)"], shown["last epoch (%)"]) == ("51.00", "61.50", "52.50")
+
+
+STUDY = """\
+base: base.yaml
+set: {data.judge_on: test, data.hold_out: 60, data.per_class: 5, data.batch_size: 25, data.size_px: 8, train.epochs: 2}
+rows: {whole: {}, tail: {data.long_tail: 10}, rare: {data.keep: {cat: 0.5}}}
+seeds: [1, 0]
+"""
+
+
+def test_a_stopped_study_keeps_one_seed_of_all_rows_and_names_rare_classes(tmp_path, data_mirror, monkeypatch):
+    file, real, order = write(tmp_path, STUDY), sweep.train.run, []
+
+    def stopping(recipe, folder):
+        order.append((folder.parent.name, folder.name))
+        if len(order) > 3:
+            raise RunError("stopped")
+        return real(recipe, folder)
+
+    monkeypatch.setattr(sweep.train, "run", stopping)
+    with pytest.raises(RunError, match="stopped"):
+        sweep.run(file, tmp_path / "out")
+    assert order[:3] == [("whole", "1"), ("tail", "1"), ("rare", "1")]
+    runs = {run["label"]: run for run in json.loads((tmp_path / "out" / "sweep.json").read_text())["runs"]}
+    classes = list(runs["whole"]["metrics"]["class_accuracy"])
+    assert {label: run["rare"] for label, run in runs.items()} == {"whole": [], "tail": classes[5:], "rare": ["cat"]}
+    assert classes[0] == "airplane" and classes[-1] == "truck"
+    for run in runs.values():
+        assert run["best"] == max(row["accuracy"] for row in run["log"]) and run["split"] == "test at 8 px"
 
 
 def test_rows_are_compared_with_the_baseline_of_their_column(tmp_path):

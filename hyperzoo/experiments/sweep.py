@@ -12,6 +12,7 @@ from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.log import read_log, task_loss
+from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.sweep_file import Run, Sweep, load_sweep
 
 COLUMNS = (
@@ -27,6 +28,8 @@ COLUMNS = (
     "measured on",
     "published",
     "rare classes (%)",
+    "best epoch (%)",
+    "last epoch (%)",
     "perplexity",
 )
 SIZES = ("train_images", "train_tokens")  # keys of result.json; a run has one of them
@@ -39,7 +42,10 @@ class Line(NamedTuple):
         mean, sd: of the metric over n seeds: accuracy in %, or perplexity.
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
         difference: to the baseline, paired by seed; None without one.
-        rare: accuracy in % of the classes that `data.keep` made rare, mean over classes and seeds.
+        rare: accuracy in % of the classes that `data.keep` made rare, or of the smaller half of `data.long_tail`, mean
+            over classes and seeds.
+        best, last: accuracy in % on validation images, in the best and in the last epoch, mean over seeds; None if the
+            run was judged on these images or had none.
     """
 
     label: str
@@ -52,19 +58,21 @@ class Line(NamedTuple):
     epochs: int
     published: float | None
     rare: float | None
+    best: float | None
+    last: float | None
     metric: str
     difference: Difference | None
 
     def shown(self) -> tuple[str, ...]:
         """The cells of the line, in the order of `COLUMNS`."""
-        optional = (self.sd, self.published, self.rare)
-        sd, published, rare = ("-" if value is None else f"{value:.2f}" for value in optional)
+        optional = (self.sd, self.published, self.rare, self.best, self.last)
+        sd, *optional_cells = ("-" if value is None else f"{value:.2f}" for value in optional)
         losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
         counts = str(self.n), str(self.epochs)
         score = {self.metric: f"{self.mean:.2f}"}
         compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
         accuracy, perplexity = score.get("accuracy", "-"), score.get("perplexity", "-")
-        return self.label, accuracy, sd, *compared, *losses, *counts, self.split, published, rare, perplexity
+        return self.label, accuracy, sd, *compared, *losses, *counts, self.split, *optional_cells, perplexity
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -77,7 +85,7 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     """Train all unfinished runs of a sweep and write `sweep.json`; returns that file and its lines.
 
     Several processes may share a sweep: each takes runs that no other process is training, and the last one collects
-    all results. A stopped run resumes.
+    all results. A seed is trained for all rows before the next one. A stopped sweep writes what it has, and resumes.
 
     Args:
         out: folder of the runs, which are <out>/<label>/<seed> [default: runs/sweeps/<file name>].
@@ -88,17 +96,21 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     sweep, runs = load_sweep(path_or_name)
     name = Path(path_or_name).stem
     folder = out or Path("runs", "sweeps", name)
+    file = folder / "sweep.json"
     results: dict[int, train.RunResult] = {}
-    for _ in range(2):  # first train, then collect the runs that other processes trained meanwhile
-        for number, one in enumerate(runs):
+    order = sorted(range(len(runs)), key=lambda number: sweep.seeds.index(runs[number].recipe.train.seed))
+    try:
+        for number in order * 2:  # first train, then collect the runs that other processes trained meanwhile
+            one = runs[number]
             if number not in results:
                 with suppress(BusyError):
                     results[number] = train.run(one.recipe, folder / one.label / str(one.recipe.train.seed))
+    finally:
+        if results:
+            done = [(runs[number], results[number]) for number in sorted(results)]
+            files.write_json(file, _contents(name, sweep, done), indent=1)
     if not results:
         raise RunError(f"other processes are training all runs of {name} in {folder}; call again when they end")
-    file = folder / "sweep.json"
-    done = [(runs[number], results[number]) for number in sorted(results)]
-    files.write_json(file, _contents(name, sweep, done), indent=1)
     return file, lines(file)
 
 
@@ -117,13 +129,27 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "runs": [
             {
                 "label": one.label,
-                "rare": sorted(one.recipe.data.keep),
+                "rare": _rare(one.recipe.data, result.values["metrics"]),
                 **{key: result.values[key] for key in (*keep, *SIZES) if key in result.values},
-                "log": read_log(result.folder / "metrics.jsonl"),
+                **_best(one.recipe.data, log := read_log(result.folder / "metrics.jsonl")),
+                "log": log,
             }
             for one, result in done
         ],
     }
+
+
+def _rare(words: Data, metrics: dict[str, Any]) -> list[str]:
+    """Names of the classes that a recipe made rare; of a long tail, the smaller half of the classes."""
+    classes = list(metrics.get("class_accuracy", ()))
+    return classes[-(len(classes) // 2) :] if words.long_tail > 1 else sorted(words.keep)
+
+
+def _best(words: Data, log: list[dict[str, Any]]) -> dict[str, float]:
+    """The accuracy on validation images in the best epoch, of a run that is judged on the test split instead."""
+    if words.judge_on == "test" and words.hold_out:
+        return {"best": max(row["accuracy"] for row in log if "accuracy" in row)}
+    return {}
 
 
 def lines(file: Path) -> list[Line]:
@@ -156,6 +182,7 @@ def _line(
         by_seed = [{run["seed"]: run["metrics"][metric] for run in each} for each in (runs, baseline)]
         difference = paired(*by_seed, larger_is_better=metric == "accuracy")
     rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
+    validated = all("best" in run for run in runs)
     return Line(
         label=label,
         split=runs[0]["split"],
@@ -167,6 +194,8 @@ def _line(
         epochs=runs[0]["epochs"],
         published=published,
         rare=statistics.fmean(rare) if rare else None,
+        best=statistics.fmean(run["best"] for run in runs) if validated else None,
+        last=statistics.fmean(run["log"][-1]["accuracy"] for run in runs) if validated else None,
         metric=metric,
         difference=difference,
     )
