@@ -15,16 +15,17 @@ from hyperzoo.data import subset
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import HyperzooError, RecipeError, WeightUnavailableError
 from hyperzoo.experiments import pretrained
+from hyperzoo.experiments.model_args import angles, own_args
 from hyperzoo.layers import whiten_
 from hyperzoo.layers._torch import cpu_computes_bf16
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
+from hyperzoo.models import sphereized
 from hyperzoo.training.loop import Batches
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.step import Mixing, Precision, Term, TrainStep
 from hyperzoo.training.text_step import TextStep
-from hyperzoo.zoo.model_folder import read_config
 
 TERMS: dict[str, Any] = {
     "mhe": regularizers.MHE,
@@ -72,16 +73,18 @@ def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.M
     """The network at the start of the run, with the number of outputs and input channels of the data.
 
     With `model.pretrained` it has the weights of that network, and a new classifier unless the names of its classes are
-    those of the data. `model.freeze` excludes parameters from the training.
+    those of the data. `model.sphereize` and `method.angular` replace layers, and `model.freeze` excludes parameters
+    from the training.
 
     Args:
         classes: the class names, or only their number.
     Raises:
         RecipeError: the architecture does not take `model.args`, or a pattern of `model.freeze` matches nothing.
+        InputError: nothing for `model.sphereize`, or for `method.angular` no single linear classifier.
     """
     arch, args, pretrained_name = recipe.model.arch, recipe.model.args, pretrained.start(recipe)
     outputs = classes if isinstance(classes, int) else len(classes)
-    sizes: dict[str, Any] = dict(num_classes=outputs, in_chans=channels, **model_args(recipe))
+    sizes: dict[str, Any] = dict(num_classes=outputs, in_chans=channels, **own_args(recipe))
     try:
         if pretrained_name:
             network = zoo.any_network(pretrained_name, pretrained=True, **sizes)
@@ -98,6 +101,8 @@ def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.M
         raise RecipeError(f"model.args of {arch}: {args} do not fit ({type(error).__name__}: {error})") from error
     if pretrained_name and classes != pretrained.class_names(pretrained_name):
         pretrained.renew_classifier(network)
+    if replaced := angles(recipe):
+        sphereized.convert(network, **replaced)
     if recipe.model.freeze:
         pretrained.freeze(network, recipe.model.freeze)
     return network
@@ -140,28 +145,6 @@ def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
     normalize = data.Normalize(train.channels, config["mean"], config["std"])
     name: str = network.pretrained_cfg["first_conv"]  # type: ignore[index, assignment]
     whiten_(network.get_submodule(name), normalize(train.images[:WHITENING_IMAGES]))  # type: ignore[arg-type]
-
-
-def model_args(recipe: Recipe) -> dict[str, Any]:
-    """Constructor arguments of a recipe's network, so that config.json alone rebuilds it: also those of the folder that
-    it starts from, and with an angular loss its classifier.
-
-    Raises:
-        RecipeError: an angular loss for a network of timm, whose constructor has no argument for this classifier.
-    """
-    angular, name = recipe.method.angular, recipe.model.pretrained
-    folder = zoo.local_folder(name) if isinstance(name, str) else None
-    earlier = read_config(folder).get("model_args", {}) if folder else {}
-    args = {key: value for key, value in earlier.items() if key not in ("in_chans", "num_classes")} | recipe.model.args
-    if angular is None:
-        return args
-    if recipe.model.arch not in zoo.list_models():
-        raise RecipeError(
-            f"method.angular: a saved {recipe.model.arch} could not be loaded, because timm cannot build it with a "
-            "classifier of angles. Choose an architecture of `hyperzoo list`, or train it in Python with "
-            "losses.replace_classifier"
-        )
-    return {**args, "head_operator": angular.operator, "head_k": angular.k}
 
 
 def step(recipe: Recipe, network: nn.Module) -> TrainStep:
@@ -234,9 +217,9 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     own = isinstance(where, data.OwnImages)
     train: Images = where.load("train") if own else data.load_images(where, "train")  # type: ignore
     held: Images | None = None
+    size_px = None if own else recipe.data.size_px
     if isinstance(train, data.ImageSet):
-        train = train.resized(recipe.data.size_px) if recipe.data.size_px and not own else train
-        sizes, size = recipe.data.resize_px, train.images.shape[-1]
+        sizes, size = recipe.data.resize_px, size_px or train.images.shape[-1]
         if sizes and (last := sizes[max(sizes)]) != size:
             raise RecipeError(
                 f"data.resize_px ends at {last} px, but {recipe.data.name} is evaluated at {size}; end it at {size}, "
@@ -246,7 +229,10 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
         train, held = train.hold_out(recipe.data.hold_out)
     elif isinstance(where, data.OwnImages) and "validation" in where.splits:
         held = where.like(train.channels).load("validation")
-    return _training_part(train, recipe.data), held
+    train = _training_part(train, recipe.data)
+    if size_px and isinstance(train, data.ImageSet):  # last, because a part is resized sooner than all images
+        train, held = train.resized(size_px), held.resized(size_px) if isinstance(held, data.ImageSet) else None
+    return train, held
 
 
 def _training_part(train: Images, words: Data) -> Images:

@@ -21,6 +21,7 @@ from hyperzoo.analysis import evaluate
 from hyperzoo.errors import BusyError, HyperzooError, LaunchError, RunError
 from hyperzoo.experiments import build, pretrained
 from hyperzoo.experiments.changes import recipe_changes
+from hyperzoo.experiments.model_args import model_args
 from hyperzoo.training import allocator, checkpoint, seeding
 from hyperzoo.training.log import DESCRIBED, finished_result
 from hyperzoo.training.loop import Trainer
@@ -174,7 +175,7 @@ def _run(
         "environment": environment,
     }
     if engine.is_main_process:
-        save_model(published, folder, classes=train.classes, args=build.model_args(recipe))
+        save_model(published, folder, classes=train.classes, args=model_args(recipe))
         values["files"] = {name: files.sha256(folder / name) for name in DESCRIBED if (folder / name).exists()}
         files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")

@@ -31,7 +31,8 @@ def sphereize_classifier(
     old = get_classifier()
     if not isinstance(old, nn.Linear) or not isinstance(old.weight, nn.Parameter) or is_lazy(old.weight):
         raise InputError(
-            f"the classifier of {type(model).__name__} must be a linear layer with parameters; got {type(old).__name__}"
+            f"the classifier of {type(model).__name__} must be a linear layer with parameters; got "
+            f"{type(old).__name__}. Choose a network with one linear classifier"
         )
     names = [name for name, module in model.named_modules(remove_duplicate=False) if module is old]
     if not names:

@@ -9,4 +9,5 @@ from hyperzoo.models import plain_cnn as plain_cnn
 from hyperzoo.models import preact_resnet as preact_resnet
 from hyperzoo.models import resnet_cifar as resnet_cifar
 from hyperzoo.models import sphere_cnn as sphere_cnn
+from hyperzoo.models import sphereized as sphereized
 from hyperzoo.models import spherenet as spherenet

@@ -24,6 +24,7 @@ from hyperzoo.errors import (
     WeightFileError,
 )
 from hyperzoo.experiments import build
+from hyperzoo.experiments.model_args import model_args
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, manifest_entry
 from hyperzoo.publishing.checkout import Checkout, find_checkout
@@ -134,7 +135,7 @@ def _saved(publication: Publication, manifest: Manifest, checkout: Checkout, fol
     name, model = publication.name, publication.model
     info = manifest_entry.weight_info(publication, _this_file(publication, checkout), manifest)
     notes = manifest_entry.config_notes(info)
-    save_model(model, folder, classes=publication.classes, args=build.model_args(publication.recipe), notes=notes)
+    save_model(model, folder, classes=publication.classes, args=model_args(publication.recipe), notes=notes)
     _check_reproducible(folder, model)
     config = (folder / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):

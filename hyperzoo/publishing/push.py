@@ -138,14 +138,16 @@ def _card(run: FinishedRun, recipe: Recipe, repo: str, classes: tuple[str, ...],
     env, source = result["environment"], result["recipe"]["data"].get("source") or {}
     hub_id = source.get("hub") or names.DATASETS.get(recipe.data.name if not source else "")
     by_class = sorted(metrics.get("class_accuracy", {}).items(), key=lambda item: item[1])
+    config = read_config(run.folder)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template.filters["cell"] = _cell
     return template.get_template(CARD).render(
         repo=repo,
-        arch=recipe.model.arch,
-        ours=is_registered(recipe.model.arch),
+        arch=config["architecture"],
+        base=config.get("model_args", {}).get("base"),
+        ours=is_registered(config["architecture"]),
         language=names.is_language(recipe.model.arch),
         classes=classes,
         parameters=parameters,

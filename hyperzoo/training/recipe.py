@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from hyperzoo import names
 from hyperzoo.errors import RecipeError
+from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.recipe_methods import Method
 from hyperzoo.training.strict_yaml import (
@@ -44,6 +45,7 @@ class Model(Block):
     init: Literal["whiten"] | None = None  # whiten: the first convolution gets frozen patch-whitening filters
     pretrained: str | Literal[True] | None = None  # start from a weight of hyperzoo or timm (true: the default one of
     # arch), or a run folder; a classifier for another number of classes is new
+    sphereize: Literal[tuple(OPERATORS)] | None = None  # type: ignore[valid-type]  # operator for its convolutions
     freeze: Literal["backbone"] | list[str] | None = None  # parameters that stay: all but the classifier, or by pattern
 
     @field_validator("arch")
