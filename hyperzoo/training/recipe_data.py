@@ -25,8 +25,9 @@ class OwnSource(Block):
     parquet: list[str] | dict[Split, list[str]] | None = None  # files of all images, or of each split
     image: str | None = None  # hub, parquet: column of the images [default: the only one]
     label: str | None = None  # hub, parquet: column of the classes [default: the only ClassLabel, or label]
-    test_part: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    seed: Count = 0
+    test_part: Annotated[float, Field(gt=0, lt=1)] = 0.2  # fraction of each class that becomes the test split, where
+    # there is none
+    seed: Count = 0  # draws the test split
 
     @model_validator(mode="after")
     def _one_kind(self) -> "OwnSource":

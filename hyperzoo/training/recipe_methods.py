@@ -1,7 +1,7 @@
 """The block `method` of a recipe: the loss, its added terms, and the mixing of images.
 
 Each block has the arguments of the class that `experiments/build.py` makes from it, under the same names; the docstring
-of that class has their meaning.
+of that class says more.
 """
 
 from typing import Annotated, Literal
@@ -18,88 +18,94 @@ class AngularSettings(Block):
     """`losses.AngularSoftmax` (W-, A- and GA-Softmax) instead of cross-entropy."""
 
     operator: Literal[tuple(OPERATORS)] = "cosine"  # type: ignore[valid-type]
-    margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1
-    k: Positive = 0.3
-    annealing: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = [1000.0, 5.0, 0.12]
+    # function of the angle in the logits
+    margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1  # m, the factor of the angle to the true class; 1:
+    # no margin (W-Softmax)
+    k: Positive = 0.3  # steepness of the operator sigmoid
+    annealing: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = [1000.0, 5.0, 0.12]  # start,
+    # floor and rate of the weight of the logits without margin: max(start / (1 + rate * step), floor); null: the full
+    # margin from the first step
 
 
 class MHESettings(Block):
     """`regularizers.MHE`: minimum hyperspherical energy."""
 
-    hidden: NonNegative
-    output: NonNegative
-    power: Literal[0, 1, 2] = 2
-    half_space: bool = False
-    angular: bool = False
-    authors_code: bool = False
-    layers: Layers | None = None
-    exclude: list[str] = []
-    neurons: AtLeastOne | None = None
+    hidden: NonNegative  # strength for hidden layers
+    output: NonNegative  # strength for the output layer
+    power: Literal[0, 1, 2] = 2  # s of the energy distance^-s; 0: log(1 / distance)
+    half_space: bool = False  # f and -f count as one direction
+    angular: bool = False  # distance: the angle in radians instead of the chord
+    authors_code: bool = False  # the values of the authors' code
+    layers: Layers | None = None  # module names or patterns [default: all convolutions and linear layers]
+    exclude: list[str] = []  # module names or patterns to leave out
+    neurons: AtLeastOne | None = None  # random filters of a layer per step [default: all]
 
 
 class OrthogonalitySettings(Block):
     """`regularizers.Orthogonality`: orthogonal or orthonormal filters."""
 
-    strength: NonNegative
-    output: NonNegative = 0.0
-    unit_rows: bool = False
-    layers: Layers | None = None
-    exclude: list[str] = []
+    strength: NonNegative  # for hidden layers
+    output: NonNegative = 0.0  # strength for the output layer
+    unit_rows: bool = False  # orthonormal filters, not only orthogonal ones
+    layers: Layers | None = None  # as for mhe
+    exclude: list[str] = []  # as for mhe
 
 
 class MinimumAngleSettings(Block):
     """`regularizers.MinimumAngle`: maximize the angle between each filter and its nearest (MMA)."""
 
-    hidden: NonNegative
-    output: NonNegative
-    layers: Layers | None = None
-    exclude: list[str] = []
+    hidden: NonNegative  # strength for hidden layers
+    output: NonNegative  # strength for the output layer
+    layers: Layers | None = None  # as for mhe
+    exclude: list[str] = []  # as for mhe
 
 
 class PERSettings(Block):
     """`regularizers.PER`: projected error function."""
 
-    strength: NonNegative
-    layers: Layers = "stages"
-    slices: AtLeastOne | None = 256
-    reduce: Literal["mean", "batch", "sum"] = "mean"
-    view: Literal["location", "flatten"] = "location"
+    strength: NonNegative  # for each layer
+    layers: Layers = "stages"  # 'stages', module names or patterns, or 'type:ReLU'; choose layers after a nonlinearity
+    slices: AtLeastOne | None = 256  # random directions per step; null: the exact mean over all directions
+    reduce: Literal["mean", "batch", "sum"] = "mean"  # the sum over vectors is divided by their number, by the samples
+    # of the batch, or not at all
+    view: Literal["location", "flatten"] = "location"  # a vector per position of a feature map, or one per sample
 
 
 class VCLSettings(Block):
     """`regularizers.VCL`: variance constancy loss."""
 
-    strength: NonNegative = 0.01
-    layers: Layers
-    group: AtLeastOne = 5
+    strength: NonNegative = 0.01  # for each layer
+    layers: Layers  # as for per, but before a nonlinearity
+    group: AtLeastOne = 5  # samples in each of the two groups whose variances are compared
 
 
 class ActivationNormSettings(Block):
     """`regularizers.ActivationNorm`: L1 or L2 penalty of activations."""
 
-    strength: NonNegative
-    p: Literal[1, 2] = 1
-    layers: Layers = "stages"
+    strength: NonNegative  # for each layer
+    p: Literal[1, 2] = 1  # 1: sum of the absolute values of a sample; 2: of the squares
+    layers: Layers = "stages"  # as for per
 
 
 class MixupSettings(Block):
     """`mixup.Mixup` or `mixup.CutMix` of the images."""
 
-    alpha: NonNegative = 1.0
-    cutmix: bool = False
+    alpha: NonNegative = 1.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
+    cutmix: bool = False  # exchange a rectangle instead of blending
 
 
 class ManifoldMixupSettings(Block):
     """`mixup.ManifoldMixup`: mixup of the images or of a hidden layer."""
 
-    alpha: NonNegative = 2.0
-    layers: Annotated[list[str], Field(min_length=1)] | None = None
+    alpha: NonNegative = 2.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
+    layers: Annotated[list[str], Field(min_length=1)] | None = None  # 'input' and modules, of which one is drawn per
+    # step [default: the input and the first two stages]
 
 
 class Method(Block):
     """The loss, its added terms, and the mixing; all can be combined, except as `_consistent` says."""
 
-    label_smoothing: Fraction = 0.0
+    label_smoothing: Fraction = 0.0  # probability that is spread evenly over the classes
     soft_target: Literal["cross_entropy", "bce"] = "cross_entropy"  # loss of mixed labels
     angular: AngularSettings | None = None
     mhe: MHESettings | None = None

@@ -31,14 +31,15 @@ _LABEL = re.compile(r"[a-z0-9_][a-z0-9_.]*", re.ASCII)
 class Sweep(Block):
     """The contents of a sweep file."""
 
-    base: str
-    set: dict[str, Any] = {}
-    rows: dict[str, dict[str, Any]]
-    columns: dict[str, dict[str, Any]] | None = None
-    seeds: list[Count] = [0]
-    baseline: str | None = None
-    published: dict[str, float | dict[str, float]] = {}
-    source: str | None = None
+    base: str  # name of a recipe, or a .yaml file next to this one
+    set: dict[str, Any] = {}  # settings of all runs, as block.key: value
+    rows: dict[str, dict[str, Any]]  # label: the settings that this row changes
+    columns: dict[str, dict[str, Any]] | None = None  # label: settings; each row then runs with each column
+    seeds: list[Count] = [0]  # train.seed of the runs of each row
+    baseline: str | None = None  # row that the others are compared with, paired by seed
+    published: dict[str, float | dict[str, float]] = {}  # accuracy in % or perplexity that the source states, per row;
+    # with columns, per column of a row
+    source: str | None = None  # where the published numbers stand
 
     @field_validator("rows", "columns")
     @classmethod
@@ -130,7 +131,7 @@ def load_sweep(path_or_name: str | Path) -> tuple[Sweep, list[Run]]:
 class Queue(Block):
     """The contents of a queue file: sweeps in the order of training; a row has the name of the weight it makes."""
 
-    jobs: dict[str, Sweep]
+    jobs: dict[str, Sweep]  # label: a sweep, whose rows have the names of the weights that they produce
 
 
 def load_queue(path: Path) -> list[Run]:

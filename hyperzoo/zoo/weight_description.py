@@ -9,52 +9,52 @@ from hyperzoo import names
 class InputInfo:
     """The input of the evaluation: (C, H, W) images, scaled to [0, 1], minus mean, divided by std."""
 
-    size: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_pct: float
-    interpolation: str
+    size: tuple[int, ...]  # (C, H, W) in pixels; a text: (1, 1, tokens of a piece)
+    mean: tuple[float, ...]  # per channel
+    std: tuple[float, ...]  # per channel
+    crop_pct: float  # part of the resized image that is cropped
+    interpolation: str  # of the resizing
 
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
     """Hub id and config of the data set, and the fingerprints (sha256) of its decoded splits."""
 
-    id: str
-    config: str
-    train_fingerprint: str
-    test_fingerprint: str
+    id: str  # on the Hub
+    config: str  # configuration on the Hub
+    train_fingerprint: str  # sha256 of the decoded training split
+    test_fingerprint: str  # sha256 of the decoded test split
 
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """A metric over n training runs; sd is None for a single run."""
 
-    mean: float
-    sd: float | None
-    n: int
-    seeds: tuple[int, ...]
-    values: tuple[float, ...]
+    mean: float  # in percent, or perplexity
+    sd: float | None  # standard deviation; null for a single run
+    n: int  # number of runs
+    seeds: tuple[int, ...]  # one per run
+    values: tuple[float, ...]  # one per run
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """Correct answers on the part of the test set that is embedded in the repository."""
 
-    correct: int
-    total: int
-    fingerprint: str
+    correct: int  # correct answers
+    total: int  # images
+    fingerprint: str  # sha256 of the images
 
 
 @dataclasses.dataclass(frozen=True)
 class ThisFile:
     """The metrics of the published file itself; accuracy and ece in percent, nll in nats per image."""
 
-    accuracy: float
-    nll: float
-    ece: float
-    correct: int
-    total: int
+    accuracy: float  # percent
+    nll: float  # negative log-likelihood in nats per image
+    ece: float  # expected calibration error in percent
+    correct: int  # correct answers
+    total: int  # test images
     sample: Sample | None  # None unless images of the data set are embedded
 
 
@@ -62,8 +62,8 @@ class ThisFile:
 class Metrics:
     """Accuracy in percent over all runs, and the metrics of the published file."""
 
-    accuracy: Spread
-    this_file: ThisFile
+    accuracy: Spread  # in percent, over all runs
+    this_file: ThisFile  # metrics of the published file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,28 +73,28 @@ class ThisText:
     No part of the text is embedded in the repository.
     """
 
-    perplexity: float
-    nll: float
-    correct: int
-    total: int
+    perplexity: float  # exp(nll)
+    nll: float  # negative log-likelihood in nats per token
+    correct: int  # tokens of rank 1
+    total: int  # test tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class TextMetrics:
     """Perplexity over all runs, and the metrics of the published file."""
 
-    perplexity: Spread
-    this_file: ThisText
+    perplexity: Spread  # over all runs
+    this_file: ThisText  # metrics of the published file
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """Length and machine of the published run."""
 
-    epochs: int
-    minutes: float
-    machine: str
-    precision: str
+    epochs: int  # of each run
+    minutes: float  # of the published run
+    machine: str  # device, threads and instruction set
+    precision: str  # arithmetic: fp32, or bf16 mixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,27 +104,27 @@ class WeightInfo:
     `code_changed`: whether the code that trained it had changes since `code_commit`.
     """
 
-    name: str
-    default: bool
-    task: str
-    bundled: bool
-    bytes: int
-    parameters: int
-    files: dict[str, str]
-    commit: str | None
-    num_classes: int
-    input: InputInfo
-    dataset: DatasetInfo
-    metrics: Metrics | TextMetrics
-    training: Training
-    recipe: str
-    recipe_sha256: str
-    code_commit: str
-    code_changed: bool
-    versions: dict[str, str]
-    license: str
-    dataset_terms: str
-    paper: tuple[str, ...]
+    name: str  # <architecture>.<method>_<dataset>
+    default: bool  # whether timm loads it for the bare name of the architecture
+    task: str  # image-classification or text-generation
+    bundled: bool  # whether the package contains the file
+    bytes: int  # of model.safetensors
+    parameters: int  # of the network
+    files: dict[str, str]  # name: sha256
+    commit: str | None  # of the Hub repository; null if it is not there
+    num_classes: int  # or words of the vocabulary
+    input: InputInfo  # of the evaluation
+    dataset: DatasetInfo  # that it was trained and tested on
+    metrics: Metrics | TextMetrics  # on the test split
+    training: Training  # length and machine
+    recipe: str  # file below recipes/
+    recipe_sha256: str  # digest of its settings
+    code_commit: str  # of the code that trained it
+    code_changed: bool  # whether that code had uncommitted changes
+    versions: dict[str, str]  # package: version during training
+    license: str  # of the weight
+    dataset_terms: str  # terms of the data set
+    paper: tuple[str, ...]  # arXiv numbers
 
     @property
     def arch(self) -> str:
