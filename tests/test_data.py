@@ -3,11 +3,11 @@
 import hashlib
 import io
 import os
+import re
 import resource
 import shutil
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -161,37 +161,38 @@ def test_a_damaged_cache_is_noticed_and_repaired(four_shards, cache, fault):
     assert load_images("c10", "train").fingerprint == toy().fingerprint  # no warning: repaired
 
 
-def test_a_folder_that_cannot_be_written_costs_one_warning(four_shards, cache):
+@pytest.mark.fault("cache that cannot be written")
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_decoding(four_shards, cache, monkeypatch):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="cannot be cached as") as caught:
-        assert load_images("c10", "train").fingerprint == toy().fingerprint
-    assert len(caught) == 1
+    monkeypatch.setattr("hyperzoo.data.images._decode", None)
+    with pytest.raises(DataError, match=f"{re.escape(str(cache))} cannot be written .*Set HF_HOME"):
+        load_images("c10", "train")
 
 
+@pytest.mark.fault("cache that cannot be written")
 def test_a_failed_rename_leaves_no_temporary_file(four_shards, cache):
     load_images("c10", "train")
     (file,) = cache.iterdir()
     file.unlink()
     file.mkdir()
-    with pytest.warns(UserWarning, match="cannot be cached as"):
+    with pytest.raises(DataError, match="cannot be written"):
         load_images("c10", "train")
     assert list(cache.iterdir()) == [file]
 
 
-def test_a_full_disk_costs_one_warning_and_leaves_nothing(four_shards, cache):
+@pytest.mark.fault("cache that cannot be written")
+def test_a_full_disk_is_an_error_that_leaves_nothing(four_shards, cache):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     source = sources.find("c10", "train").read()[0]
     assert len(source) == 24  # everything is imported before the limit holds
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        try:
-            images = load_images("c10", "train")
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert images.fingerprint == toy().fingerprint and list(cache.iterdir()) == []
-    assert [str(warning.message).split(" as ")[0].split(" ")[-3:] for warning in caught] == [["cannot", "be", "cached"]]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"It needs 0\.0 MB\. Set HF_HOME"):  # 24 x 3 x 8 x 8 bytes
+            load_images("c10", "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(cache.iterdir()) == []
 
 
 # Faults of the data

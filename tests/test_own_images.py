@@ -176,10 +176,12 @@ def test_a_file_name_in_another_encoding_is_read(tmp_path):
 
 
 @pytest.mark.fault("cache that cannot be written")
-def test_an_unwritable_cache_is_a_warning_and_the_images_are_decoded(tmp_path):
+def test_an_unwritable_cache_is_one_error_before_the_training(tmp_path):
+    folder = fill(tmp_path / "set")
     (tmp_path / "cache").write_text("a file where the cache folder should be")
-    with pytest.warns(UserWarning, match="cannot be cached"):
-        assert len(build.dataset(recipe(fill(tmp_path / "set"))).load("train")) == 12
+    with pytest.raises(DataError, match=r"cache/hyperzoo cannot be written .*Set HF_HOME"):
+        train.run(recipe(folder), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
 
 
 def one_class(folder):

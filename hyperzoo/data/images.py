@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from huggingface_hub import constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +17,7 @@ from torchvision.transforms.v2.functional import resize
 
 from hyperzoo import pixels
 from hyperzoo.data import sources
+from hyperzoo.data.cache import cache_path, check_writable, writing
 from hyperzoo.data.fit import Fit
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.files import sha256, whole
@@ -143,11 +142,14 @@ def load_in_memory(source: sources.Source, fit: Fit | None = None) -> ImageSet:
 
     Args:
         fit: brings pictures to one shape [default: they must have one].
+    Raises:
+        DataError: an image that cannot be decoded, or a cache that cannot be written.
     """
     path, identity = _cache_path(source, fit), _identity(source, fit)
     cached = _read_cache(path, source, identity)
     if cached is not None:
         return cached
+    check_writable(path)
     decoded = _decode_each(source, fit) if fit else _decode(source)
     _write_cache(path, identity, decoded)
     return decoded
@@ -215,8 +217,7 @@ def _cache_path(source: sources.Source, fit: Fit | None) -> Path:
     place = hashlib.sha256(
         "\n".join([*map(str, source.files), *([str(fit), source.origin] if fit else [])]).encode()
     ).hexdigest()[:16]
-    code = re.sub(r"[^\w.-]", "_", source.code)[:40]
-    return Path(constants.HF_HOME) / "hyperzoo" / f"{code}-{source.split}-{place}.safetensors"
+    return cache_path(source.code, source.split, place, ".safetensors")
 
 
 def _identity(source: sources.Source, fit: Fit | None) -> Any:
@@ -257,14 +258,8 @@ def _read_cache(path: Path, source: sources.Source, identity: Any) -> ImageSet |
 
 
 def _write_cache(path: Path, identity: Any, images: ImageSet) -> None:
-    """Cache a set; if that fails, warn."""
+    """Cache a set, or raise a DataError and leave nothing."""
     header = {"source": identity, "classes": images.classes, "skipped": images.skipped, "checksum": _checksum(images)}
     tensors = {"images": images.images, "labels": images.labels}
-    try:
-        with whole(path) as temporary:
-            save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})
-    except (OSError, SafetensorError) as error:
-        warnings.warn(
-            f"{images.origin} cannot be cached as {path} ({error}); the next start decodes it again",
-            stacklevel=4,
-        )
+    with writing(path, images.images.nbytes), whole(path) as temporary:
+        save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})

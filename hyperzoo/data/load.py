@@ -26,7 +26,8 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
         mirror: folder of the mirror [default: HYPERZOO_DATA].
     Raises:
         UnknownNameError: no such data set.
-        DataError: an unknown split, an absent or damaged data set or shard, or the Hub cannot be reached.
+        DataError: an unknown split, an absent or damaged data set or shard, a cache that cannot be written, or the Hub
+            cannot be reached.
         MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
     """
     if name == "imagenet":
