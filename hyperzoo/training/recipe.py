@@ -76,7 +76,7 @@ class Optim(Block):
     decay: list[str] | None = None  # name patterns such as '*bn*': exactly these parameters decay
     lr_scale: dict[str, Positive] = {}  # name pattern: factor of the learning rate; the first match counts
     clip_norm: Positive | None = None  # largest norm of the whole gradient
-    schedule: Literal["cosine", "poly", "multistep", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "multistep", "wsd", "constant"] = "cosine"  # of the learning rate
     warmup_epochs: NonNegative = 0.0  # linear from 0 to lr; included in train.epochs
     milestones: list[Positive] = []  # multistep: epochs of the steps
     decay_rate: Positive | None = None  # multistep: factor per step [default: 0.1]; poly: power [default: 1]
@@ -95,7 +95,7 @@ class Optim(Block):
 class Train(Block):
     """Length, seed and arithmetic of the run."""
 
-    epochs: AtLeastOne
+    epochs: AtLeastOne  # passes over the training set, warm-up included
     seed: Count = 0  # of initialization, order, augmentation and methods
     precision: Literal["auto", "bf16", "fp32"] = "auto"  # bf16: mixed; auto: bf16 if the hardware computes it
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: if the run is long enough to gain from it
