@@ -188,7 +188,6 @@ def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
     kept: list[int] = []
     skipped: list[str] = []
     for row, label in enumerate(rows["label"][:]):
-        picture = str(source.files[row]) if source.a_file_each else f"{source.origin}, image {row}"
         try:
             image = pixels.read(source.files[row]) if source.a_file_each else pixels.gray_or_rgb(rows["image"][row])
             arrays.append(_pixels(fit(image if fit.channels is None else image.convert(_MODES[fit.channels]))))
@@ -196,9 +195,10 @@ def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
         except Exception as error:  # as above
             if not fit.skip:
                 raise DataError(
-                    f"{picture} cannot be decoded: {error}. Replace or remove it, or set data.on_error to skip"
+                    f"{source.picture(row)} cannot be decoded: {error}. Replace or remove it, or set data.on_error to "
+                    "skip"
                 ) from error
-            skipped.append(picture)
+            skipped.append(source.picture(row))
     if lost := [name for label, name in enumerate(classes) if label not in kept]:
         raise DataError(f"{source.origin}: no image of the class {lost[0]!r} can be decoded; add one")
     if len({len(array) for array in arrays}) > 1:

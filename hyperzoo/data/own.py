@@ -13,6 +13,7 @@ from hyperzoo.data.folders import class_files, folders
 from hyperzoo.data.hub_sets import import_datasets
 from hyperzoo.data.images import ImageSet, draw, load_in_memory
 from hyperzoo.data.part import Part
+from hyperzoo.data.readable import without_broken
 from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
 from hyperzoo.errors import DataError
 
@@ -39,18 +40,17 @@ class OwnImages:
         """The images of a split: in memory if those of the training split fit, otherwise streamed.
 
         Raises:
-            DataError: no such split, or (in memory) an image that cannot be decoded.
+            DataError: no such split, or (in memory) an image that cannot be decoded and is not to be skipped.
         """
         if split not in self.splits:
             raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
         part = self.splits[split]
         if self.fits_in_memory:
             return load_in_memory(part.source(self.name, split), self.fit)
-        if self.fit.skip:
-            raise DataError(
-                f"data.on_error skip needs images in memory, but {self.name} has over {MEMORY_BYTES / 1e9:g} GB at "
-                f"{self.fit.size_px} px and is streamed; set data.on_error to stop, or a smaller data.size_px"
-            )
+        images, source = self._streamed(part, split), part.source(self.name, split)
+        return without_broken(images, source) if self.fit.skip else images
+
+    def _streamed(self, part: Part, split: str) -> StreamedSet:
         if self.folder is None:
             return streamed_rows(part.source(self.name, split))
         labels = torch.tensor(part.rows["label"][:])

@@ -109,6 +109,10 @@ class Source:
     rows: Callable[[], "Dataset"]
     a_file_each: bool = False
 
+    def picture(self, row: int) -> str:
+        """The name of the image of a row: its file, or its number."""
+        return str(self.files[row]) if self.a_file_each else f"{self.origin}, image {row}"
+
     def read(self) -> tuple["Dataset", tuple[str, ...]]:
         """Read a split of images: rows with the columns `image` (decoded on access) and `label`, and the class names.
 

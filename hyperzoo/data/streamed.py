@@ -32,6 +32,7 @@ class StreamedSet:
         name, split, classes, origin: as for `ImageSet`.   labels: (N,) int64.
         read: sample number -> RGB image.
         fingerprint: sha256 of names and sizes of the files; nothing is decoded.
+        skipped: what could not be decoded and is not among the images; see `readable.py`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class StreamedSet:
     fingerprint: str
     read: Callable[[int], PIL.Image.Image]
     channels: int = 3
+    skipped: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -100,6 +100,8 @@ def _run(
     left_out = {"train": len(getattr(train, "skipped", ()))}
     if uses_test_split:
         left_out["test"] = evaluate.check_test_split(dataset)  # now, rather than after the training
+    if held is not None and held.split == "validation":
+        left_out["validation"] = len(getattr(held, "skipped", ()))
     started_from = _started_from(recipe, saved)
     model = build.model(recipe, train.classes, train.channels)
     model = model.to(memory_format=memory_format(model))
@@ -117,8 +119,9 @@ def _run(
     )
     if isinstance(dataset, data.OwnImages):
         progress.say(dataset.summary(getattr(train, "skipped", ())))
-        if left_out.get("test"):
-            progress.say(f"{left_out['test']} images that cannot be decoded are left out of test")
+        for part in ("validation", "test"):
+            if count := left_out.get(part):
+                progress.say(f"{count} images that cannot be decoded are left out of {part}")
     if len(train) < recipe.data.batch_size and not recipe.data.is_text:
         progress.say(f"the batches have {len(train)} images, all there are, not {recipe.data.batch_size}")
     if started_from:
