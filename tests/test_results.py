@@ -13,7 +13,7 @@ from hyperzoo.experiments import sweep
 from hyperzoo.training.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
-RESULTS = sorted(ROOT.glob("results/*.json"))
+RESULTS = sorted({*ROOT.glob("results/*.json")} - {ROOT / "results" / "summary.json"})
 EACH = pytest.mark.parametrize("file", RESULTS, ids=lambda file: file.stem)
 DOCUMENTS = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("docs/*.md"))
 

@@ -70,6 +70,12 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("{plain: {few: 12.5}}", "{plane: 1.0}", "published has 'plane', which is not a run. Runs: plain-few"),
         ("source: a made one", "", "`published` needs a `source`"),
         ("seeds: [0, 3]", "seeds: [0, 3]\nbaseline: plane", "baseline 'plane' is not a row. Rows: plain, wide"),
+        ("seeds: [0, 3]", "seeds: [0, 3]\nbaseline: {wide: plane}", "baseline 'plane' is not a row. Rows: plain, wide"),
+        (
+            "seeds: [0, 3]",
+            "seeds: [0, 3]\nbaseline: {wider: plain}",
+            "baseline 'wider' is not a row. Rows: plain, wide",
+        ),
         ("seeds: [0, 3]", "seeds: [3, 3]", "repeats a seed"),
         ("  plain: {}", "  plain: {train.seed: 1}", "list the seeds under `seeds`"),
         ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
@@ -115,7 +121,7 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[7:]) for row in table] == [
+    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[8:]) for row in table] == [
         ("plain", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
         ("other", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
     ]
@@ -185,8 +191,8 @@ def metrics(accuracy, **classes):
 def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
     common = {"label": "x", "split": "test", "epochs": 1, "rare": ["a", "b"], "log": [{"loss": 1.0}]}
     runs = [
-        {**common, "metrics": metrics(50.0, a=10.0, b=20.0, c=99.0)},
-        {**common, "metrics": metrics(52.0, a=30.0, b=40.0, c=99.0)},
+        {**common, "metrics": metrics(50.0, a=10.0, b=20.0, c=99.0) | {"ece": 3.0}},
+        {**common, "metrics": metrics(52.0, a=30.0, b=40.0, c=99.0) | {"ece": 5.0}},
     ]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs, "published": {}}))
     head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
@@ -195,6 +201,7 @@ def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
         "accuracy (%)": "51.00",
         "sd": "1.41",
         "NLL": "1.250",
+        "ECE (%)": "4.00",
         "training loss": "1.000",
         "n": "2",
         "epochs": "1",
@@ -247,6 +254,9 @@ def test_a_stopped_study_keeps_one_seed_of_all_rows_and_names_rare_classes(tmp_p
 def test_rows_are_compared_with_the_baseline_of_their_column(tmp_path):
     said, _ = load_sweep(write(tmp_path, SWEEP + "baseline: plain\n"))
     assert said.baselines() == {"wide-few": "plain-few", "wide-many": "plain-many"}
+    mapped, _ = load_sweep(write(tmp_path, SWEEP + "baseline: {plain: wide}\n"))
+    assert mapped.baselines() == {"plain-few": "wide-few", "plain-many": "wide-many"}
+    assert load_sweep(write(tmp_path))[0].baselines() == {}
     accuracies = {
         "plain-few": {0: 90.1, 3: 90.5, 4: 89.9},
         "wide-few": {4: 90.5, 0: 90.6, 3: 91.2},

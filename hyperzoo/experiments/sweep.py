@@ -22,6 +22,7 @@ COLUMNS = (
     "to baseline (95 %)",
     "verdict",
     "NLL",
+    "ECE (%)",
     "training loss",
     "n",
     "epochs",
@@ -41,6 +42,7 @@ class Line(NamedTuple):
     Attributes:
         mean, sd: of the metric over n seeds: accuracy in %, or perplexity.
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
+        ece: expected calibration error in %, mean over seeds; None for texts.
         difference: to the baseline, paired by seed; None without one.
         rare: accuracy in % of the classes that `data.keep` made rare, or of the smaller half of `data.long_tail`, mean
             over classes and seeds.
@@ -54,6 +56,7 @@ class Line(NamedTuple):
     mean: float
     sd: float | None
     nll: float
+    ece: float | None
     train_loss: float
     epochs: int
     published: float | None
@@ -67,7 +70,7 @@ class Line(NamedTuple):
         """The cells of the line, in the order of `COLUMNS`."""
         optional = (self.sd, self.published, self.rare, self.best, self.last)
         sd, *optional_cells = ("-" if value is None else f"{value:.2f}" for value in optional)
-        losses = f"{self.nll:.3f}", f"{self.train_loss:.3f}"
+        losses = f"{self.nll:.3f}", "-" if self.ece is None else f"{self.ece:.2f}", f"{self.train_loss:.3f}"
         counts = str(self.n), str(self.epochs)
         score = {self.metric: f"{self.mean:.2f}"}
         compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
@@ -190,6 +193,7 @@ def _line(
         mean=statistics.fmean(scores),
         sd=statistics.stdev(scores) if len(runs) > 1 else None,
         nll=statistics.fmean(run["metrics"]["nll"] for run in runs),
+        ece=statistics.fmean(run["metrics"]["ece"] for run in runs) if "ece" in runs[0]["metrics"] else None,
         train_loss=statistics.fmean(task_loss(run["log"][-1]) for run in runs),
         epochs=runs[0]["epochs"],
         published=published,

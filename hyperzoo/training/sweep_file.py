@@ -11,7 +11,7 @@ published: {linear: 94.68}            # the source's accuracy in %, or perplexit
 source: arXiv 1711.03189, Table 4
 
 `columns`, written like `rows`, are combined with them: each row runs with each column, as <row>-<column>, and
-`published` has a number per column of a row.
+`published` has a number per column of a row. `baseline` may be a map, row: its baseline.
 """
 
 import copy
@@ -36,7 +36,8 @@ class Sweep(Block):
     rows: dict[str, dict[str, Any]]  # label: the settings that this row changes
     columns: dict[str, dict[str, Any]] | None = None  # label: settings; each row then runs with each column
     seeds: list[Count] = [0]  # train.seed of the runs of each row
-    baseline: str | None = None  # row that the others are compared with, paired by seed
+    baseline: str | dict[str, str] | None = None  # row that the others are compared with, paired by seed; or row: its
+    # baseline
     published: dict[str, float | dict[str, float]] = {}  # accuracy in % or perplexity that the source states, per row;
     # with columns, per column of a row
     source: str | None = None  # where the published numbers stand
@@ -60,8 +61,8 @@ class Sweep(Block):
             raise ValueError("a row cannot set train.seed; list the seeds under `seeds`")
         if unknown := sorted(set(self.stated()) - set(labels)):
             raise ValueError(f"published has {unknown[0]!r}, which is not a run. Runs: {', '.join(labels)}")
-        if self.baseline is not None and self.baseline not in self.rows:
-            raise ValueError(f"baseline {self.baseline!r} is not a row. Rows: {', '.join(self.rows)}")
+        if unknown := [row for pair in self._pairs() for row in pair if row not in self.rows]:
+            raise ValueError(f"baseline {unknown[0]!r} is not a row. Rows: {', '.join(self.rows)}")
         if self.published and not self.source:
             raise ValueError("`published` needs a `source`")
         return self
@@ -77,12 +78,15 @@ class Sweep(Block):
         ]
 
     def baselines(self) -> dict[str, str]:
-        """The label that each label is compared with: that of the row `baseline`, in the same column."""
-        if self.baseline is None:
-            return {}
+        """The label that each label is compared with: that of the row's baseline, in the same column."""
         columns = [""] if self.columns is None else [f"-{column}" for column in self.columns]
-        others = [row for row in self.rows if row != self.baseline]
-        return {f"{row}{column}": f"{self.baseline}{column}" for row in others for column in columns}
+        return {f"{row}{column}": f"{baseline}{column}" for row, baseline in self._pairs() for column in columns}
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """(row, its baseline)."""
+        if isinstance(self.baseline, dict):
+            return list(self.baseline.items())
+        return [(row, self.baseline) for row in self.rows if self.baseline is not None and row != self.baseline]
 
     def stated(self) -> dict[str, float]:
         """The published number of each label."""

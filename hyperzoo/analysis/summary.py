@@ -1,0 +1,200 @@
+"""When does a method help: every row of a study against its baseline, by method and setting."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hyperzoo.analysis.comparison import Difference, paired
+from hyperzoo.errors import RunError
+from hyperzoo.layers.operators import OPERATORS
+from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.recipe_methods import Method
+from hyperzoo.training.sweep_file import load_sweep
+
+TITLES = {"c10": "CIFAR-10", "c100": "CIFAR-100", "ptb": "Penn Treebank", "wt2": "WikiText-2"}
+DETAILS = ("method", "setting", "n", "difference (95 %)", "verdict", "NLL", "time per step", "study and row")
+OVERVIEW = ("method", "gain", "loss", "not told apart", "one pair", "largest gain")
+TIMED = 3  # pairs from which on a ratio of training times is stated; single times depend on what else the machine did
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A row of a study against its baseline.
+
+    Attributes:
+        study, label, baseline: names of the study and of its two rows.
+        method: what the row has and the baseline lacks.
+        setting: data, network and length of the baseline.
+        metric: 'accuracy' in percent, or 'perplexity'.   split: where it was measured.
+        score: of the metric.   nll: of the negative log-likelihood in nats. Differences, paired by seed.
+        cost: training time over that of the baseline with the same seeds; None below `TIMED` pairs or without times.
+    """
+
+    study: str
+    label: str
+    baseline: str
+    method: str
+    setting: str
+    metric: str
+    split: str
+    score: Difference
+    nll: Difference
+    cost: float | None
+
+    @property
+    def verdict(self) -> str:
+        """'gain', 'loss' or 'not told apart'; 'one pair' if there is no interval."""
+        return self.score.verdict if self.score.n > 1 else "one pair"
+
+    @property
+    def difference(self) -> str:
+        """The difference of the metric with its interval, as text."""
+        unit = "points" if self.metric == "accuracy" else self.metric
+        return f"{str(self.score).removesuffix(f' (n = {self.score.n})')} {unit}"
+
+    def shown(self) -> tuple[str, ...]:
+        """The cells of the table, in the order of `DETAILS`."""
+        cost = "-" if self.cost is None else f"{self.cost:.2f} x"
+        counts, nll = str(self.score.n), f"{self.nll.mean:+.3f}"
+        place = f"`{self.study}`, `{self.label}`"
+        return self.method, self.setting, counts, self.difference, self.verdict, nll, cost, place
+
+
+def comparisons(results: Path, studies: Path) -> list[Comparison]:
+    """All rows with a baseline and a method, sorted by method and setting.
+
+    Rows that differ from their baseline in other settings only, such as the learning rate, are left out.
+
+    Args:
+        results: folder of the results files, <study>.json.
+        studies: folder of the studies, <study>.yaml.
+    Raises:
+        RunError: a results file cannot be read.   RecipeError: a study is missing or has faults.
+    """
+    found = [
+        one
+        for file in sorted(results.glob("*.json"))
+        for one in _of_study(file, studies / f"{file.stem}.yaml", results)
+    ]
+    return sorted(found, key=lambda one: (one.method, one.setting))
+
+
+def details(found: list[Comparison]) -> list[tuple[str, ...]]:
+    """The header and all comparisons as text."""
+    return [DETAILS, *(one.shown() for one in found)]
+
+
+def overview(found: list[Comparison]) -> list[tuple[str, ...]]:
+    """The header and one line per method: its comparisons by verdict, and the largest gain with the verdict 'gain'."""
+    lines = []
+    for method in dict.fromkeys(one.method for one in found):
+        own = [one for one in found if one.method == method]
+        counts = [sum(one.verdict == verdict for one in own) for verdict in OVERVIEW[1:5]]
+        gains = [one for one in own if one.verdict == "gain"]
+        best = max(gains, key=lambda one: abs(one.score.mean), default=None)
+        lines.append((method, *map(str, counts), f"{best.difference}: {best.setting}" if best else "-"))
+    return [OVERVIEW, *lines]
+
+
+def as_json(found: list[Comparison]) -> str:
+    """The text of results/summary.json: one comparison per line."""
+    lines = ",\n ".join(json.dumps(asdict(one)) for one in found)
+    return f'{{"comparisons": [\n {lines}\n]}}\n'
+
+
+def _of_study(file: Path, study: Path, results: Path) -> list[Comparison]:
+    if file == results / "summary.json":
+        return []
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        by_label: dict[str, dict[int, dict[str, Any]]] = {}
+        for run in values["runs"]:
+            by_label.setdefault(run["label"], {})[run["seed"]] = run
+        pairs = {label: base for label, base in values.get("baselines", {}).items() if {label, base} <= {*by_label}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"cannot read the results {file}: {error}. tools/study_results.py writes them") from error
+    recipes = {run.label: run.recipe for run in load_sweep(study)[1]} if pairs else {}
+    return [
+        _comparison(file.stem, label, base, by_label, method, setting(recipes[base]))
+        for label, base in pairs.items()
+        if (method := method_of(recipes[label], recipes[base])) and {*by_label[label]} & {*by_label[base]}
+    ]
+
+
+def _comparison(
+    study: str, label: str, base: str, by_label: dict[str, dict[int, dict[str, Any]]], method: str, where: str
+) -> Comparison:
+    runs, others = by_label[label], by_label[base]
+    first = next(iter(runs.values()))
+    metric = "perplexity" if "perplexity" in first["metrics"] else "accuracy"
+    seeds = runs.keys() & others.keys()
+    minutes = [sum(each[seed].get("minutes", 0) for seed in seeds) for each in (runs, others)]
+    timed = len(seeds) >= TIMED and all(minutes)
+
+    def difference(key: str, larger_is_better: bool) -> Difference:
+        scores = [{seed: run["metrics"][key] for seed, run in each.items()} for each in (runs, others)]
+        return paired(*scores, larger_is_better=larger_is_better)
+
+    return Comparison(
+        study=study,
+        label=label,
+        baseline=base,
+        method=method,
+        setting=where,
+        metric=metric,
+        split=first["split"],
+        score=difference(metric, metric == "accuracy"),
+        nll=difference("nll", False),
+        cost=round(minutes[0] / minutes[1], 2) if timed else None,
+    )
+
+
+def method_of(recipe: Recipe, baseline: Recipe) -> str:
+    """What a recipe has and its baseline lacks; empty if that is no method."""
+    found = []
+    ours, theirs = recipe.model.arch, baseline.model.arch
+    if "sphere" in ours and "sphere" not in theirs:
+        operator = next((name for name in OPERATORS if ours.endswith(f"_{name}")), "cosine")
+        found.append(f"sphere layers, {operator}")
+    if ours.endswith("_bn") and not theirs.endswith("_bn"):
+        found.append("batch norm")
+    if (norm := recipe.model.args.get("norm")) != baseline.model.args.get("norm"):
+        found.append(f"norm: {norm}")
+    return " + ".join(found + _terms(recipe.method, baseline.method))
+
+
+def _terms(method: Method, baseline: Method) -> list[str]:
+    new = {key: value for key, value in method if value and value != getattr(baseline, key)}
+    names = {
+        "label_smoothing": lambda _: "label smoothing",
+        "angular": lambda block: (
+            "W-Softmax" if block.margin == 1 else "A-Softmax" if block.operator == "cosine" else "GA-Softmax"
+        ),
+        "mhe": lambda block: (
+            "MHE, output layer" if not block.hidden else "MHE, half space" if block.half_space else "MHE"
+        ),
+        "orthogonality": lambda _: "orthogonality",
+        "minimum_angle": lambda _: "minimum angle (MMA)",
+        "per": lambda _: "PER",
+        "vcl": lambda _: "VCL",
+        "activation_norm": lambda block: f"L{block.p} of activations",
+        "mixup": lambda block: "CutMix" if block.cutmix else "input mixup",
+        "manifold_mixup": lambda _: "manifold mixup",
+    }
+    return [name(new[key]) for key, name in names.items() if key in new]
+
+
+def setting(recipe: Recipe) -> str:
+    """Data, network and length of a recipe, in words."""
+    data, args = recipe.data, recipe.model.args
+    parts = [TITLES.get(data.name, data.name)]
+    parts += [f"{data.per_class} images a class"] if data.per_class else []
+    parts += [f"{100 * data.fraction:g} % of the images"] if data.fraction < 1 else []
+    parts += [f"{name} at {100 * part:g} %" for name, part in data.keep.items()]
+    parts += [f"long tail of {data.long_tail:g}"] if data.long_tail > 1 else []
+    parts += [f"{100 * data.label_noise:g} % of the labels random"] if data.label_noise else []
+    parts += [f"{data.size_px} px"] if data.size_px else []
+    widths = "/".join(map(str, args["widths"])) if isinstance(args.get("widths"), list) else ""
+    parts += [f"{recipe.model.arch} {widths}".strip(), f"{recipe.train.epochs} epochs"]
+    return ", ".join(parts)
