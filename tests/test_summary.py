@@ -114,6 +114,21 @@ def test_a_lower_perplexity_is_a_gain(rooms):
     assert mixed.verdict == "gain" and mixed.difference.startswith("-2.17 [-2.88, -1.45] perplexity")
 
 
+def test_rare_classes_are_compared_too(rooms):
+    results, studies = rooms
+    file = results / "some.json"
+    values = json.loads(file.read_text())
+    for run in values["runs"]:
+        run["rare"] = ["cat", "dog"]
+        score = run["metrics"]["accuracy"] + (4.0 if run["label"] == "mixed-clean" else 0.0)
+        run["metrics"]["class_accuracy"] = {"cat": score - 30, "dog": score - 10, "ship": 99.0}
+    file.write_text(json.dumps(values))
+    whole, rare = (one for one in summary.comparisons(results, studies) if one.label == "mixed-clean")
+    assert (whole.metric, rare.metric) == ("accuracy", "accuracy of rare classes")
+    assert rare.score.mean == pytest.approx(6.5 / 3 + 4) and whole.score.mean == pytest.approx(6.5 / 3)
+    assert rare.difference == "+6.17 [+5.45, +6.88] points, rare classes"
+
+
 def recipe(arch="resnet20_cifar", args=None, **method):
     values = {"model": {"arch": arch, "args": args or {}}, "data": {"name": "c10"}, "optim": {"lr": 1.0}}
     return Recipe.model_validate({"name": "x", **values, "train": {"epochs": 1}, "method": method})

@@ -1,6 +1,7 @@
 """When does a method help: every row of a study against its baseline, by method and setting."""
 
 import json
+import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hyperzoo.training.recipe_methods import Method
 from hyperzoo.training.sweep_file import load_sweep
 
 TITLES = {"c10": "CIFAR-10", "c100": "CIFAR-100", "ptb": "Penn Treebank", "wt2": "WikiText-2"}
+RARE = "accuracy of rare classes"
 DETAILS = ("method", "setting", "n", "difference (95 %)", "verdict", "NLL", "time per step", "study and row")
 OVERVIEW = ("method", "gain", "loss", "not told apart", "one pair", "largest gain")
 TIMED = 3  # pairs from which on a ratio of training times is stated; single times depend on what else the machine did
@@ -26,7 +28,8 @@ class Comparison:
         study, label, baseline: names of the study and of its two rows.
         method: what the row has and the baseline lacks.
         setting: data, network and length of the baseline.
-        metric: 'accuracy' in percent, or 'perplexity'.   split: where it was measured.
+        metric: 'accuracy' in percent, 'perplexity', or 'accuracy of rare classes': of those that `data.keep` or
+            `data.long_tail` made rare, their mean.   split: where it was measured.
         score: of the metric.   nll: of the negative log-likelihood in nats. Differences, paired by seed.
         cost: training time over that of the baseline with the same seeds; None below `TIMED` pairs or without times.
     """
@@ -50,7 +53,7 @@ class Comparison:
     @property
     def difference(self) -> str:
         """The difference of the metric with its interval, as text."""
-        unit = "points" if self.metric == "accuracy" else self.metric
+        unit = {"accuracy": "points", RARE: "points, rare classes"}.get(self.metric, self.metric)
         return f"{str(self.score).removesuffix(f' (n = {self.score.n})')} {unit}"
 
     def shown(self) -> tuple[str, ...]:
@@ -115,39 +118,47 @@ def _of_study(file: Path, study: Path, results: Path) -> list[Comparison]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {file}: {error}. tools/study_results.py writes them") from error
     recipes = {run.label: run.recipe for run in load_sweep(study)[1]} if pairs else {}
-    return [
-        _comparison(file.stem, label, base, by_label, method, setting(recipes[base]))
-        for label, base in pairs.items()
-        if (method := method_of(recipes[label], recipes[base])) and {*by_label[label]} & {*by_label[base]}
-    ]
+    found = []
+    for label, base in pairs.items():
+        method = method_of(recipes[label], recipes[base])
+        if method and by_label[label].keys() & by_label[base].keys():
+            first = next(iter(by_label[label].values()))
+            metrics = [
+                "perplexity" if "perplexity" in first["metrics"] else "accuracy",
+                *([RARE] if first.get("rare") else []),
+            ]
+            about = dict(study=file.stem, label=label, baseline=base, method=method, setting=setting(recipes[base]))
+            found += [_comparison(by_label[label], by_label[base], metric, **about) for metric in metrics]
+    return found
 
 
 def _comparison(
-    study: str, label: str, base: str, by_label: dict[str, dict[int, dict[str, Any]]], method: str, where: str
+    runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], metric: str, **about: str
 ) -> Comparison:
-    runs, others = by_label[label], by_label[base]
-    first = next(iter(runs.values()))
-    metric = "perplexity" if "perplexity" in first["metrics"] else "accuracy"
+    """The comparison of two rows, given by their runs by seed."""
     seeds = runs.keys() & others.keys()
     minutes = [sum(each[seed].get("minutes", 0) for seed in seeds) for each in (runs, others)]
     timed = len(seeds) >= TIMED and all(minutes)
-
-    def difference(key: str, larger_is_better: bool) -> Difference:
-        scores = [{seed: run["metrics"][key] for seed, run in each.items()} for each in (runs, others)]
-        return paired(*scores, larger_is_better=larger_is_better)
-
     return Comparison(
-        study=study,
-        label=label,
-        baseline=base,
-        method=method,
-        setting=where,
+        **about,
         metric=metric,
-        split=first["split"],
-        score=difference(metric, metric == "accuracy"),
-        nll=difference("nll", False),
+        split=next(iter(runs.values()))["split"],
+        score=_difference(runs, others, metric, larger_is_better=metric != "perplexity"),
+        nll=_difference(runs, others, "nll", larger_is_better=False),
         cost=round(minutes[0] / minutes[1], 2) if timed else None,
     )
+
+
+def _difference(
+    runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], metric: str, *, larger_is_better: bool
+) -> Difference:
+    def score(run: dict[str, Any]) -> float:
+        if metric == RARE:
+            return statistics.fmean(run["metrics"]["class_accuracy"][name] for name in run["rare"])
+        return float(run["metrics"][metric])
+
+    scores = [{seed: score(run) for seed, run in each.items()} for each in (runs, others)]
+    return paired(*scores, larger_is_better=larger_is_better)
 
 
 def method_of(recipe: Recipe, baseline: Recipe) -> str:
@@ -187,7 +198,7 @@ def _terms(method: Method, baseline: Method) -> list[str]:
 
 def setting(recipe: Recipe) -> str:
     """Data, network and length of a recipe, in words."""
-    data, args = recipe.data, recipe.model.args
+    data, widths = recipe.data, recipe.model.args.get("widths")
     parts = [TITLES.get(data.name, data.name)]
     parts += [f"{data.per_class} images a class"] if data.per_class else []
     parts += [f"{100 * data.fraction:g} % of the images"] if data.fraction < 1 else []
@@ -195,6 +206,6 @@ def setting(recipe: Recipe) -> str:
     parts += [f"long tail of {data.long_tail:g}"] if data.long_tail > 1 else []
     parts += [f"{100 * data.label_noise:g} % of the labels random"] if data.label_noise else []
     parts += [f"{data.size_px} px"] if data.size_px else []
-    widths = "/".join(map(str, args["widths"])) if isinstance(args.get("widths"), list) else ""
-    parts += [f"{recipe.model.arch} {widths}".strip(), f"{recipe.train.epochs} epochs"]
+    channels = " " + "/".join(map(str, widths)) if isinstance(widths, list) else ""
+    parts += [f"{recipe.model.arch}{channels}", f"{recipe.train.epochs} epochs"]
     return ", ".join(parts)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hyperzoo.analysis import plots
 from hyperzoo.analysis.figures import planar
-from hyperzoo.data import subset
+from hyperzoo.data import ImageSet, subset
 from hyperzoo.regularizers import hyperspherical_energy
 
 KEPT = {"0": 0.02}
@@ -28,6 +28,7 @@ def draw(picture: Path) -> Path:
     """
     train, held = planar.mnist(*SIZES)
     rare = subset.thin(train, KEPT)
+    assert isinstance(rare, ImageSet)
     figure, axes = plots.figure(1, 2, (8.6, 4.4))
     for panel, name, loss in zip(axes, ("without MHE", "with MHE"), (planar.softmax, with_mhe), strict=True):
         learned = planar.learn(rare, held, loss, epochs=4)
