@@ -81,6 +81,11 @@ def test_models_commands_and_errors_are_in_the_reference(reference):
     assert "::: hyperzoo.errors\n" in reference["errors"] and errors.HyperzooError.__doc__
 
 
+def test_the_index_of_the_guides_names_each_once():
+    named = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
+    assert sorted(named) == sorted({path.name for path in ROOT.glob("docs/*.md")} - {"README.md"})
+
+
 def test_docstrings_in_the_style_of_the_package_become_google_style():
     before = "Sum.\n\n    E = <x>\n\nShapes:\n    x: (B, <n>).   return: ().\nArgs:\n    a, b: [default: 1]\n"
     before += "Example:\n    >>> 1 < 2"

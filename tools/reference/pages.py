@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from house_style import google_style
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 
 HERE = Path(__file__).parent
@@ -41,12 +43,12 @@ ANALYSIS = """
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    guides = [f"docs/{name}" for name in sorted(path.name for path in ROOT.glob("docs/*.md")) if name != "README.md"]
+    guides = re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
     config.nav = [
         {"Home": "README.md"},
-        {"Guides": ["docs/README.md", *guides]},
+        {"Guides": ["docs/README.md", *(f"docs/{name}" for name in guides)]},
         {"Reference": [f"reference/{name}.md" for name in pages()]},
-        {"Weights": [str(path.relative_to(ROOT)) for path in cards()]},
+        {"Weights": [{path.stem: f"model_cards/{path.name}"} for path in cards()]},
         {"Project": [*PROJECT, "examples/README.md", "benchmarks/README.md", "results/README.md"]},
     ]
     return config
@@ -70,6 +72,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
+    """Links to folders, which the site does not list, become text."""
+    here = (ROOT / page.file.src_uri).parent
+    return re.sub(r"\[([^\]]+)\]\(([^)#:]+)\)", lambda m: m[1] if (here / m[2]).is_dir() else m[0], markdown)
+
+
 def cards() -> list[Path]:
     """The model cards, without their templates."""
     return sorted(path for path in ROOT.glob("model_cards/*.md") if not path.name.startswith("TEMPLATE"))
@@ -91,6 +99,11 @@ def pages() -> dict[str, str]:
         "commands": commands_page(),
         "manifest": manifest_page(),
     }
+
+
+def docstring(described: object) -> str:
+    """The docstring of a module or class as Markdown."""
+    return google_style(inspect.getdoc(described) or "")
 
 
 def index() -> str:
@@ -122,7 +135,7 @@ def package_page(package: str, names: list[str]) -> str:
     for name in names:
         owners.setdefault(getattr(importlib.import_module(package), name).__module__, []).append(name)
     blocks = [f"::: {module}\n    options: {{members: [{', '.join(listed)}]}}\n" for module, listed in owners.items()]
-    return "\n".join([f"# {package}\n", inspect.getdoc(importlib.import_module(package)) or "", "", *blocks])
+    return "\n".join([f"# {package}\n", docstring(importlib.import_module(package)), "", *blocks])
 
 
 def modules_page(title: str, modules: list[str]) -> str:
@@ -142,7 +155,7 @@ def models_page() -> str:
     rows = [architecture(name) for name in hyperzoo.list_models()]
     lines = ["# hyperzoo.models", "", "`timm.create_model` and `hyperzoo.load` take these names.", ""]
     for family in sorted({row.family for row in rows}):
-        lines += [f"## {family}", "", (inspect.getdoc(importlib.import_module(f"hyperzoo.models.{family}")) or ""), ""]
+        lines += [f"## {family}", "", docstring(importlib.import_module(f"hyperzoo.models.{family}")), ""]
         cells = [
             (f"`{row.name}`", row.description, f"{row.parameters:,}", " × ".join(map(str, row.input_size)),
              ", ".join(f"[`{weight}`](../model_cards/{weight}.md)" for weight in row.weights))
@@ -183,7 +196,7 @@ def settings_rows(block: type[BaseModel], prefix: str = "") -> list[tuple[str, .
         inner = next((kind for kind in (field.annotation, *typing.get_args(field.annotation)) if is_block(kind)), None)
         default = "required" if field.is_required() else f"`{json.dumps(field.default)}`"
         if inner:
-            meaning = meanings[key] or (inspect.getdoc(inner) or "").partition("\n\n")[0]
+            meaning = meanings[key] or docstring(inner).partition("\n\n")[0]
             default = "required" if field.is_required() else "none"
             rows += [(f"`{prefix}{key}`", "block", default, " ".join(meaning.split()))]
             rows += settings_rows(inner, f"{prefix}{key}.")
@@ -229,7 +242,7 @@ def recipes_page() -> str:
     for key, field in Recipe.model_fields.items():
         block = next((kind for kind in (field.annotation, *typing.get_args(field.annotation)) if is_block(kind)), None)
         if block:
-            lines += [f"## {key}", "", inspect.getdoc(block) or "", ""]
+            lines += [f"## {key}", "", docstring(block), ""]
             lines += [*table(SETTINGS, settings_rows(block, f"{key}.")), ""]
     return "\n".join(lines)
 
@@ -237,9 +250,9 @@ def recipes_page() -> str:
 def sweeps_page() -> str:
     from hyperzoo.training import sweep_file
 
-    lines = ["# Sweeps and queues", "", fenced(inspect.getdoc(sweep_file) or ""), "", "## Sweep", ""]
+    lines = ["# Sweeps and queues", "", fenced(docstring(sweep_file)), "", "## Sweep", ""]
     lines += [*table(SETTINGS, settings_rows(sweep_file.Sweep)), "", "## Queue", ""]
-    lines += [inspect.getdoc(sweep_file.Queue) or "", "", *table(SETTINGS, settings_rows(sweep_file.Queue)), ""]
+    lines += [docstring(sweep_file.Queue), "", *table(SETTINGS, settings_rows(sweep_file.Queue)), ""]
     return "\n".join(lines)
 
 
@@ -275,7 +288,7 @@ def manifest_page() -> str:
     ]
     kinds = [kind for kind in vars(weight_description).values() if dataclasses.is_dataclass(kind)]
     for kind in [typing.cast(type, kind) for kind in reversed(kinds)]:
-        lines += [f"## {kind.__name__}", "", inspect.getdoc(kind) or "", ""]
+        lines += [f"## {kind.__name__}", "", docstring(kind), ""]
         meanings = comments(kind)
         rows = [(f"`{f.name}`", f"`{annotation(f.type)}`", meanings[f.name]) for f in dataclasses.fields(kind)]
         lines += [*table(("field", "type", "meaning"), rows), ""]
