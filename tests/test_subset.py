@@ -12,6 +12,7 @@ from test_own_images import recipe as own_recipe
 from test_rare_classes import numbered
 
 from hyperzoo import data
+from hyperzoo.analysis import evaluate
 from hyperzoo.data import StreamedBatches, subset
 from hyperzoo.data.streamed import image_folder
 from hyperzoo.errors import InputError, RecipeError, UnknownNameError
@@ -229,6 +230,13 @@ def test_a_run_is_validated_on_held_out_images_and_judged_on_resized_test_images
     log = rows(run.folder)
     assert [row["epoch"] for row in log if "accuracy" in row] == [2, 3]
     assert {row["fingerprint"] for row in log if "fingerprint" in row} == {held.fingerprint}
+
+
+@pytest.mark.fault("a run evaluated at another size than its own")
+def test_a_run_is_evaluated_at_its_own_size_again(straight, data_mirror):
+    _, run = straight
+    for dataset in (None, "c10"):
+        assert evaluate.run(str(run.folder), dataset=dataset).as_dict() == run.values["metrics"]
 
 
 def test_a_resumed_run_trains_on_the_same_part_and_validates_after_the_same_epochs(straight, tmp_path, data_mirror):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyperzoo import data, zoo
 from hyperzoo.analysis import views
 from hyperzoo.analysis.calibration import calibration_error, reliability
-from hyperzoo.analysis.training_data import check_fits, data_of
+from hyperzoo.analysis.training_data import as_trained_on, check_fits, data_of
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
@@ -123,7 +123,7 @@ def load_model_and_samples(
     """
     where = data_of(name) if dataset is None else dataset
     dataset = where if isinstance(where, str) else where.name
-    model, samples = zoo.any_network(name, pretrained=pretrained), data.load_split(where, split)
+    model, samples = zoo.any_network(name, pretrained=pretrained), as_trained_on(name, data.load_split(where, split))
     check_fits(name, model, samples, dataset)
     if limit is None or limit >= len(samples):
         return model, samples

@@ -12,6 +12,7 @@ from hyperzoo.data.load import Images, Samples
 from hyperzoo.data.sources import IMAGE_REPOSITORIES
 from hyperzoo.errors import InputError
 from hyperzoo.names import DATASETS, TEXTS
+from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
 
 
@@ -32,6 +33,20 @@ def data_of(name: str) -> str | data.OwnImages:
         return next(code for code, known in DATASETS.items() if known == hub_id)
     codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
     raise InputError(f"{name} is not a hyperzoo weight or a run folder; pass the data set with --data, one of {codes}")
+
+
+def as_trained_on(name: str, samples: Samples) -> Samples:
+    """The samples at the size of the images that a run was trained on, if its recipe sets `data.size_px`.
+
+    Raises:
+        RunError: a damaged result.json in the run folder.
+    """
+    folder = zoo.local_folder(name)
+    if not folder or not (folder / "result.json").is_file() or not isinstance(samples, data.ImageSet):
+        return samples
+    words = read_result(folder).get("recipe", {}).get("data", {})
+    size_px = None if words.get("source") else words.get("size_px")  # your own images are read at that size
+    return samples.resized(size_px) if size_px else samples
 
 
 def _of_run(folder: Path) -> str | data.OwnImages:
