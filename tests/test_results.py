@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
-from hyperzoo.analysis import plots
+from hyperzoo.analysis import evaluate, plots
 from hyperzoo.errors import RunError
-from hyperzoo.experiments import sweep
+from hyperzoo.experiments import sweep, train
+from hyperzoo.training.recipe import load_recipe
 from hyperzoo.training.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -82,6 +84,35 @@ def test_a_figure_may_ask_for_all_epochs_and_for_reports_of_activations(tmp_path
             {"epoch": 2, "loss": 1.0, "loss_task": 0.5, "reports": reports},
         ]
     )
+
+
+def test_the_attack_meets_the_images_of_the_run_at_their_size(tmp_path, data_mirror, monkeypatch):
+    recipe = tmp_path / "some.yaml"
+    recipe.write_text(
+        "model: {arch: resnet20_cifar}\ndata: {name: c10, batch_size: 50, per_class: 10, size_px: 8, judge_on: test}\n"
+        "optim: {lr: 0.05}\ntrain: {epochs: 2, precision: fp32}\n"
+    )
+    train.run(load_recipe(recipe), tmp_path / "x" / "0")
+    run = {"label": "x", "seed": 0, "metrics": {"accuracy": 1.0, "nll": 1.0, "ece": 2.0}, "split": "test", "epochs": 1}
+    values = {"runs": [run | {"log": [{"loss": 1.0}]}], "published": {}}
+    found = tool().under_attack(values, tmp_path, 40)["runs"][0]["metrics"]
+    model, images = evaluate.load_model_and_samples(str(tmp_path / "x" / "0"), limit=40)
+    assert images.images.shape == (40, 3, 8, 8)
+    config = model.pretrained_cfg
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    hits = 0
+    for image, label in zip(images.images / 255, images.labels, strict=True):
+        pixels = image.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model.eval()(((pixels - mean) / std)[None]), label[None])
+        (slope,) = torch.autograd.grad(loss, pixels)
+        attacked = (image + 4 / 255 * slope.sign()).clamp(0, 1)
+        hits += int(model(((attacked - mean) / std)[None]).argmax() == label)
+    assert found == {"accuracy": 1.0, "nll": 1.0, "ece": 2.0, "fgsm": pytest.approx(100 * hits / 40, abs=2.5)}  # a tie
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({**values, "runs": [run | {"metrics": found, "log": [{"loss": 1.0}]}]})
+    )
+    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    assert dict(zip(head, line, strict=True))["FGSM (%)"] == f"{found['fgsm']:.2f}"
 
 
 def test_the_command_writes_the_file(tmp_path, monkeypatch):

@@ -107,6 +107,15 @@ def test_the_model_is_restored():
     assert model.training and not model.bn1.training
 
 
+def test_some_conditions_alone_give_the_numbers_of_all():
+    model, images = small(), made()
+    whole = {one.name: one for one in robustness.measure(model, images).conditions}
+    some = robustness.measure(model, images, only=["FGSM 4/255"]).conditions
+    assert some == (whole["clean"], whole["FGSM 4/255"])
+    with pytest.raises(InputError, match="no condition 'FGSM 5/255'; conditions: clean, "):
+        robustness.measure(model, images, only=["FGSM 5/255"])
+
+
 def test_a_text_is_refused():
     text = TextSet("ptb", "test", torch.tensor([0, 1]), ("a", "b"), 0, "made")
     with pytest.raises(InputError, match="ptb is a text"):

@@ -121,7 +121,7 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[8:]) for row in table] == [
+    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[9:]) for row in table] == [
         ("plain", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
         ("other", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
     ]

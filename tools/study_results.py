@@ -1,16 +1,20 @@
 """Write results/STUDY.json, which the guides and the figures read, from the sweep.json of a study.
 
     python tools/study_results.py runs/sweeps/per_lstm/sweep.json results/per_lstm.json [--epochs] [--reports TERM]
+        [--fgsm COUNT]
 
 Keeps the settings, environments and metrics of all runs, and the last epoch of their logs. `--epochs` keeps all epochs,
-for curves. `--reports TERM` keeps the means and variances of activations that a term reported. Each line of the file is
-a run, an epoch or an environment.
+for curves. `--reports TERM` keeps the means and variances of activations that a term reported. `--fgsm COUNT` adds the
+accuracy under FGSM with epsilon 4/255 on COUNT test images, which are the same for all runs; it loads each run from its
+folder next to the sweep.json. Each line of the file is a run, an epoch or an environment.
 """
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
+
+ATTACK = "FGSM 4/255"  # with 8/255 the accuracies of networks without a defense are too low to compare
 
 
 def reduced(row: dict[str, Any], reports: str | None) -> dict[str, Any]:
@@ -20,6 +24,23 @@ def reduced(row: dict[str, Any], reports: str | None) -> dict[str, Any]:
         of_layers = row["reports"][reports].items()
         kept["reports"] = {reports: {k: v for k, v in of_layers if k.endswith(("/mean", "/variance"))}}
     return kept
+
+
+def under_attack(values: dict[str, Any], runs: Path, count: int) -> dict[str, Any]:
+    """The contents of a sweep.json with `fgsm`, the accuracy in % under attack, among the metrics of each run.
+
+    Args:
+        runs: folder of the runs, <label>/<seed>.
+        count: test images to attack.
+    """
+    from hyperzoo.analysis import evaluate, robustness
+
+    attacked = []
+    for run in values["runs"]:
+        model, images = evaluate.load_model_and_samples(str(runs / run["label"] / str(run["seed"])), limit=count)
+        found = robustness.measure(model, images, only=[ATTACK]).conditions[-1]
+        attacked.append({**run, "metrics": {**run["metrics"], "fgsm": found.accuracy}})
+    return {**values, "runs": attacked}
 
 
 def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = None) -> str:
@@ -46,8 +67,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the file to write, results/STUDY.json")
     parser.add_argument("--epochs", action="store_true", help="keep every epoch, for a figure of curves")
     parser.add_argument("--reports", metavar="TERM", help="keep what this term reported of the activations")
+    parser.add_argument("--fgsm", type=int, metavar="COUNT", help="attack each run on this many test images")
     given = parser.parse_args()
     values = json.loads(given.sweep.read_text(encoding="utf-8"))
+    if given.fgsm:
+        values = under_attack(values, given.sweep.parent, given.fgsm)
     given.out.write_text(text(values, epochs=given.epochs, reports=given.reports), encoding="utf-8")
 
 

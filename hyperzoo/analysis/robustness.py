@@ -4,7 +4,7 @@ The evaluation of Manifold Mixup (arXiv 1806.05236, Tables 1, 4, 7 and 9).
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,17 +57,26 @@ class Robustness:
     origin: str
 
 
-def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int = 250, workers: int = 0) -> Robustness:
+def measure(
+    model: nn.Module,
+    images: Samples,
+    *,
+    only: Collection[str] | None = None,
+    seed: int = 0,
+    batch_size: int = 250,
+    workers: int = 0,
+) -> Robustness:
     """Compute accuracy and NLL on clean, deformed (`deform`) and attacked (`attacks`) images, and calibration.
 
     White-box attacks on pixels in [0, 1] that use the true labels: FGSM with epsilon 4/255 and 8/255; PGD with epsilon
     8/255, 20 steps of 2/255 and a random start. Runs in float32 and evaluation mode; restores mode and gradients.
 
     Args:
+        only: conditions beside the clean images, by the names in the table, such as 'FGSM 4/255' [default: all].
         seed: seeds the angles (one per image and kind of deformation) and the random starts. Results do not depend on
             the batch size, except for rounding.
     Raises:
-        InputError: a text; see also `attacks.pgd`.
+        InputError: a text, or an unknown condition; see also `attacks.pgd`.
     Differs:
         The paper states neither the epsilon of FGSM nor the settings of PGD.
     """
@@ -80,6 +89,10 @@ def measure(model: nn.Module, images: Samples, *, seed: int = 0, batch_size: int
         return model.forward((pixels - mean) / std).float()
 
     conditions = _conditions(network, len(images), seed)
+    if only is not None:
+        if unknown := [name for name in only if name not in conditions]:
+            raise InputError(f"no condition {unknown[0]!r}; conditions: {', '.join(conditions)}")
+        conditions = {name: change for name, change in conditions.items() if name == "clean" or name in only}
     correct = dict.fromkeys(conditions, 0)
     nll = dict.fromkeys(conditions, 0.0)
     probabilities, hits = [], []

@@ -23,6 +23,7 @@ COLUMNS = (
     "verdict",
     "NLL",
     "ECE (%)",
+    "FGSM (%)",
     "training loss",
     "n",
     "epochs",
@@ -43,6 +44,7 @@ class Line(NamedTuple):
         mean, sd: of the metric over n seeds: accuracy in %, or perplexity.
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
         ece: expected calibration error in %, mean over seeds; None for texts.
+        fgsm: accuracy in % under attack, mean over seeds; None unless `tools/study_results.py --fgsm` measured it.
         difference: to the baseline, paired by seed; None without one.
         rare: accuracy in % of the classes that `data.keep` made rare, or of the smaller half of `data.long_tail`, mean
             over classes and seeds.
@@ -57,6 +59,7 @@ class Line(NamedTuple):
     sd: float | None
     nll: float
     ece: float | None
+    fgsm: float | None
     train_loss: float
     epochs: int
     published: float | None
@@ -70,7 +73,8 @@ class Line(NamedTuple):
         """The cells of the line, in the order of `COLUMNS`."""
         optional = (self.sd, self.published, self.rare, self.best, self.last)
         sd, *optional_cells = ("-" if value is None else f"{value:.2f}" for value in optional)
-        losses = f"{self.nll:.3f}", "-" if self.ece is None else f"{self.ece:.2f}", f"{self.train_loss:.3f}"
+        ece, fgsm = ("-" if value is None else f"{value:.2f}" for value in (self.ece, self.fgsm))
+        losses = f"{self.nll:.3f}", ece, fgsm, f"{self.train_loss:.3f}"
         counts = str(self.n), str(self.epochs)
         score = {self.metric: f"{self.mean:.2f}"}
         compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
@@ -193,7 +197,8 @@ def _line(
         mean=statistics.fmean(scores),
         sd=statistics.stdev(scores) if len(runs) > 1 else None,
         nll=statistics.fmean(run["metrics"]["nll"] for run in runs),
-        ece=statistics.fmean(run["metrics"]["ece"] for run in runs) if "ece" in runs[0]["metrics"] else None,
+        ece=_mean(runs, "ece"),
+        fgsm=_mean(runs, "fgsm"),
         train_loss=statistics.fmean(task_loss(run["log"][-1]) for run in runs),
         epochs=runs[0]["epochs"],
         published=published,
@@ -203,3 +208,9 @@ def _line(
         metric=metric,
         difference=difference,
     )
+
+
+def _mean(runs: list[dict[str, Any]], metric: str) -> float | None:
+    """The mean of a metric over the runs; None if one of them lacks it."""
+    found = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+    return statistics.fmean(found) if len(found) == len(runs) else None
