@@ -12,7 +12,7 @@ from test_own_images import recipe as own_recipe
 from test_rare_classes import numbered
 
 from hyperzoo import data
-from hyperzoo.analysis import evaluate
+from hyperzoo.analysis import evaluate, plots
 from hyperzoo.data import StreamedBatches, subset
 from hyperzoo.data.streamed import image_folder
 from hyperzoo.errors import InputError, RecipeError, UnknownNameError
@@ -262,3 +262,18 @@ def test_a_word_for_validation_needs_validation_images(read):
     with pytest.raises(RecipeError, match="train.validate_every needs validation images; set data.hold_out"):
         read("data.hold_out=0", "data.size_px=null", "train.validate_every=2")
     read("data.hold_out=0", "data.judge_on=test")
+
+
+def test_curves_have_the_validated_epochs_only(straight, tmp_path, monkeypatch):
+    _, run = straight
+    log = rows(run.folder)
+    one = {"label": "x", "split": "s", "epochs": 3, "log": log}
+    (tmp_path / "sweep.json").write_text(json.dumps({"sweep": "x", "runs": [one]}))
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, picture: drawn.append(figure))
+    plots.curves(tmp_path / "sweep.json", tmp_path / "x.png")
+    plots.learning_curve(run.folder / "metrics.jsonl", tmp_path / "x.png", title="x")
+    for figure, line in ((drawn[0], 0), (drawn[1], 1)):
+        found = figure.axes[1].lines[line]
+        assert found.get_xdata().tolist() == [2, 3]
+        assert found.get_ydata().tolist() == [log[1]["accuracy"], log[2]["accuracy"]]
