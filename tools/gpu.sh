@@ -26,5 +26,5 @@ say imported
 [ "$minutes" != 0 ] || exit 0
 python3 -P -m hyperzoo queue recipes/queue.yaml --minutes "$minutes" --state "$zoo/runs" "$@"
 say trained
-python3 -P tools/transfer.py bring "$OUT" --queue recipes/queue.yaml --state "$zoo/runs" "$@"
+python3 tools/transfer.py bring "$OUT" --queue recipes/queue.yaml --state "$zoo/runs" "$@"
 say packed
