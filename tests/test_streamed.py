@@ -1,14 +1,16 @@
 """Streamed images: equal crops for any number of workers, every image once, and clear errors."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import resized_crop, to_pil_image
 
 from hyperzoo import data
 from hyperzoo.data import StreamedBatches, streamed_eval_batches
-from hyperzoo.data.streamed import crop_box, image_folder
+from hyperzoo.data.streamed import _Crops, crop_box, image_folder
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.recipe import load_recipe
@@ -86,6 +88,16 @@ def test_neither_workers_nor_processes_change_the_crops(folder):
     for whole, *parts in zip(plain, *shares, strict=True):
         assert all(torch.equal(a, torch.cat(pieces)) for a, *pieces in zip(whole, *parts, strict=True))
     assert not torch.equal(plain[0].images, next(iter(batches(images).epoch(3))).images)
+
+
+def test_a_crop_is_that_of_torchvision(images):
+    noise = torch.randint(0, 256, (3, 40, 25), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    draws = torch.tensor([[0.5, 0.2, 0.7, 0.4, 0.9]], dtype=torch.float64)
+    made = replace(images, read=lambda _: to_pil_image(noise))
+    crop, index = _Crops(made, torch.tensor([0]), draws, 16, 0.08)[0]
+    box = crop_box(40, 25, draws[0].tolist(), 0.08)
+    expected = resized_crop(noise, *box, size=[16, 16], antialias=True).flip(-1)  # the fifth number is above 1/2
+    assert index == 0 and torch.equal(crop, expected)
 
 
 def test_crops_are_inside_and_cover_what_was_asked():

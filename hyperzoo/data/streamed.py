@@ -259,9 +259,10 @@ class _Crops(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         index, draws = int(self._indices[place]), self._draws[place].tolist()
-        image = V.pil_to_tensor(self._images.read(index))
-        box = crop_box(image.shape[-2], image.shape[-1], draws, self._area)
-        crop = V.resized_crop(image, *box, size=[self._size, self._size], antialias=True)
+        image = self._images.read(index)
+        top, left, height, width = crop_box(image.height, image.width, draws, self._area)
+        part = V.pil_to_tensor(image.crop((left, top, left + width, top + height)))
+        crop = V.resize(part, [self._size, self._size], antialias=True)
         return V.horizontal_flip(crop) if draws[4] >= 0.5 else crop, index
 
 

@@ -45,7 +45,8 @@ class Model(Block):
     init: Literal["whiten"] | None = None  # whiten: the first convolution gets frozen patch-whitening filters
     pretrained: str | Literal[True] | None = None  # start from a weight of hyperzoo or timm (true: the default one of
     # arch), or a run folder; a classifier for another number of classes is new
-    sphereize: Literal[tuple(OPERATORS)] | None = None  # type: ignore[valid-type]  # operator for its convolutions
+    sphereize: Literal[tuple(OPERATORS)] | None = None  # type: ignore[valid-type]  # its convolutions become
+    # sphere layers with this operator; not of transformers, nor of networks that have sphere layers
     freeze: Literal["backbone"] | list[str] | None = None  # parameters that stay: all but the classifier, or by pattern
 
     @field_validator("arch")
@@ -182,8 +183,12 @@ class Recipe(Block):
 
         So a new key changes no digest of an older recipe, as long as no default ever changes.
         """
-        said = self.model_dump(mode="json", exclude={"name", "expect"}, exclude_defaults=True)
+        said = self.non_default()
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+    def non_default(self) -> dict[str, Any]:
+        """The settings that differ from their defaults, as plain values, without `name` and `expect`; for `stored`."""
+        return self.model_dump(mode="json", exclude={"name", "expect"}, exclude_defaults=True)
 
     def settings(self) -> dict[str, Any]:
         """The recipe as plain values, without `name` and `expect`."""
