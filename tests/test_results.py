@@ -11,7 +11,7 @@ import torch
 from hyperzoo.analysis import evaluate, plots
 from hyperzoo.errors import RunError
 from hyperzoo.experiments import sweep, train
-from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.training.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +35,15 @@ def test_a_file_holds_runs_of_the_study_as_it_stands(file):
     found = {(run["label"], run["seed"]): run["recipe_sha256"] for run in stated}
     assert found and len(found) == len(stated) and found.items() <= digests.items()
     assert f"<!-- sweep: {file.stem} -->" in DOCUMENTS
+
+
+@EACH
+def test_a_recipe_in_a_file_is_that_of_its_runs(file):
+    values = json.loads(file.read_text(encoding="utf-8"))
+    for run in values["runs"] if "recipes" in values else ():
+        recipe = Recipe.stored(values["recipes"][run["label"]])
+        train = recipe.train.model_copy(update={"seed": run["seed"]})
+        assert recipe.model_copy(update={"train": train}).digest() == run["recipe_sha256"]
 
 
 @EACH

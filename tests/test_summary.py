@@ -12,18 +12,13 @@ from hyperzoo.publishing import cards
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.zoo.manifest import Manifest
 
-BASE = "model: {arch: resnet20_cifar}\ndata: {name: c10, per_class: 100}\noptim: {lr: 0.1}\ntrain: {epochs: 40}\n"
-STUDY = """\
-base: base.yaml
-rows:
-  none: {}
-  mixed: {method.mixup: {alpha: 1.0}}
-  half: {method.mhe: {hidden: 1.0, output: 10.0, half_space: true}}
-  faster: {optim.lr: 0.3}
-columns: {clean: {}, noisy: {data.label_noise: 0.5}}
-seeds: [0, 1, 2]
-baseline: none
-"""
+ROWS = {
+    "none": {},
+    "mixed": {"method": {"mixup": {"alpha": 1.0}}},
+    "half": {"method": {"mhe": {"hidden": 1.0, "output": 10.0, "half_space": True}}},
+    "faster": {"optim": {"lr": 0.3}},
+}
+COLUMNS = {"clean": {}, "noisy": {"label_noise": 0.5}}
 ACCURACIES = {  # label: accuracy, NLL and minutes by seed
     "none-clean": [(50.0, 1.5, 1.0), (51.0, 1.4, 1.0), (52.0, 1.6, 2.0)],
     "mixed-clean": [(52.0, 1.4, 1.5), (53.0, 1.2, 1.5), (54.5, 1.3, 2.0)],
@@ -35,13 +30,10 @@ ACCURACIES = {  # label: accuracy, NLL and minutes by seed
 
 
 @pytest.fixture
-def rooms(tmp_path):
-    """The folders of the results and of the studies, with one study."""
-    results, studies = tmp_path / "results", tmp_path / "recipes" / "studies"
-    results.mkdir()
-    studies.mkdir(parents=True)
-    (studies / "base.yaml").write_text(BASE)
-    (studies / "some.yaml").write_text(STUDY)
+def results(tmp_path):
+    """The folder of the results, with those of one study."""
+    folder = tmp_path / "results"
+    folder.mkdir()
     runs = [
         {
             "label": label,
@@ -57,13 +49,24 @@ def rooms(tmp_path):
     ]
     baselines = {f"{row}-{column}": f"none-{column}" for row in ("mixed", "half") for column in ("clean", "noisy")}
     baselines["faster-clean"] = "none-clean"
-    contents = {"sweep": "some", "baselines": baselines, "published": {}, "runs": runs}
-    (results / "some.json").write_text(json.dumps(contents))
-    return results, studies
+    recipes = {
+        f"{row}-{column}": {
+            "model": {"arch": "resnet20_cifar"},
+            "data": {"name": "c10", "per_class": 100, **data},
+            "optim": {"lr": 0.1},
+            "train": {"epochs": 40},
+            **changes,
+        }
+        for row, changes in ROWS.items()
+        for column, data in COLUMNS.items()
+    }
+    contents = {"sweep": "some", "baselines": baselines, "published": {}, "recipes": recipes, "runs": runs}
+    (folder / "some.json").write_text(json.dumps(contents))
+    return folder
 
 
-def test_differences_times_and_verdicts(rooms):
-    found = {one.label: one for one in summary.comparisons(*rooms)}
+def test_differences_times_and_verdicts(results):
+    found = {one.label: one for one in summary.comparisons(results)}
     assert list(found) == ["half-clean", "mixed-noisy", "mixed-clean"]  # another rate is no method
     mixed = found["mixed-clean"]
     # differences 2, 2, 2.5: mean 2.1667, sd 0.2887, standard error 0.16667; t(0.975, 2) = 4.30265
@@ -80,8 +83,8 @@ def test_differences_times_and_verdicts(rooms):
     assert "50 % of the labels random" in noisy.setting
 
 
-def test_tables_and_json(rooms):
-    found = summary.comparisons(*rooms)
+def test_tables_and_json(results):
+    found = summary.comparisons(results)
     head, *lines = summary.details(found)
     mixed = dict(zip(head, lines[-1], strict=True))
     assert mixed["difference (95 %)"] == "+2.17 [+1.45, +2.88] points" and mixed["time per step"] == "1.25 x"
@@ -103,19 +106,17 @@ def test_tables_and_json(rooms):
     assert stated[2]["score"]["n"] == 3 and stated[2]["score"]["verdict"] == "gain"
 
 
-def test_a_lower_perplexity_is_a_gain(rooms):
-    results, studies = rooms
+def test_a_lower_perplexity_is_a_gain(results):
     file = results / "some.json"
     values = json.loads(file.read_text())
     for run in values["runs"]:
         run["metrics"] = {"perplexity": 200 - run["metrics"]["accuracy"], "nll": 4.0}
     file.write_text(json.dumps(values))
-    mixed = next(one for one in summary.comparisons(results, studies) if one.label == "mixed-clean")
+    mixed = next(one for one in summary.comparisons(results) if one.label == "mixed-clean")
     assert mixed.verdict == "gain" and mixed.difference.startswith("-2.17 [-2.88, -1.45] perplexity")
 
 
-def test_rare_classes_are_compared_too(rooms):
-    results, studies = rooms
+def test_rare_classes_are_compared_too(results):
     file = results / "some.json"
     values = json.loads(file.read_text())
     for run in values["runs"]:
@@ -123,7 +124,7 @@ def test_rare_classes_are_compared_too(rooms):
         score = run["metrics"]["accuracy"] + (4.0 if run["label"] == "mixed-clean" else 0.0)
         run["metrics"]["class_accuracy"] = {"cat": score - 30, "dog": score - 10, "ship": 99.0}
     file.write_text(json.dumps(values))
-    whole, rare = (one for one in summary.comparisons(results, studies) if one.label == "mixed-clean")
+    whole, rare = (one for one in summary.comparisons(results) if one.label == "mixed-clean")
     assert (whole.metric, rare.metric) == ("accuracy", "accuracy of rare classes")
     assert rare.score.mean == pytest.approx(6.5 / 3 + 4) and whole.score.mean == pytest.approx(6.5 / 3)
     assert rare.difference == "+6.17 [+5.45, +6.88] points, rare classes"
@@ -158,20 +159,22 @@ def test_a_method_is_what_the_baseline_lacks(row, title):
     assert summary.method_of(row, row) == ""
 
 
-def test_damaged_results_and_missing_studies_are_named(rooms):
-    results, studies = rooms
-    (studies / "some.yaml").unlink()
-    with pytest.raises(RecipeError, match="some.yaml"):
-        summary.comparisons(results, studies)
+def test_damaged_results_are_named_and_those_without_recipes_left_out(results):
+    values = json.loads((results / "some.json").read_text())
+    values["recipes"]["none-clean"]["later"] = 1
+    (results / "some.json").write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match="not one of this version"):
+        summary.comparisons(results)
+    del values["recipes"]
+    (results / "some.json").write_text(json.dumps(values))
+    assert summary.comparisons(results) == []
     (results / "some.json").write_text('{"runs": 3}')
     with pytest.raises(RunError, match="cannot read the results .*some.json"):
-        summary.comparisons(results, studies)
+        summary.comparisons(results)
 
 
-def test_the_page_and_the_json_are_written_with_the_other_generated_texts(rooms, tmp_path):
-    results, _ = rooms
+def test_the_page_and_the_json_are_written_with_the_other_generated_texts(results, tmp_path):
     place = finished.new_checkout(tmp_path / "checkout")
-    shutil.copytree(results.parent / "recipes" / "studies", place.recipes / "studies", dirs_exist_ok=True)
     shutil.copytree(results, place.results("some").parent, dirs_exist_ok=True)
     place.docs.mkdir(exist_ok=True)
     (place.docs / "when.md").write_text(
@@ -182,5 +185,5 @@ def test_the_page_and_the_json_are_written_with_the_other_generated_texts(rooms,
     assert cards.write(manifest, place) and cards.check(manifest, place) == []
     text = (place.docs / "when.md").read_text()
     assert "| input mixup | 1 | 0 | 0 | 1 |" in text and "`mixed-clean` |" in text and "stale" not in text
-    found = summary.comparisons(place.results("some").parent, place.recipes / "studies")
+    found = summary.comparisons(place.results("some").parent)
     assert place.results("summary").read_text() == summary.as_json(found)

@@ -6,7 +6,7 @@
 Keeps the settings, environments and metrics of all runs, and the last epoch of their logs. `--epochs` keeps all epochs,
 for curves. `--reports TERM` keeps the means and variances of activations that a term reported. `--fgsm COUNT` adds the
 accuracy under FGSM with epsilon 4/255 on COUNT test images, which are the same for all runs; it loads each run from its
-folder next to the sweep.json. Each line of the file is a run, an epoch or an environment.
+folder next to the sweep.json. Each line of the file is a recipe, a run, an epoch or an environment.
 """
 
 import argparse
@@ -46,6 +46,9 @@ def under_attack(values: dict[str, Any], runs: Path, count: int) -> dict[str, An
 def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = None) -> str:
     """Turn the contents of a sweep.json into a results file."""
     parts = {key: json.dumps(value) for key, value in values.items()}
+    if "recipes" in values:
+        lines = ",\n  ".join(f"{json.dumps(label)}: {json.dumps(said)}" for label, said in values["recipes"].items())
+        parts["recipes"] = f"{{\n  {lines}\n }}"
     parts["environments"] = _lines(map(json.dumps, values["environments"]), " ")
     runs = []
     for run in values["runs"]:

@@ -11,9 +11,9 @@ from hyperzoo.errors import RunError
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.recipe_methods import Method
-from hyperzoo.training.sweep_file import load_sweep
 
 TITLES = {"c10": "CIFAR-10", "c100": "CIFAR-100", "ptb": "Penn Treebank", "wt2": "WikiText-2"}
+NAME = "summary"  # of the file among the results that holds all comparisons
 RARE = "accuracy of rare classes"
 DETAILS = ("method", "setting", "n", "difference (95 %)", "verdict", "NLL", "time per step", "study and row")
 OVERVIEW = ("method", "gain", "loss", "not told apart", "one pair", "largest gain")
@@ -64,22 +64,18 @@ class Comparison:
         return self.method, self.setting, counts, self.difference, self.verdict, nll, cost, place
 
 
-def comparisons(results: Path, studies: Path) -> list[Comparison]:
+def comparisons(results: Path) -> list[Comparison]:
     """All rows with a baseline and a method, sorted by method and setting.
 
-    Rows that differ from their baseline in other settings only, such as the learning rate, are left out.
+    Rows that differ from their baseline in other settings only, such as the learning rate, are left out; so are results
+    without recipes, of versions before 0.6.
 
     Args:
         results: folder of the results files, <study>.json.
-        studies: folder of the studies, <study>.yaml.
     Raises:
-        RunError: a results file cannot be read.   RecipeError: a study is missing or has faults.
+        RunError: a results file cannot be read.   RecipeError: it has a recipe that is not of this version.
     """
-    found = [
-        one
-        for file in sorted(results.glob("*.json"))
-        for one in _of_study(file, studies / f"{file.stem}.yaml", results)
-    ]
+    found = [one for file in sorted(results.glob("*.json")) if file.stem != NAME for one in _of_study(file)]
     return sorted(found, key=lambda one: (one.method, one.setting))
 
 
@@ -106,18 +102,17 @@ def as_json(found: list[Comparison]) -> str:
     return f'{{"comparisons": [\n {lines}\n]}}\n'
 
 
-def _of_study(file: Path, study: Path, results: Path) -> list[Comparison]:
-    if file == results / "summary.json":
-        return []
+def _of_study(file: Path) -> list[Comparison]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         by_label: dict[str, dict[int, dict[str, Any]]] = {}
         for run in values["runs"]:
             by_label.setdefault(run["label"], {})[run["seed"]] = run
-        pairs = {label: base for label, base in values.get("baselines", {}).items() if {label, base} <= {*by_label}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        stated = {label: said for label, said in values.get("recipes", {}).items() if label in by_label}
+        pairs = {label: base for label, base in values.get("baselines", {}).items() if {label, base} <= stated.keys()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"cannot read the results {file}: {error}. tools/study_results.py writes them") from error
-    recipes = {run.label: run.recipe for run in load_sweep(study)[1]} if pairs else {}
+    recipes = {label: Recipe.stored(said) for label, said in stated.items()}
     found = []
     for label, base in pairs.items():
         method = method_of(recipes[label], recipes[base])

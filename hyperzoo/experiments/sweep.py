@@ -132,6 +132,7 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "source": sweep.source,
         "baselines": sweep.baselines(),
         "published": sweep.stated(),
+        "recipes": {one.label: one.recipe.non_default() for one, _ in done},
         "environments": [json.loads(text) for text in sorted(environments)],
         "runs": [
             {

@@ -134,7 +134,7 @@ def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
     Raises:
         PublishError: the README lacks the comments that enclose its table.
         RunError: a guide names a study without a file in results/.
-        RecipeError: the recipe of a weight or of a study is missing or has faults.
+        RecipeError: the recipe of a weight is missing or has faults.
     """
     generated, stated = {}, baselines(manifest, checkout)
     for name, info in manifest.weights.items():
@@ -149,8 +149,8 @@ def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
     for guide in sorted(checkout.docs.glob("*.md")):
         generated[guide] = _with_energies(_with_sweeps(guide.read_text("utf-8"), checkout))
     if (guide := checkout.docs / "when.md") in generated:
-        found = summary.comparisons(checkout.results("summary").parent, checkout.recipes / "studies")
-        generated[checkout.results("summary")] = summary.as_json(found)
+        found = summary.comparisons(checkout.results(summary.NAME).parent)
+        generated[checkout.results(summary.NAME)] = summary.as_json(found)
         generated[guide] = _with_summary(generated[guide], found)
     return {**generated, checkout.readme: f"{before}{BEGIN}\n{table(manifest.weights)}\n{END}{after}"}
 
