@@ -120,9 +120,9 @@ def reproduce(name: str, seeds: int, budget: float, out: Path | None, as_json: b
 def plot(what: Path, out: Path | None, as_json: bool) -> None:
     """Draw WHAT: a run folder (learning curve), a sweep.json (its runs compared), or a figure by its name.
 
-    Figures: `operators` of SphereConv; `half_space` of MHE; `clouds` of PER. Those that train first, for up to some
-    minutes: `softmax_features` of angular losses; `rare_class` of MHE; `spiral` (boundaries), `spectrum` (flat classes)
-    and `hidden_states` of mixup.
+    Figures: `overview` of the four methods; `operators` of SphereConv; `half_space` of MHE; `clouds` of PER. Those that
+    train first, for up to some minutes: `softmax_features` of angular losses; `rare_class` of MHE; `spiral`
+    (boundaries), `spectrum` (flat classes) and `hidden_states` of mixup.
     """
     from hyperzoo.analysis import plots
     from hyperzoo.analysis.figures import FIGURES
