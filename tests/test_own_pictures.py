@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from test_own_images import own_cache, recipe  # noqa: F401
 
+from hyperzoo import data
+from hyperzoo.analysis import plots
 from hyperzoo.errors import DataError
 from hyperzoo.experiments import build
 
@@ -129,3 +131,12 @@ def test_gray_training_images_make_gray_test_images(tmp_path):
     train = own.load("train")
     test = own.like(train.channels).load("test")
     assert train.channels == test.channels == 1 and torch.equal(train.images, test.images)
+
+
+def test_a_dark_gray_picture_is_drawn_dark(tmp_path):
+    """matplotlib stretches the contrast of gray pictures to black and white if it is not told their range."""
+    dark = torch.tensor([[40, 60], [60, 40]], dtype=torch.uint8).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    images = data.ImageSet("own", "train", dark.view(1, 1, 16, 16), torch.tensor([0]), ("a",), "made")
+    with Image.open(plots.grid(images, None, tmp_path / "grid.png", title="made")) as drawn:
+        shades = drawn.convert("L").histogram()
+    assert all(shades[shade] > 1000 for shade in (40, 60)) and shades[0] < 1000

@@ -140,7 +140,7 @@ def grid(images: ImageSet, logits: Tensor | None, picture: Path, *, title: str, 
         true = images.classes[int(images.labels[i])]
         gray = images.images.shape[1] == 1
         pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
-        panel.imshow(pixels.numpy(), cmap="gray" if gray else None)
+        panel.imshow(pixels.numpy(), cmap="gray" if gray else None, vmin=0, vmax=255)
         if probabilities is None:
             panel.set_title(true, fontsize=9, parse_math=False)
             continue
