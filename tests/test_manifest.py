@@ -55,6 +55,7 @@ FALSE = [
     (NAME, "metrics.accuracy.seeds", [-1]),
     (NAME, "metrics.this_file.accuracy", 99.9),
     (NAME, "metrics.this_file.ece", -1.0),
+    (NAME, "metrics.this_file.multicrop", 100.5),
     (NAME, "metrics.this_file.nll", float("nan")),
     (NAME, "metrics.this_file.correct", 10_001),
     (NAME, "metrics.this_file.total", 0),

@@ -261,7 +261,8 @@ def _this_file(publication: Publication, checkout: Checkout) -> ThisFile | ThisT
         part = evaluate.test_metrics(model, code, mirror=checkout.mirror)
         sample = Sample(part.correct, part.total, part.fingerprint)
     rounded = {key: round(getattr(full, key), 4) for key in ("accuracy", "nll", "ece")}
-    return ThisFile(**rounded, correct=full.correct, total=full.total, sample=sample)
+    views = evaluate.measure(model, data.load_images(code, "test"), tta="multicrop")
+    return ThisFile(**rounded, multicrop=round(views.score, 4), correct=full.correct, total=full.total, sample=sample)
 
 
 def _check_reproducible(folder: Path, model: nn.Module) -> None:

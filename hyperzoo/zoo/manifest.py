@@ -126,6 +126,8 @@ def _out_of_range(info: WeightInfo) -> Iterator[str]:
             yield f"perplexity {this.perplexity} is not exp(nll) of nll {this.nll}"
     elif not _between(this.ece, 0.0, 100.0) or abs(this.accuracy - 100 * this.correct / this.total) > 0.01:
         yield f"accuracy {this.accuracy} and ece {this.ece} do not fit {this.correct} of {this.total}"
+    elif not _between(this.multicrop or 0.0, 0.0, 100.0):
+        yield f"multicrop must be from 0 to 100; got {this.multicrop}"
     if len(seen.size) != 3 or not all(1 <= size <= 4096 for size in seen.size):
         yield f"input size must be three numbers from 1 to 4096; got {seen.size}"
     elif not len(seen.mean) == len(seen.std) == seen.size[0] or not all(map(math.isfinite, seen.mean)):

@@ -48,9 +48,10 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class ThisFile:
-    """The metrics of the published file itself; accuracy and ece in percent, nll in nats per image."""
+    """The metrics of the published file itself, from one view of each image but for `multicrop`."""
 
     accuracy: float  # percent
+    multicrop: float | None  # accuracy of `hyperzoo eval --tta multicrop`; None for weights published before 0.6
     nll: float  # negative log-likelihood in nats per image
     ece: float  # expected calibration error in percent
     correct: int  # correct answers
