@@ -5,7 +5,7 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 
     c = <p, w> / (sqrt(|p|^2 + eps) sqrt(|w|^2 + eps)),    out = g(arccos c),    g: see `operators.py`
 
-`_plain_conv` is the definition and works in every mode; `_EagerConv` is the same function with less memory in eager
+`_plain_conv` is the definition and works in every mode; `_EagerConv` computes the same cosine with less memory in eager
 training.
 """
 
@@ -105,7 +105,7 @@ def _plain_conv(
 
 
 class _EagerConv(torch.autograd.Function):
-    """The cosine of `_plain_conv` for eager training: saves only input and output, which the neighbors save anyway.
+    """The cosine in `_plain_conv` for eager training: saves only input and output, which the neighbors save anyway.
 
     With r the inverse patch norm, out = product r, so the gradient with respect to r is sum_o grad_o out_o / r. The
     backward pass recomputes the small parts (norms of patches and filters) and differentiates them by autograd.
@@ -171,8 +171,12 @@ def sphere_conv2d(
 
 def _sphere_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, response: Response, raw_k: Tensor | None) -> Tensor:
     if not torch.jit.is_scripting():
-        if response.operator == "cosine" and _in_eager_training(x, weight):
-            return _EagerConv.apply(x, weight, geometry, response.eps)
+        if _in_eager_training(x, weight):
+            cosine: Tensor = _EagerConv.apply(x, weight, geometry, response.eps)
+            if response.operator == "cosine":
+                return cosine
+            k = response.k if raw_k is None else steepness(raw_k)[:, None, None]
+            return angular(full_precision(cosine), response.operator, k).to(cosine.dtype)
     return _plain_conv(x, weight, geometry, response, raw_k)
 
 
