@@ -26,7 +26,7 @@ from hyperzoo.training import checkpoint  # noqa: E402
 def load_published() -> None:
     """Compare accuracy on the embedded test images with the manifest."""
     print("1. Published weights on the 500 embedded test images")
-    for name in ("spherenet20", "resnet20_cifar"):
+    for name in ("fast_cnn8", "spherenet20", "resnet20_cifar"):
         loaded = hyperzoo.load(name)
         stated = loaded.info.metrics.this_file
         found = evaluate.test_metrics(loaded.model, "c10")
@@ -51,7 +51,7 @@ def draw(model: torch.nn.Module) -> None:
     images = data.load_images("c10", "test")
     title = "Trained on 130 images"
     pictures = [curve, plots.grid(images, evaluate.logits(model, images), RUN / "predictions.png", title=title)]
-    best = hyperzoo.load("spherenet20")
+    best = hyperzoo.load("fast_cnn8")
     logits = evaluate.logits(best.model, images)
     pictures.append(plots.grid(images, logits, RUN / "predictions_published.png", title=best.info.name))
     print("   " + "\n   ".join(map(str, pictures)))
