@@ -26,8 +26,8 @@ class RegularizedTrainer(Trainer):
 
     def __init__(self, model: nn.Module, **kwargs: Any) -> None:
         super().__init__(model, **kwargs)
-        self.mhe = MHE(model, hidden=0.1, output=1.0)
-        self.per = PER(model, strength=1e-3)
+        self.mhe = MHE(model, hidden=1.0, output=10.0, half_space=True)
+        self.per = PER(model, strength=0.1, layers="type:ReLU")
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **_: Any) -> Any:
         with self.mhe, self.per:

@@ -26,8 +26,8 @@ class Regularized(lightning.LightningModule):
     def __init__(self, arch: str, classes: int) -> None:
         super().__init__()
         self.model = timm.create_model(arch, num_classes=classes)
-        self.mhe = MHE(self.model, hidden=0.1, output=1.0)
-        self.per = PER(self.model, strength=1e-3)
+        self.mhe = MHE(self.model, hidden=1.0, output=10.0, half_space=True)
+        self.per = PER(self.model, strength=0.1, layers="type:ReLU")
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         x, y = batch

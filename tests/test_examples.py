@@ -82,6 +82,17 @@ def test_the_bare_loop_is_short_mixes_and_learns(example, monkeypatch):
     assert len([line for line in body.splitlines() if line.strip()]) <= 30
 
 
+@pytest.mark.parametrize("name", ["bare_loop", "huggingface_trainer", "lightning_trainer"])
+@pytest.mark.parametrize("term, guide", [("MHE", "mhe"), ("PER", "per")])
+def test_strengths_are_those_of_the_guides(name, term, guide):
+    def settings(text):
+        called = re.search(rf"{term}\((?:self\.)?model, ([^)]*)\)", text)[1]
+        return {key: value for key, value in re.findall(r"(\w+)=([^,]+)", called) if key not in ("layers", "slices")}
+
+    document = (ROOT / "docs" / f"{guide}.md").read_text(encoding="utf-8")
+    assert settings((EXAMPLES / f"{name}.py").read_text(encoding="utf-8")) == settings(document) != {}
+
+
 @pytest.mark.full
 def test_fine_tuning_is_worth_more_than_a_start_from_nothing(example):
     finetune = example("finetune")

@@ -9,6 +9,7 @@ from torch import nn
 
 from hyperzoo.errors import InputError, UnknownNameError
 from hyperzoo.regularizers import PER, ActivationNorm, projected_error
+from hyperzoo.training.recipe_methods import PERSettings
 
 
 def net(inplace=True):
@@ -287,3 +288,12 @@ def test_functional_reference_is_not_in_place():
     """The reference `outputs` above does not change the model."""
     plain, x = net(inplace=False), images()
     assert torch.equal(outputs(plain, x, ["1"])["1"], F.relu(plain[0](x)))
+
+
+def test_all_directions_are_the_default_of_the_class_and_256_that_of_a_recipe():
+    model, x = net(), images()
+    found = []
+    for term in (PER(model, strength=1.0, layers=LAYERS, seed=1), PER(model, strength=1.0, layers=LAYERS, slices=None)):
+        found.append(gradients(model, step(model, term, x)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # no random direction has a part in it
+    assert PERSettings(strength=1.0).slices == 256  # the digests of published recipes rest on it

@@ -21,9 +21,9 @@ from hyperzoo.regularizers.projections import SampledError, as_vectors, axes_of,
 class PER(ActivationTerm):
     """PER on the layers of a model: strength times the sum over layers of `projected_error`.
 
-    Nothing is added in evaluation, and nothing enters the state dict. The directions come from the term's own generator
-    and are drawn anew for every layer and step. The value of the term is the exact one over all directions (eq. 5
-    without sampling noise, at almost no cost); its gradient is that of the drawn directions.
+    Nothing is added in evaluation, and nothing enters the state dict. The value of the term is the exact one over all
+    directions (eq. 5 without sampling noise, at almost no cost), and so is its gradient. With `slices` the gradient is
+    that of directions from the term's own generator, drawn anew for every layer and step.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -31,7 +31,9 @@ class PER(ActivationTerm):
         strength: lambda, 0 or more. The paper's grid is 3e-4 ... 1e-5 with reduce='sum' (CNN, ResNet), to 3e-4 (LSTM).
         layers: see `hooks.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class. Choose
             layers after a nonlinearity. For an LSTM, the hidden state h_t of every step is a vector.
-        slices, reduce, view: as for `projected_error`.
+        slices: None for all directions, cheaper and without noise, or a number; the paper, and a recipe that does not
+            set it, uses 256.
+        reduce, view: as for `projected_error`.
         seed: of the generator; `seed(n)` sets it later, for instance every epoch.
     Raises:
         InputError, UnknownNameError: a bad strength or choice, or no such layer. When called: see `ActivationTerm`.
@@ -54,7 +56,7 @@ class PER(ActivationTerm):
         *,
         strength: float,
         layers: str | Sequence[str] = "stages",
-        slices: int | None = 256,
+        slices: int | None = None,
         reduce: str = "mean",
         view: str = "location",
         seed: int = 0,

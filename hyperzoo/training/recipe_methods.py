@@ -65,7 +65,7 @@ class PERSettings(Block):
 
     strength: NonNegative  # for each layer
     layers: Layers = "stages"  # 'stages', module names or patterns, or 'type:ReLU'; choose layers after a nonlinearity
-    slices: AtLeastOne | None = 256  # random directions per step; null: the exact mean over all directions
+    slices: AtLeastOne | None = 256  # random directions per step, as in the paper; null: all, exactly
     reduce: Literal["mean", "batch", "sum"] = "mean"  # the sum over vectors is divided by their number, by the samples
     # of the batch, or not at all
     view: Literal["location", "flatten"] = "location"  # a vector per position of a feature map, or one per sample
