@@ -84,7 +84,9 @@ def test_the_figure_of_the_spirals(monkeypatch, tmp_path):
     monkeypatch.setattr(spiral, "spirals", lambda real=spiral.spirals: real(60))
     monkeypatch.setattr(spiral, "mlp_spiral", lambda: mlp_spiral(width=8))
     axes = drawn(monkeypatch, spiral, tmp_path)
+    *axes, bar = axes
     assert len(axes) == 6 and all(points(one) == 60 for one in axes)
+    assert bar.get_ylabel() == "probability of the second spiral"
     assert [one.get_title() for one in axes[:3]] == list(perceptrons.TITLES.values())
     network = mlp_spiral(width=8)
     grid = spiral._grid(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0]))
@@ -135,3 +137,6 @@ def test_the_figure_of_hidden_states(monkeypatch, tmp_path, made_digits):
     axes = drawn(monkeypatch, hidden_states, tmp_path)
     assert len(axes) == 3 and all(points(one) == 50 for one in axes)
     assert all("error" in one.get_title() for one in axes)
+    (legend,) = axes[0].figure.legends
+    assert [text.get_text() for text in legend.texts] == [str(digit) for digit in range(10)]
+    assert axes[0].get_xlabel() == "hidden unit 1"

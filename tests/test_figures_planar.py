@@ -81,6 +81,12 @@ def test_a_rare_class_is_thinned_and_the_title_reports_its_accuracy(drawn, tmp_p
     # both zeros are right; one of the three others, a 2 in the direction of class 0, is wrong
     shares = "nearest to their class direction are\n100 % of the zeros, 67 % of the others"
     assert titles == [f"{name} MHE: {shares}" for name in ("without", "with")]
+    for axes in figures[0].axes:  # the rare class is brought out, and the axes are named
+        rare, *others = axes.collections
+        assert all(rare.get_sizes()[0] >= 4 * other.get_sizes()[0] for other in others)
+        assert rare.get_zorder() > max(other.get_zorder() for other in others)
+        assert "0 (rare)" in [text.get_text() for text in axes.texts]
+        assert (axes.get_xlabel(), axes.get_ylabel()) == ("feature 1", "feature 2")
 
 
 def test_every_loss_has_a_panel_of_points_and_arrows(drawn, tmp_path):

@@ -145,3 +145,17 @@ def test_unmeasurable_models_are_refused(tmp_path: Path):
         layer_energies(nn.Linear(2, 3), power=4)
     with pytest.raises(InputError, match="no layers to draw"):
         draw([], tmp_path / "energy.png", title="none")
+
+
+@pytest.mark.parametrize(
+    "rule, label",
+    [
+        ({}, "full-space energy, s = 2"),
+        (dict(power=1, half_space=True, angular=True), "half-space energy, s = 1, distances as angles"),
+    ],
+)
+def test_the_picture_names_the_energy(rule, label, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(neuron_energy.plots, "save", lambda figure, picture: drawn.append(figure) or picture)
+    draw(layer_energies(nn.Linear(3, 3), **rule), tmp_path / "x.png", title="x", **rule)
+    assert drawn[0].axes[0].get_xlabel() == label

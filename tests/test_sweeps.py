@@ -322,6 +322,7 @@ def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_pat
     assert right.get_ylim()[1] > 99  # no accuracy is too high
     legend = figure.legends[0].get_window_extent()
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
+    assert figure.legends[0].texts[0].get_text() == "a long name of a row, and column 0"
     assert all(axes.yaxis.label.get_window_extent().y1 <= figure.bbox.height for axes in figure.axes)
 
 

@@ -183,11 +183,20 @@ def _random(count: int, size: int, power: int, half_space: bool, angular: bool) 
     return (2 * (count - 1) * mean + _repulsion(math.pi, power, angular)) / (2 * count - 1)
 
 
-def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
+def draw(
+    rows: Iterable[LayerEnergy],
+    picture: Path,
+    *,
+    title: str,
+    power: int = 2,
+    half_space: bool = False,
+    angular: bool = False,
+) -> Path:
     """Draw the energy of each layer with its two references, and the angles of its pairs; returns the path.
 
     Args:
         picture: output PNG, in an existing folder.
+        power, half_space, angular: with which `layer_energies` measured the rows.
     Raises:
         InputError: no rows.
     """
@@ -210,7 +219,8 @@ def draw(rows: Iterable[LayerEnergy], picture: Path, *, title: str) -> Path:
         left.locator_params("x", nbins=6)  # more ticks with five digits do not fit
     left.set_yticks(places, [f"{row.name}  {row.neurons} x {row.size}" for row in rows], fontsize=7)
     left.set_ylim(len(rows) - 0.5, -0.5)
-    left.set_xlabel("energy")
+    space, distance = "half" if half_space else "full", ", distances as angles" if angular else ""
+    left.set_xlabel(f"{space}-space energy, s = {power}{distance}")
     left.grid(alpha=0.3)
     left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     shares = [[count / max(sum(row.histogram), 1) for count in row.histogram] for row in rows]

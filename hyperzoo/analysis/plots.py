@@ -77,7 +77,7 @@ def curves(results: Path, picture: Path) -> Path:
     if not whole:
         raise RunError(f"{results} has only the last epoch of each run; pass the sweep.json of the run folders instead")
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}
-    columns = max(1, min(4, len(styles), LEGEND_WIDTH // (LEGEND_HANDLE + max(map(len, styles)))))
+    columns = max(1, min(4, len(styles), LEGEND_WIDTH // (LEGEND_HANDLE + 1 + max(map(len, styles)))))
     drawn, (left, right) = figure(1, 2, (9.0, 3.4 + 0.2 * -(-len(styles) // columns)))
     kinds = (
         ("perplexity", "validation perplexity"),
@@ -90,7 +90,8 @@ def curves(results: Path, picture: Path) -> Path:
         for label, log in runs:
             color, style = styles[label]
             points = [(row["epoch"], row[key]) for row in log if key in row]  # not every epoch is validated
-            axes.plot(*zip(*points, strict=True), style, color=color, label=None if label in named else label)
+            name = None if label in named else _readable(label)
+            axes.plot(*zip(*points, strict=True), style, color=color, label=name)
             named.add(label)
         if key in ("task", "perplexity"):
             every = [row[key] for _, log in runs for row in log if key in row]
@@ -99,8 +100,13 @@ def curves(results: Path, picture: Path) -> Path:
                 axes.set_ylim(0.95 * min(kept), 1.05 * max(kept))
         by_epoch(axes, unit)
     drawn.legend(frameon=False, loc="outside lower center", ncols=columns)
-    drawn.suptitle(values["sweep"].replace("_", " "))
+    drawn.suptitle(_readable(values["sweep"]))
     return save(drawn, picture)
+
+
+def _readable(label: str) -> str:
+    """A label of a sweep, <row>-<column>, without the underscores of file names."""
+    return label.replace("_", " ").replace("-", ", ")
 
 
 def by_epoch(axes: Any, unit: str) -> None:

@@ -176,7 +176,7 @@ def draw(found: Robustness, picture: Path, *, title: str) -> Path:
     left.bar(middles, share, 0.3 * width, color="#999999", label="share of images")
     left.plot([0, 100], [0, 100], "--", color=plots.ORANGE, label="perfect calibration")
     left.set_xlabel("confidence: probability of the predicted class (%)")
-    left.set_ylabel("accuracy (%)")
+    left.set_ylabel("accuracy; share of images (%)")
     left.set_xlim(0, 100)
     left.set_ylim(0, 100)
     left.set_title(f"expected calibration error {found.ece:.2f} %", fontsize=10)

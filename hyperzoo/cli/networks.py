@@ -165,7 +165,8 @@ def energy(
 
     network = zoo.any_network(model, pretrained=pretrained)
     rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
-    picture = measuring.draw(rows, out or Path("energy.png"), title=model)
+    out = out or Path("energy.png")
+    picture = measuring.draw(rows, out, title=model, power=power, half_space=half_space, angular=angular)
     if as_json:
         show_json({"model": model, "layers": rows, "picture": picture})
         return

@@ -18,7 +18,7 @@ def draw(picture: Path) -> Path:
     for column, (name, cloud) in enumerate(clouds().items()):
         upper, lower = axes[0, column], axes[1, column]
         upper.plot(*cloud[:SHOWN].T, ".", color=plots.BLUE, markersize=2.5)
-        upper.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2))
+        upper.set(xlim=(-4, 4), ylim=(-4, 4), aspect="equal", xticks=(-2, 0, 2), yticks=(-2, 0, 2), xlabel="unit 1")
         correlation = float((cloud[:, 0] * cloud[:, 1]).mean())
         upper.set_title(f"{name}\nmeans 0, variances 1\ncorrelation {abs(correlation):.2f}", fontsize=10)
         distances = along_directions(cloud)
@@ -28,6 +28,7 @@ def draw(picture: Path) -> Path:
         error = float(projected_error(cloud, slices=None))
         lower.set_title(f"sliced W1 {distances.mean():.3f}, PER {error:.3f}", fontsize=10)
         lower.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("unit 2")
     axes[1, 0].set_ylabel("W1 to N(0, 1) along a direction")
     figure.suptitle(
         "Batch normalization accepts all four clouds, whitening rejects the second, sliced W1 all but the first"

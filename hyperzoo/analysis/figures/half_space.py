@@ -33,7 +33,8 @@ def draw(picture: Path) -> Path:
     for axes, half_space, name in ((left, False, "full space"), (middle, True, "half space")):
         path = descend(half_space)
         _circle(axes, path)
-        axes.set_title(f"{name}: {float(path[-1, 1] - path[-1, 0]):.0f}° apart at the end", fontsize=10)
+        apart = float(path[-1, 1] - path[-1, 0])
+        axes.set_title(f"{name}: {apart:.0f}° apart at the end (dotted: the start)", fontsize=10)
     degrees = torch.arange(20.0, 180.0)
     for half_space, name, style in ((False, "full space", "-"), (True, "half space", "--")):
         right.plot(

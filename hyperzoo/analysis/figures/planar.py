@@ -63,22 +63,30 @@ def _unit(in_chs: int, out_chs: int) -> tuple[nn.Module, ...]:
     return conv, nn.BatchNorm2d(out_chs), nn.ReLU(inplace=True)
 
 
-def scatter(axes: Any, learned: Learned, *, title: str) -> None:
-    """Draw features as points and class directions as labeled arrows, one color per class."""
+def scatter(axes: Any, learned: Learned, *, title: str, rare: int | None = None) -> None:
+    """Draw features as points and class directions as labeled arrows, one color per class.
+
+    Args:
+        rare: a class to bring out: large points with an edge, and a thick arrow.
+    """
     radius = float(learned.features.norm(dim=1).quantile(0.98))
     arrows = nn.functional.normalize(learned.directions) * radius
     for label, color in enumerate(COLORS[: len(arrows)]):
         points = learned.features[learned.labels == label]
-        axes.scatter(points[:, 0], points[:, 1], s=4, color=color, alpha=0.5, linewidths=0)
+        style = dict(s=4, alpha=0.5, linewidths=0)
+        if label == rare:
+            style = dict(s=20, alpha=0.9, linewidths=0.5, edgecolors="black", zorder=3)
+        axes.scatter(points[:, 0], points[:, 1], color=color, **style)
         x, y = arrows[label].tolist()
-        axes.annotate("", (x, y), (0, 0), arrowprops=dict(arrowstyle="-|>", color=color, shrinkA=0, shrinkB=0))
-        axes.text(1.13 * x, 1.13 * y, str(label), color=color, ha="center", va="center", weight="bold")
+        arrow = dict(arrowstyle="-|>", color=color, shrinkA=0, shrinkB=0, linewidth=3 if label == rare else 1)
+        axes.annotate("", (x, y), (0, 0), arrowprops=arrow)
+        name, beyond = (f"{label} (rare)", 1.24) if label == rare else (str(label), 1.11)
+        axes.text(beyond * x, beyond * y, name, color=color, ha="center", va="center", weight="bold", zorder=4)
     axes.set_title(title, fontsize=10)
     axes.set_aspect("equal")
-    axes.set_xlim(-1.3 * radius, 1.3 * radius)
-    axes.set_ylim(-1.3 * radius, 1.3 * radius)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set_xlim(-1.4 * radius, 1.4 * radius)
+    axes.set_ylim(-1.4 * radius, 1.4 * radius)
+    axes.set(xticks=(), yticks=(), xlabel="feature 1", ylabel="feature 2")
 
 
 def mnist(train: int, held: int) -> tuple[data.ImageSet, data.ImageSet]:

@@ -39,5 +39,5 @@ def draw(picture: Path) -> Path:
             f"{name}: nearest to their class direction are\n"
             f"{shares[0]:.0f} % of the zeros, {shares[1]:.0f} % of the others"
         )
-        planar.scatter(panel, learned, title=title)
+        planar.scatter(panel, learned, title=title, rare=0)
     return plots.save(figure, picture)

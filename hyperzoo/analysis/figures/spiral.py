@@ -30,18 +30,19 @@ def draw(picture: Path) -> Path:
     """Draw the class probability over the plane and over the two hidden units; returns the path."""
     x, y = spirals()
     networks = perceptrons.trained(mlp_spiral, x, y, epochs=EPOCHS, batch_size=BATCH, lr=LR, alpha=ALPHA)
-    figure, axes = plots.figure(2, len(networks), (9.0, 6.0))
+    figure, axes = plots.figure(2, len(networks), (9.8, 6.0))
     for (upper, lower), (method, network) in zip(axes.T, networks.items(), strict=True):
         hidden = perceptrons.bottleneck(network, x)
         low, high = hidden.aminmax(dim=0)
         margin = 0.1 * (high - low)
         plane, limit = torch.tensor([-1.2, -1.2]), torch.tensor([1.2, 1.2])
-        _surface(upper, _probability(network, _grid(plane, limit), hidden=False), plane, limit, x, y)
+        shown = _surface(upper, _probability(network, _grid(plane, limit), hidden=False), plane, limit, x, y)
         states = _grid(low - margin, high + margin)
         _surface(lower, _probability(network, states, hidden=True), low - margin, high + margin, hidden, y)
         upper.set_title(perceptrons.TITLES[method])
     axes[0, 0].set_ylabel("input plane")
     axes[1, 0].set_ylabel("hidden units")
+    figure.colorbar(shown, ax=axes, label="probability of the second spiral", shrink=0.7)
     return plots.save(figure, picture)
 
 
@@ -58,10 +59,10 @@ def _probability(network: BottleneckMLP, points: Tensor, *, hidden: bool) -> Ten
     return logits.softmax(1)[:, 1].view(SIDE, SIDE)
 
 
-def _surface(axes: Any, probability: Tensor, low: Tensor, high: Tensor, points: Tensor, labels: Tensor) -> None:
+def _surface(axes: Any, probability: Tensor, low: Tensor, high: Tensor, points: Tensor, labels: Tensor) -> Any:
     across, up = (torch.linspace(float(a), float(b), SIDE) for a, b in zip(low, high, strict=True))
-    axes.contourf(across, up, probability, torch.linspace(0, 1, 11), cmap="PuOr", alpha=0.7)
+    drawn = axes.contourf(across, up, probability, torch.linspace(0, 1, 11), cmap="PuOr", alpha=0.7)
     for label, color in ((0, "#7f3b08"), (1, "#2d004b")):
         axes.scatter(*points[labels == label].T, s=3, color=color)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=(), yticks=())
+    return drawn
