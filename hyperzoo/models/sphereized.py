@@ -46,7 +46,7 @@ def convert(
         _sphereize_all(network, base, sphereize)
     if head_operator and getattr(network, "num_classes", None) != 0:
         sphereize_classifier(network, head_operator, k=head_k)
-    network.pretrained_cfg["architecture"] = "sphereized"  # type: ignore[index, operator]
+    network.pretrained_cfg["architecture"] = "sphereized"  # type: ignore[index, operator, assignment]
 
 
 def _sphereize_all(network: nn.Module, base: str, operator: str) -> None:
