@@ -73,7 +73,7 @@ def scatter(axes: Any, learned: Learned, *, title: str, rare: int | None = None)
     arrows = nn.functional.normalize(learned.directions) * radius
     for label, color in enumerate(COLORS[: len(arrows)]):
         points = learned.features[learned.labels == label]
-        style = dict(s=4, alpha=0.5, linewidths=0)
+        style: dict[str, Any] = dict(s=4, alpha=0.5, linewidths=0)
         if label == rare:
             style = dict(s=20, alpha=0.9, linewidths=0.5, edgecolors="black", zorder=3)
         axes.scatter(points[:, 0], points[:, 1], color=color, **style)
