@@ -116,6 +116,15 @@ def test_a_lower_perplexity_is_a_gain(results):
     assert mixed.verdict == "gain" and mixed.difference.startswith("-2.17 [-2.88, -1.45] perplexity")
 
 
+def test_rows_without_a_common_seed_are_left_out(results):
+    file = results / "some.json"
+    values = json.loads(file.read_text())
+    for run in values["runs"]:
+        run["seed"] += 7 * (run["label"] == "mixed-noisy")
+    file.write_text(json.dumps(values))
+    assert [one.label for one in summary.comparisons(results)] == ["half-clean", "mixed-clean"]
+
+
 def test_rare_classes_are_compared_too(results):
     file = results / "some.json"
     values = json.loads(file.read_text())
