@@ -17,7 +17,7 @@ import hyperzoo
 from hyperzoo import errors, names
 from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
-from hyperzoo.publishing import cards, manifest_entry
+from hyperzoo.publishing import cards, publication
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.zoo import weight_files
 
@@ -81,10 +81,10 @@ def test_the_card_of_a_published_weight(name):
 
 def test_papers_are_those_of_the_method_and_of_the_architecture():
     for name in hyperzoo.list_weights():
-        assert manifest_entry.papers(names.parse(name)) == hyperzoo.weight_info(name).paper, name
-    assert manifest_entry.papers(names.parse("spherenet20.mhe_c10")) == ("1805.09298", "1711.03189")
-    assert manifest_entry.papers(names.parse("spherenet20.sphere_c10")) == ("1711.03189",)  # listed once
-    assert manifest_entry.papers(names.parse("resnet18.mixup_c10")) == ("1710.09412",)  # a model file of timm
+        assert publication.papers(names.parse(name)) == hyperzoo.weight_info(name).paper, name
+    assert publication.papers(names.parse("spherenet20.mhe_c10")) == ("1805.09298", "1711.03189")
+    assert publication.papers(names.parse("spherenet20.sphere_c10")) == ("1711.03189",)  # listed once
+    assert publication.papers(names.parse("resnet18.mixup_c10")) == ("1710.09412",)  # a model file of timm
 
 
 @pytest.mark.parametrize("arch", hyperzoo.list_models())

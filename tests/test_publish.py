@@ -13,7 +13,7 @@ from support.finished import NAME, another_seed, change, contents, result, stamp
 
 from hyperzoo import errors
 from hyperzoo.files import sha256, write_whole
-from hyperzoo.publishing import cards, publish, verify
+from hyperzoo.publishing import cards, publication, publish, verify
 from hyperzoo.zoo.manifest import Manifest
 
 
@@ -99,6 +99,29 @@ def test_the_median_of_three_runs_is_published(work):
     assert accuracy.sd == pytest.approx(6.25 * (7 / 3) ** 0.5, abs=1e-3)  # of 5/3, -4/3 and -1/3 images
     assert info.metrics.this_file.accuracy == stated["accuracy"]
     assert "over 3 seeds" in checkout.card(NAME).read_text()
+
+
+def test_a_large_weight_is_stored_in_float16_if_its_accuracy_stays(work, monkeypatch):
+    checkout, run = work
+    trained = load_file(run / "model.safetensors")
+    limit = 3 * sum(value.numel() for value in trained.values())  # between the sizes in float16 and float32
+    monkeypatch.setattr(publish, "BUNDLED_BYTES", limit)
+    info = publish.publish(NAME, [run], checkout=checkout)
+    assert info.bundled and info.bytes < limit
+    stored = load_file(Manifest(checkout.package).folder(NAME) / "model.safetensors")
+    for key, value in stored.items():
+        assert value.dtype == (torch.float16 if trained[key].is_floating_point() else torch.int64), key
+        assert torch.equal(value, trained[key].to(value.dtype)), key
+    golden = load_file(checkout.golden(NAME))
+    model = timm.create_model("resnet20_cifar", num_classes=10).eval()
+    model.load_state_dict({key: value.float() for key, value in stored.items()})
+    with torch.inference_mode():
+        torch.testing.assert_close(model(golden["input"]), golden["output"], rtol=1e-4, atol=1e-5)
+    assert "float16" in checkout.card(NAME).read_text()
+
+    monkeypatch.setattr(publication, "SLACK", -1.0)  # no change is small enough
+    with pytest.raises(errors.PublishError, match="come from the Hub"):
+        publish.publish(NAME, [run], checkout=checkout)
 
 
 def retensor(run, change):

@@ -84,7 +84,7 @@ def card(info: WeightInfo, published: Mapping[str, WeightInfo], template: str, *
         "nll": f"{this.nll:.4f}",
         "total": f"{this.total:,}",
         "parameters": f"{info.parameters:,}",
-        "size": f"{info.bytes / 1e6:.2f} MB",
+        "size": f"{info.bytes / 1e6:.2f} MB{' in float16' * (info.bytes < 3 * info.parameters)}",
         "num_classes": f"{info.num_classes:,}",
         "rows": "\n".join(_row(published.get(name, info)) for name in [info.name, *compared]),
         "spread": _spread(info),

@@ -1,18 +1,14 @@
-"""What is published, and its entry in the manifest."""
+"""The entry of a publication in the manifest."""
 
 import dataclasses
 import statistics
-import sys
-from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
 
 from hyperzoo import names
 from hyperzoo.data.sources import REPOSITORIES
-from hyperzoo.publishing.finished_run import FinishedRun
-from hyperzoo.training.recipe import Recipe
+from hyperzoo.publishing.publication import Publication, papers
 from hyperzoo.training.seeding import versions
 from hyperzoo.zoo.manifest import Manifest
 from hyperzoo.zoo.weight_description import (
@@ -26,29 +22,6 @@ from hyperzoo.zoo.weight_description import (
     Training,
     WeightInfo,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Publication:
-    """What is published: the finished runs of one recipe, and the network of the median run.
-
-    Attributes:
-        recipe_path: relative to `recipes/`.
-        runs: one run per seed; `median` is the one that is published.
-        model: the network of the median run, in evaluation mode.
-        classes: its class names; the words, for a language model.
-    """
-
-    recipe: Recipe
-    recipe_path: Path
-    runs: tuple[FinishedRun, ...]
-    median: FinishedRun
-    model: nn.Module
-    classes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return self.recipe.name
 
 
 def weight_info(publication: Publication, this_file: ThisFile | ThisText, manifest: Manifest) -> WeightInfo:
@@ -104,12 +77,6 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         dataset_terms=repository.terms,
         paper=papers(parsed),
     )
-
-
-def papers(name: names.Name) -> tuple[str, ...]:
-    """arXiv numbers of the method's papers, then those of the architecture (`PAPERS` of its model file)."""
-    model_file = sys.modules[timm.model_entrypoint(name.arch).__module__]
-    return tuple(dict.fromkeys((*names.METHODS[name.method].papers, *getattr(model_file, "PAPERS", ()))))
 
 
 def config_notes(info: WeightInfo) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
-from hyperzoo import data, names, zoo
+from hyperzoo import data, names
 from hyperzoo.analysis import evaluate, neuron_energy, plots
 from hyperzoo.errors import (
     InputError,
@@ -23,19 +23,17 @@ from hyperzoo.errors import (
     PublishError,
     WeightFileError,
 )
-from hyperzoo.experiments import build
 from hyperzoo.experiments.model_args import model_args
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, manifest_entry
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.finished_run import FinishedRun, finished_run
-from hyperzoo.publishing.manifest_entry import Publication
+from hyperzoo.publishing.publication import Publication, in_half, model_and_classes
 from hyperzoo.publishing.push import send
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
 from hyperzoo.training.recipe import Recipe, load_recipe
-from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest
-from hyperzoo.zoo.model_folder import read_config, save_model
+from hyperzoo.zoo.model_folder import save_model
 from hyperzoo.zoo.weight_description import Sample, ThisFile, ThisText, WeightInfo
 
 BUNDLED_BYTES = 12_000_000  # larger files come from the Hub
@@ -86,8 +84,8 @@ def publish(
             raise PublishError(f"{name}: pass at least one run folder")
         _check_runs(recipe, runs, checkout)
         median = runs[(len(runs) - 1) // 2]
-        publication = Publication(recipe, recipe_path, tuple(runs), median, *_model_and_classes(recipe, median))
-        return _publish(publication, manifest, checkout, Path(scratch), push=push)
+        publication = Publication(recipe, recipe_path, tuple(runs), median, *model_and_classes(recipe, median))
+        return _publish(in_half(publication, BUNDLED_BYTES), manifest, checkout, Path(scratch), push=push)
 
 
 def _publish(
@@ -135,7 +133,8 @@ def _saved(publication: Publication, manifest: Manifest, checkout: Checkout, fol
     name, model = publication.name, publication.model
     info = manifest_entry.weight_info(publication, _this_file(publication, checkout), manifest)
     notes = manifest_entry.config_notes(info)
-    save_model(model, folder, classes=publication.classes, args=model_args(publication.recipe), notes=notes)
+    args, dtype = model_args(publication.recipe), publication.dtype
+    save_model(model, folder, classes=publication.classes, args=args, notes=notes, dtype=dtype)
     _check_reproducible(folder, model)
     config = (folder / "config.json").read_text(encoding="utf-8")
     if path := re.search(r'"(?:/|~|\w:\\)[^"]*"', config):
@@ -218,25 +217,6 @@ def _check_runs(recipe: Recipe, runs: list[FinishedRun], checkout: Checkout) -> 
 
 def _fingerprints(run: FinishedRun) -> dict[str, str]:
     return {"train": run.result["train_fingerprint"], "test": run.result["metrics"]["fingerprint"]}
-
-
-def _model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tuple[str, ...]]:
-    """The network of a run in evaluation mode, after all tensor names and shapes were compared, and its class names."""
-    file = run.folder / "model.safetensors"
-    weight_files.check_file(file)
-    state, classes, config = load_file(file), zoo.class_names(run.folder), read_config(run.folder)
-    described = config.get("pretrained_cfg", config)
-    if lacking := [key for key in ("input_size", "mean", "std") if key not in described]:
-        raise WeightFileError(f"{run.folder / 'config.json'} lacks {', '.join(lacking)}; train again with --out")
-    model = build.model(recipe, len(classes), described["input_size"][0])
-    parsed = names.parse(recipe.name)
-    paper_ids = tuple(f"arXiv:{paper}" for paper in manifest_entry.papers(parsed))
-    cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one
-    cfg["tag"], cfg["paper_ids"], cfg["num_classes"] = parsed.tag, paper_ids or None, len(classes)
-    cfg |= {key: tuple(described[key]) for key in ("input_size", "mean", "std")}  # as `build.describe_images` set them
-    cfg["crop_pct"] = described["crop_pct"]
-    model.load_state_dict(weight_files.same_keys(state, model))
-    return model.eval(), classes
 
 
 def _this_file(publication: Publication, checkout: Checkout) -> ThisFile | ThisText:

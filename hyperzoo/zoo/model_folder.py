@@ -30,16 +30,18 @@ def save_model(
     classes: tuple[str, ...],
     args: Mapping[str, Any] | None = None,
     notes: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a timm model so that `timm.create_model('local-dir:<folder>', pretrained=True)` loads it.
 
-    Tensors are dense float32. The file has one metadata key: with more, its bytes differ from process to process
+    Tensors are dense. The file has one metadata key: with more, its bytes differ from process to process
     (safetensors 0.8).
 
     Args:
         classes: name of each output, stored as `label_names`; the words of a language model go to vocab.txt.
         args: constructor arguments that differ from the architecture's own: `widths`, `norm`, ...
         notes: stored in config.json under `hyperzoo`.
+        dtype: of the floating-point tensors in the file.
     Raises:
         WeightFileError: the names do not fit the outputs, a tensor is NaN or infinite, or two names share one storage.
     """
@@ -55,7 +57,7 @@ def save_model(
     places = [value.data_ptr() for value in state.values() if value.numel()]
     if len(set(places)) < len(places):
         raise WeightFileError(f"cannot save {type(model).__name__}: two tensor names share one storage")
-    plain = copy.deepcopy(model).float().cpu().to(memory_format=torch.contiguous_format)  # not channels-last
+    plain = copy.deepcopy(model).to("cpu", dtype).to(memory_format=torch.contiguous_format)  # not channels-last
     dense = {name: value.contiguous() for name, value in plain.state_dict().items()}
     with files.whole(folder / "model.safetensors") as temporary:
         temporary.write_bytes(save(dense, metadata={"format": "pt"}))
