@@ -68,7 +68,7 @@ def model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tupl
 
 
 def in_half(publication: Publication, limit: int) -> Publication:
-    """The same in float16, if only this is within the limit and rounding changes the accuracy by at most `SLACK` points.
+    """The same in float16, if only this is within the limit and the accuracy changes by at most `SLACK` points.
 
     The network then has the rounded numbers in float32, as they are loaded.
 
