@@ -51,6 +51,14 @@ def test_words_whole_numbers_and_class_names_are_classes(tmp_path):
         assert images.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]  # the rows stay in order
 
 
+def test_one_file_stands_for_a_list_and_its_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "all.parquet", ["a", "b"] * 5)
+    for files in ("~/all.parquet", {"train": "~/all.parquet"}):
+        own = build.dataset(recipe(dict(parquet=files, label="kind")))
+        assert (len(own.load("train")), len(own.load("test"))) == (8, 2)
+
+
 def test_one_list_of_files_is_divided_and_its_cache_knows_how(tmp_path):
     file = write(tmp_path / "set" / "all.parquet", ["a", "b"] * 5)
     drawn = {}
@@ -93,19 +101,23 @@ def test_a_set_on_the_hub_without_network_is_one_error(tmp_path, monkeypatch):
         ([True, False], Value("bool"), {}, "the labels are bool"),
         ([0, -1, 0], Value("int64"), {}, "row 1 has the label -1"),
         (["a", None, "b"], Value("string"), {}, "row 1 has the label None"),
+        (["a", " ", "b"], Value("string"), {}, r"row 1 has the label ' ', which is none of the 2 classes \(a, b\)"),
+        ([[0], [1]], [Value("int64")], {}, "the labels are .*; use words or whole numbers"),
+        ([{"x": 0}, {"x": 1}], {"x": Value("int64")}, {}, "the labels are .*; use words or whole numbers"),
         (["a", "a"], Value("string"), {}, "one class, 'a'"),
         ([0, 0], ClassLabel(names=["x", "y"]), {}, "no image of the class 'y'"),
         ([], Value("string"), {}, "has no rows"),
         (["a", "b"], Value("string"), {"label": "knd"}, r"no column 'knd' \(data.source.label\). Closest: kind"),
         (["a", "b"], Value("string"), {"label": None}, "Set data.source.label to one of picture, kind"),
         (["a", "b"], Value("string"), {"image": "kind"}, "both 'kind'"),
+        (["a", "b"], Value("string"), {"image": "kind", "label": "picture"}, "the labels are PIL"),
     ],
 )
 @pytest.mark.fault("labels or columns of own images that cannot be trained on")
 def test_bad_labels_and_columns_are_one_error_before_the_training(tmp_path, labels, feature, source, message):
-    file = write(tmp_path / "set" / "all.parquet", labels, feature)
+    files = {split: [write(tmp_path / "set" / f"{split}.parquet", labels, feature)] for split in ("train", "test")}
     with pytest.raises(DataError, match=message):
-        train.run(recipe({"parquet": {"train": [file], "test": [file]}, "label": "kind", **source}), tmp_path / "run")
+        train.run(recipe({"parquet": files, "label": "kind", **source}), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
 
 
@@ -127,6 +139,11 @@ def test_a_test_split_of_other_classes_is_refused(tmp_path):
         ({"folder": "a", "hub": "b/c"}, "got folder, hub"),
         ({"folder": "a", "label": "kind"}, "data.source.label is not for a folder"),
         ({"parquet": {"test": ["a"]}}, "need train"),
+        ({"parquet": {"train": []}}, "names no file of train"),
+        ({"parquet": {"train": ["a"], "test": []}}, "names no file of test"),
+        ({"parquet": ["a", "b", "./a"]}, "names a twice"),
+        ({"parquet": {"train": ["a"], "test": ["a"]}}, "names a twice"),
+        ({"hub": "b/c", "splits": {"train": "x", "test": "x"}}, "names x twice"),
         ({"folder": "a", "test_part": 1.0}, "less than 1"),
         ({"foldr": "a"}, "unknown key 'foldr'"),
     ],

@@ -22,7 +22,10 @@ def parquet_rows(settings: Mapping[str, Any]) -> dict[str, Part]:
     """The rows of parquet files, by split, with the columns `image` and `label` as they are."""
     files = settings["parquet"]
     splits = files if isinstance(files, dict) else {"train": files}
-    return {split: _of_files(tuple(map(Path, places)), settings) for split, places in splits.items()}
+    return {
+        split: _of_files(tuple(Path(place).expanduser() for place in places), settings)
+        for split, places in splits.items()
+    }
 
 
 def hub_rows(settings: Mapping[str, Any]) -> dict[str, Part]:
@@ -114,20 +117,20 @@ def with_classes(parts: Mapping[str, Part]) -> dict[str, Part]:
         DataError: labels of another type, null, out of range, of other classes than the training split; or one class.
     """
     datasets, train = import_datasets(), parts["train"]
-    labels = {split: part.rows["label"][:] for split, part in parts.items()}
-    classes = sources.class_names(train.rows.features, "label")
-    kinds: list[Any] = list(range(len(classes))) or sorted(set(labels["train"]) - {None})
-    classes = classes or tuple(map(str, kinds))
-    found: dict[str, Part] = {}
-    for split, part in parts.items():
+    for part in parts.values():
         feature = part.rows.features["label"]
-        if split != "train" and sources.class_names(part.rows.features, "label") not in ((), classes):
-            raise DataError(f"{part.origin} and {train.origin} have other class names, or in another order")
         if not re.fullmatch(r"u?int[0-9]+|(large_)?string", str(getattr(feature, "dtype", ""))):
             raise DataError(
                 f"{part.origin}: the labels are {getattr(feature, 'dtype', feature)}; use words or whole numbers"
             )
-        codes = {kind: code for code, kind in enumerate(kinds) if not isinstance(kind, int) or kind >= 0}
+    labels = {split: part.rows["label"][:] for split, part in parts.items()}
+    classes = sources.class_names(train.rows.features, "label")
+    kinds: list[Any] = list(range(len(classes))) or sorted(filter(_is_class, set(labels["train"])))
+    classes, codes = classes or tuple(map(str, kinds)), {kind: code for code, kind in enumerate(kinds)}
+    found: dict[str, Part] = {}
+    for split, part in parts.items():
+        if split != "train" and sources.class_names(part.rows.features, "label") not in ((), classes):
+            raise DataError(f"{part.origin} and {train.origin} have other class names, or in another order")
         if wrong := [row for row, label in enumerate(labels[split]) if label not in codes]:
             raise DataError(
                 f"{part.origin}: row {wrong[0]} has the label {labels[split][wrong[0]]!r}, which is none of the "
@@ -144,3 +147,7 @@ def with_classes(parts: Mapping[str, Part]) -> dict[str, Part]:
     if len(classes) < 2:
         raise DataError(f"{train.origin} has one class, {classes[0]!r}; a classifier needs two or more")
     return found
+
+
+def _is_class(label: str | int | None) -> bool:
+    return label >= 0 if isinstance(label, int) else bool(label and label.strip())

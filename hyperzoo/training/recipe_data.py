@@ -1,7 +1,8 @@
 """The block `data` of a recipe: a data set of the table or your own images, its batches and the augmentation."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -29,6 +30,14 @@ class OwnSource(Block):
     # there is none
     seed: Count = 0  # draws the test split
 
+    @field_validator("parquet", mode="before")
+    @classmethod
+    def _lists(cls, files: Any) -> Any:
+        """A single file stands for a list of it."""
+        if isinstance(files, dict):
+            return {split: [listed] if isinstance(listed, str) else listed for split, listed in files.items()}
+        return [files] if isinstance(files, str) else files
+
     @model_validator(mode="after")
     def _one_kind(self) -> "OwnSource":
         given = [kind for kind in ("folder", "hub", "parquet") if getattr(self, kind)]
@@ -44,6 +53,12 @@ class OwnSource(Block):
         for needed, splits in (("hub", self.splits), ("parquet", self.parquet)):
             if isinstance(splits, dict) and splits and "train" not in splits:
                 raise ValueError(f"the splits of data.source.{needed} need train; got {', '.join(splits)}")
+        files = self.parquet if isinstance(self.parquet, dict) else {"train": self.parquet} if self.parquet else {}
+        if empty := [split for split, listed in files.items() if not listed]:
+            raise ValueError(f"data.source.parquet names no file of {empty[0]}; name one, or leave {empty[0]} out")
+        places = [os.path.normpath(file) for listed in files.values() for file in listed] + [*self.splits.values()]
+        if twice := [place for place in places if places.count(place) > 1]:
+            raise ValueError(f"data.source names {twice[0]} twice, so images would count twice; name it once")
         return self
 
     @property
