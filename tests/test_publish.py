@@ -12,6 +12,7 @@ from support import finished
 from support.finished import NAME, another_seed, change, contents, result, stamp
 
 from hyperzoo import errors
+from hyperzoo.analysis import neuron_energy
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, publication, publish, verify
 from hyperzoo.zoo.manifest import Manifest
@@ -73,6 +74,14 @@ def test_texts_and_figures_are_written(published):
         assert picture.startswith(b"\x89PNG") and len(picture) < 100_000
     notes = json.loads((checkout.package / "checkpoints" / NAME / "config.json").read_text())["hyperzoo"]
     assert notes["name"] == NAME and notes["recipe_sha256"] == info.recipe_sha256 and "sha256" not in notes
+
+
+def test_the_energies_of_a_card_are_drawn_as_they_were_measured(work, monkeypatch):
+    checkout, run = work
+    settings, draw = [], neuron_energy.draw
+    monkeypatch.setattr(neuron_energy, "draw", lambda *a, **how: settings.append(how) or draw(*a, **how))
+    publish.publish(NAME, [run], checkout=checkout)
+    assert settings == [{"title": NAME, "half_space": True}]  # the card says half-space energy
 
 
 def test_a_second_publication_writes_the_same_bytes(published, work):

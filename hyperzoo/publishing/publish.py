@@ -101,12 +101,14 @@ def _publish(
     _manifest_text(manifest, scratch)
     weight = {part: (scratch / part).read_bytes() for part in info.files}
     golden = save(golden_outputs(model, golden_input(model)), metadata={"format": "pt"})
-    energies = neuron_energy.layer_energies(model, half_space=True)
+    # whitening filters are pairs of opposites by construction: in the half space their energy is infinite
+    frozen = model.pretrained_cfg["first_conv"] if publication.recipe.model.init == "whiten" else ()  # type: ignore
+    energies = neuron_energy.layer_energies(model, half_space=True, exclude=frozen)
     log = run.folder / "metrics.jsonl"
     card_files = {
         ".metrics.jsonl": log,
         ".png": plots.learning_curve(log, scratch / "curve.png", title=name),
-        ".energy.png": neuron_energy.draw(energies, scratch / "energy.png", title=name),
+        ".energy.png": neuron_energy.draw(energies, scratch / "energy.png", title=name, half_space=True),
     }
     attachments = {checkout.card(name, suffix): file.read_bytes() for suffix, file in card_files.items()}
     texts = {path: text.encode() for path, text in cards.texts(manifest, checkout).items()}
