@@ -121,6 +121,14 @@ def test_bad_labels_and_columns_are_one_error_before_the_training(tmp_path, labe
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
 
 
+@pytest.mark.fault("picture that cannot be decoded")
+def test_a_row_without_an_image_is_named_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "picture", lambda shade: None if shade == 3 else {"bytes": b"x", "path": None})
+    files = {split: [write(tmp_path / f"{split}.parquet", ["a", "b"] * 3)] for split in ("train", "test")}
+    with pytest.raises(DataError, match=r"row 3 has no image bytes; .* Add the bytes, or remove the row$"):
+        build.dataset(recipe({"parquet": files, "label": "kind"})).load("train")
+
+
 @pytest.mark.fault("labels or columns of own images that cannot be trained on", 3)
 def test_a_test_split_of_other_classes_is_refused(tmp_path):
     file = write(tmp_path / "a.parquet", ["a", "b"])

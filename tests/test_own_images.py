@@ -13,7 +13,7 @@ from PIL import Image
 from hyperzoo import data
 from hyperzoo.analysis import activation_statistics
 from hyperzoo.cli.commands import cli
-from hyperzoo.errors import DataError
+from hyperzoo.errors import DataError, RecipeError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.recipe import Recipe
 
@@ -134,11 +134,30 @@ def test_what_fits_is_held_in_memory_and_the_rest_is_streamed(tmp_path, monkeypa
     assert config["pretrained_cfg"]["input_size"] == [3, 8, 8]
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.fault("contradictory data.source")
+def test_a_training_size_that_is_not_the_one_of_the_test_is_refused(tmp_path, monkeypatch, streamed):
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 0 if streamed else 10**9)
+    folder = fill(tmp_path / "set")
+    with pytest.raises(RecipeError, match="ends at 4 px, but set is evaluated at 8; end it at 8, or set data.size_px"):
+        build.images(recipe(folder, resize_px={1: 4}))
+    build.images(recipe(folder, resize_px={1: 8}))
+
+
+@pytest.mark.fault("validation images that take a class from the training")
+def test_held_out_images_leave_every_class_in_the_training(tmp_path):
+    folder = fill(tmp_path / "set", count=5)  # 12 training images, 4 of each class
+    assert len(build.images(recipe(folder, hold_out=9))[0]) == 3
+    with pytest.raises(RecipeError, match="data.hold_out 10 leaves no training image of the class 'blau', which has 4"):
+        build.images(recipe(folder, hold_out=10))
+
+
 @pytest.mark.fault("picture that cannot be decoded", 2)
 def test_a_broken_picture_stops_the_run_or_is_left_out_and_counted(tmp_path, capfd):
     folder = fill(tmp_path / "set", count=5)
     (folder / "blau" / "0 x.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"blau/0 x\.png cannot be decoded"):
+    once = r"^\S+blau/0 x\.png cannot be decoded: cannot identify [^.]+x\.png'\. Replace or remove it, or set [^.]+\.\S+ to skip$"
+    with pytest.raises(DataError, match=once):
         train.run(recipe(folder), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
     done = train.run(recipe(folder, on_error="skip"), tmp_path / "run")

@@ -194,8 +194,9 @@ def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
             kept.append(label)
         except Exception as error:  # as above
             if not fit.skip:
+                reason = error.__cause__ if isinstance(error, DataError) and error.__cause__ else error
                 raise DataError(
-                    f"{source.picture(row)} cannot be decoded: {error}. Replace or remove it, or set data.on_error to "
+                    f"{source.picture(row)} cannot be decoded: {reason}. Replace or remove it, or set data.on_error to "
                     "skip"
                 ) from error
             skipped.append(source.picture(row))

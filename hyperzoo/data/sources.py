@@ -133,7 +133,10 @@ class Source:
         ):
             if values.null_count and not (self.a_file_each and missing != "label"):
                 row = pc.index(pc.is_null(values), True).as_py()
-                raise DataError(f"{self.origin}: row {row} has no {missing}. Copy the files of the Hub again")
+                remedy = (
+                    "Copy the files of the Hub again" if self.repository.hub_id else "Add the bytes, or remove the row"
+                )
+                raise DataError(f"{self.origin}: row {row} has no {missing}. {remedy}")
         return rows.select_columns([image, label]).rename_columns({image: "image", label: "label"}), classes
 
     def lines(self) -> list[str]:

@@ -210,7 +210,8 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     Keys of `data` that leave out training images or replace labels act after the validation images were held out.
 
     Raises:
-        RecipeError: data.resize_px does not end at the size of the images; less than a batch is left.
+        RecipeError: data.resize_px does not end at the size of the images; data.hold_out takes all images of a class;
+            less than a batch is left.
         InputError: a class has fewer images than data.per_class.   UnknownNameError: no class of data.keep.
     """
     where = dataset(recipe) if where is None else where
@@ -218,15 +219,26 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     train: Images = where.load("train") if own else data.load_images(where, "train")  # type: ignore
     held: Images | None = None
     size_px = None if own else recipe.data.size_px
-    if isinstance(train, data.ImageSet):
-        sizes, size = recipe.data.resize_px, size_px or train.images.shape[-1]
+    if isinstance(train, data.ImageSet) or isinstance(where, data.OwnImages):
+        sizes, remedy = recipe.data.resize_px, "resize all images by data.size_px with data.hold_out"
+        if isinstance(where, data.OwnImages):
+            size, remedy = where.fit.size_px, "set data.size_px to that"
+        else:
+            size = size_px or train.images.shape[-1]  # type: ignore[union-attr]
         if sizes and (last := sizes[max(sizes)]) != size:
             raise RecipeError(
                 f"data.resize_px ends at {last} px, but {recipe.data.name} is evaluated at {size}; end it at {size}, "
-                "or resize all images by data.size_px with data.hold_out"
+                f"or {remedy}"
             )
-    if recipe.data.hold_out:
-        train, held = train.hold_out(recipe.data.hold_out)
+    if count := recipe.data.hold_out:
+        before = subset.sizes(train)
+        train, held = train.hold_out(count)
+        for name, size, rest in zip(train.classes, before, subset.sizes(train), strict=True):
+            if size and not rest:
+                raise RecipeError(
+                    f"data.hold_out {count} leaves no training image of the class {name!r}, which has {size}; hold out "
+                    "fewer"
+                )
     elif isinstance(where, data.OwnImages) and "validation" in where.splits:
         held = where.like(train.channels).load("validation")
     train = _training_part(train, recipe.data)
