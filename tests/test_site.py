@@ -27,7 +27,7 @@ from hyperzoo.zoo import weight_files
 from hyperzoo.zoo.manifest import Manifest
 
 CHECKOUT = find_checkout()
-NAME = "spherenet20.sphere_c10"
+NAME = "fast_cnn8.plain_c10"
 HOSTILE = """</td></script><script>alert(1)</script><img src=x onerror=alert(2)>"' onclick=alert(3) {{ 7 * 7 }} &amp;"""
 FACTS = {"label_names": ["cat", "dog"], "input_size": [3, 4, 4], "mean": [0.5] * 3, "std": [0.25] * 3}
 VOID = {"meta", "link", "img", "input", "wbr", "hr", "br"}
@@ -86,7 +86,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "RUNTIME_INTEGRITY", f"sha512-{digest}")
 
     def export(name, out):
-        assert (name, out.suffix) == ("spherenet20", ".onnx")
+        assert (name, out.suffix) == ("fast_cnn8", ".onnx")
         out.write_bytes(b"a network")
         return Exported(out, FACTS, 0.0)
 
@@ -131,7 +131,7 @@ def hostile(info):
         info,
         **texts,
         recipe=f"{HOSTILE.replace('/', '|')}/x.yaml",
-        paper=(HOSTILE,),
+        paper=(HOSTILE,) * len(info.paper),
         dataset=dataclasses.replace(info.dataset, id=HOSTILE),
         files={file: HOSTILE for file in info.files},
     )

@@ -17,7 +17,7 @@ from hyperzoo.zoo.manifest import Manifest
 from hyperzoo.zoo.weight_description import TextMetrics, ThisText
 
 pytestmark = pytest.mark.full
-NAME = "spherenet20.sphere_c10"
+NAME = "fast_cnn8.plain_c10"
 MADE = {  # name -> accuracy or perplexity, parameters, data set
     "cnn11_elu.per_c10": (88.3, 1_434_000, "uoft-cs/cifar10"),
     "preact_resnet18.mixup_c10": (94.8, 11_164_362, "uoft-cs/cifar10"),
@@ -205,11 +205,11 @@ def shares(shown):
 
 def test_the_demo_agrees_with_python(demo_page, opened, data_mirror):
     shown = opened(demo_page)
-    loaded = hyperzoo.load("spherenet20")
+    loaded = hyperzoo.load(NAME)
     images = data.load_images("c10", "test")
     firsts = torch.stack([images.images[images.labels == k][0] for k in range(10)])
     with torch.inference_mode():
-        wanted = loaded.model(hyperzoo.preprocess("spherenet20")(firsts)).softmax(1)
+        wanted = loaded.model(hyperzoo.preprocess(NAME)(firsts)).softmax(1)
     for k, row in enumerate(wanted):
         shown.click(f".sample:nth-child({k + 1})")
         best = loaded.classes[int(row.argmax())]
@@ -240,13 +240,13 @@ def test_an_uploaded_image_is_preprocessed_as_in_python(demo_page, opened, tmp_p
         "[...document.getElementById('seen').getContext('2d').getImageData(0, 0, 32, 32).data]"
         ".filter((_, i) => i % 4 < 3)"
     )
-    inputs = hyperzoo.preprocess("spherenet20")(picture)
+    inputs = hyperzoo.preprocess(NAME)(picture)
     given = weight_files.MANIFEST.info(NAME).input
     std, mean = (torch.tensor(x).view(3, 1, 1) for x in (given.std, given.mean))
     wanted = ((inputs * std + mean) * 255).round().permute(1, 2, 0).flatten()
     difference = (torch.tensor(seen) - wanted).abs()
     assert difference.max() <= 1 and (difference > 0).float().mean() < 0.02  # Pillow rounds its coefficients to 22 bits
-    loaded = hyperzoo.load("spherenet20")
+    loaded = hyperzoo.load(NAME)
     with torch.inference_mode():
         best = loaded.classes[int(loaded.model(inputs[None]).argmax())]
     assert shown.run(ANSWER).startswith(f"{best}, ")

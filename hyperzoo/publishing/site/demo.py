@@ -21,7 +21,7 @@ from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.publishing.export import export
 from hyperzoo.zoo.weight_description import WeightInfo
 
-ARCH = "spherenet20"
+ARCH = "fast_cnn8"
 RUNTIME_VERSION = "1.30.0"
 RUNTIME_INTEGRITY = (  # of the npm package, as `npm view onnxruntime-web@1.30.0 dist.integrity` prints it
     "sha512-q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
