@@ -323,3 +323,17 @@ def test_a_damaged_config_of_a_folder_is_named(tmp_path, text):
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(errors.WeightUnavailableError, match="absent does not exist"):
         hyperzoo.load(f"local-dir:{tmp_path / 'absent'}")
+
+
+@pytest.mark.fault("path that is no saved model", 3)
+def test_a_path_that_is_no_saved_model_is_named_and_the_home_folder_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "unfinished" / "checkpoints").mkdir(parents=True)
+    for name in (tmp_path / "unfinished", "~/unfinished"):
+        with pytest.raises(
+            errors.WeightUnavailableError, match="no config.json.* a run has one when its training is f"
+        ):
+            hyperzoo.load(str(name))
+    for name in ("runs/typo", "~nobody/run"):
+        with pytest.raises(errors.InvalidNameError, match=f"{name}' is neither an existing folder nor a name"):
+            hyperzoo.load(name)

@@ -156,7 +156,7 @@ def test_held_out_images_leave_every_class_in_the_training(tmp_path):
 def test_a_broken_picture_stops_the_run_or_is_left_out_and_counted(tmp_path, capfd):
     folder = fill(tmp_path / "set", count=5)
     (folder / "blau" / "0 x.png").write_bytes(b"no picture")
-    once = r"^\S+blau/0 x\.png cannot be decoded: cannot identify [^.]+x\.png'\. Replace or remove it, or set [^.]+\.\S+ to skip$"
+    once = r"^\S+blau/0 x\.png cannot be decoded: cannot identify [^.]+x\.png.\. Replace or .* data.on_error to skip$"
     with pytest.raises(DataError, match=once):
         train.run(recipe(folder), tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
@@ -164,6 +164,30 @@ def test_a_broken_picture_stops_the_run_or_is_left_out_and_counted(tmp_path, cap
     assert done.values["skipped"] in ({"train": 1, "test": 0}, {"train": 0, "test": 1})
     assert done.values["train_images"] + done.values["metrics"]["total"] == 14
     assert "left out of t" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+@pytest.mark.fault("picture that cannot be decoded")
+def test_a_broken_picture_of_a_streamed_test_stops_the_run_before_the_training(tmp_path, monkeypatch, split):
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 0)
+    for part in ("train", "val", "test"):
+        fill(tmp_path / "set" / part, count=3)
+    (tmp_path / "set" / split / "blau" / "1 x.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=rf"{split}/blau/1 x\.png cannot be decoded\. Replace or .* to skip$"):
+        train.run(recipe(tmp_path / "set"), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
+
+
+@pytest.mark.fault("network that does not take images of this size", 2)
+def test_a_network_of_one_size_is_refused_before_the_training(tmp_path):
+    folder = fill(tmp_path / "set")
+    arch = "vit_tiny_patch16_224"
+    for size_px, words in ((32, dict(size_px=32)), (160, dict(size_px=224, resize_px={1: 160, 2: 224}))):
+        values = recipe(folder, model=dict(arch=arch)).model_dump()
+        made = Recipe.model_validate(values | dict(data=values["data"] | words, train=dict(epochs=2)))
+        with pytest.raises(RecipeError, match=f"{arch} takes no images of {size_px} x {size_px} .*size_px to 224"):
+            train.run(made, tmp_path / "run")
+        assert {path.name for path in (tmp_path / "run").iterdir()} <= {"run.lock", "run.pid"}
 
 
 @pytest.mark.fault("cache of files that have changed", 2)

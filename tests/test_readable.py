@@ -127,7 +127,7 @@ def test_a_broken_row_of_a_parquet_file_is_named_by_its_number(tmp_path, monkeyp
     rows = table.to_pylist()
     rows[4]["img"]["bytes"] = b"no picture"
     pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), file)
-    source = dict(parquet=dict(train=[str(file)], test=[str(file)]))
+    source = dict(parquet=dict(train=[str(file)], test=[str(shutil.copy(file, tmp_path / "test.parquet"))]))
     values = plan(tmp_path).model_dump()
     made = Recipe.model_validate(values | {"data": values["data"] | {"source": source, "name": ""}})
     images = build.dataset(made).load("train")

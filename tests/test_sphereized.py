@@ -99,6 +99,26 @@ def test_another_run_starts_from_a_sphereized_one(tmp_path):
     assert isinstance(hyperzoo.load(str(second.folder)).model.conv1[0], SphereConv2d)
 
 
+def test_a_classifier_with_a_learnable_operator_is_renewed_for_other_classes(tmp_path):
+    first = train.run(plan(fill(tmp_path / "set"), None, ANGULAR), tmp_path / "first").folder
+    other = hyperzoo.load(str(first), num_classes=7).model
+    assert other(images()).shape == (2, 7) and other.get_classifier().raw_k.shape == (7,)
+    folder = fill(tmp_path / "two", classes=dict(list(COLORS.items())[:2]))
+    second = finetuning_recipe(str(first), folder, ["data.size_px=32", "train.epochs=2", "train.precision=fp32"])
+    loaded = hyperzoo.load(str(train.run(second, tmp_path / "second").folder))
+    assert loaded.model.get_classifier().raw_k.shape == (2,)
+
+
+@pytest.mark.fault("weight of another operator")
+def test_a_run_with_another_operator_is_refused_in_a_short_sentence(tmp_path):
+    folder = fill(tmp_path / "set")
+    first = train.run(plan(folder, "learnable", arch="resnet20_cifar"), tmp_path / "first").folder  # 19 convolutions
+    second = finetuning_recipe(str(first), folder, ["data.size_px=32", "model.sphereize=cosine"])
+    with pytest.raises(WeightFileError, match=r"does not fit .*unexpected: \S+raw_k") as caught:
+        train.run(second, tmp_path / "second")
+    assert len(str(caught.value)) < 300 + 80 + len(str(first))
+
+
 def test_an_architecture_of_hyperzoo_is_sphereized_too(tmp_path):
     folder = fill(tmp_path / "set")
     run = train.run(plan(folder, "cosine", ANGULAR, arch="resnet20_cifar"), tmp_path / "run").folder

@@ -23,7 +23,7 @@ def parquet_rows(settings: Mapping[str, Any]) -> dict[str, Part]:
     files = settings["parquet"]
     splits = files if isinstance(files, dict) else {"train": files}
     return {
-        split: _of_files(tuple(Path(place).expanduser() for place in places), settings)
+        split: _of_files(tuple(Path(os.path.expanduser(place)) for place in places), settings)
         for split, places in splits.items()
     }
 

@@ -1,5 +1,6 @@
 """Your own labeled images: from a folder, the Hub or parquet files to a data set with a training and a test split."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,8 @@ class OwnImages:
         """The images of a split: in memory if those of the training split fit, otherwise streamed.
 
         Raises:
-            DataError: no such split, or (in memory) an image that cannot be decoded and is not to be skipped.
+            DataError: no such split, or an image that cannot be decoded and is not to be skipped. Streamed training
+                images are not read yet, so that a broken one stops the first epoch.
         """
         if split not in self.splits:
             raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
@@ -48,7 +50,14 @@ class OwnImages:
         if self.fits_in_memory:
             return load_in_memory(part.source(self.name, split), self.fit)
         images, source = self._streamed(part, split), part.source(self.name, split)
-        return without_broken(images, source) if self.fit.skip else images
+        if split == "train" and not self.fit.skip:
+            return images
+        readable = without_broken(images, source)
+        if readable.skipped and not self.fit.skip:
+            raise DataError(
+                f"{readable.skipped[0]} cannot be decoded. Replace or remove it, or set data.on_error to skip"
+            )
+        return readable
 
     def _streamed(self, part: Part, split: str) -> StreamedSet:
         if self.folder is None:
@@ -86,7 +95,7 @@ def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
         DataError: files, columns, labels or classes that are missing or do not fit; an image is decoded only later.
         MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
     """
-    folder = Path(settings["folder"]).expanduser() if settings["folder"] else None
+    folder = Path(os.path.expanduser(settings["folder"])) if settings["folder"] else None
     if folder:
         parts = _folder(folder)
     else:

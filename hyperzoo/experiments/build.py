@@ -130,6 +130,22 @@ def describe_images(network: nn.Module, train: Samples, size_px: int | None = No
         cfg["mean"], cfg["std"] = train.statistics()
 
 
+def check_sizes(recipe: Recipe, network: nn.Module, train: Images, size_px: int) -> None:
+    """Raise a RecipeError unless the network takes images of the recipe's sizes; many transformers have one size."""
+    training = network.training
+    for size in sorted({size_px, *recipe.data.resize_px.values()}):
+        try:
+            with torch.no_grad():
+                network.eval()(torch.zeros(1, train.channels, size, size))
+        except Exception as error:  # layers raise any kind for a shape that they do not take
+            own = recipe.model.args.get("img_size") or pretrained.description(recipe)["input_size"][-1]
+            raise RecipeError(
+                f"{recipe.model.arch} takes no images of {size} x {size} pixels ({names.cut(str(error))}); set "
+                f"data.size_px to {own}, or leave data.resize_px out"
+            ) from error
+    network.train(training)
+
+
 def initialize(recipe: Recipe, network: nn.Module, train: "Samples") -> None:
     """Data-dependent initialization, in place: with `model.init: whiten`, `whiten_` of the first convolution, which
     timm's description of the network names, on the first training images.

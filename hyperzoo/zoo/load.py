@@ -73,17 +73,20 @@ def local_folder(name: str) -> Path | None:
     'hf-hub:REPOSITORY[@REVISION]' names the folder of the downloaded files.
 
     Raises:
-        InvalidNameError: no name of a repository.
-        WeightUnavailableError: no such folder, or it has no config.json; only after `local-dir:`. No such file on the
-            Hub, or no connection.
+        InvalidNameError: no name of a repository, or a path without a folder.
+        WeightUnavailableError: a folder without config.json, or after `local-dir:` none. No such file on the Hub, or no
+            connection.
         WeightFileError: config.json is damaged.
     """
     if not isinstance(name, str):
         return None
     if name.startswith(HUB):
         return _hub_folder(name.removeprefix(HUB))
-    folder = Path(name.removeprefix(LOCAL))
-    if not name.startswith(LOCAL) and (not os.path.isfile(folder / "config.json") or timm.is_model(name)):
+    folder = Path(os.path.expanduser(name.removeprefix(LOCAL)))
+    exists = os.path.isdir(folder) if name.strip(".") else os.path.isfile(folder / "config.json")
+    if not name.startswith(LOCAL) and (not exists or timm.is_model(name)):
+        if "/" in name and ":" not in name:
+            raise InvalidNameError(f"{names.cut(ascii(name))} is neither an existing folder nor a name, which has no /")
         return None
     read_config(folder)
     return folder

@@ -91,7 +91,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightUnavailableError(f"{shown} does not exist or is not a folder")
     file = folder / "config.json"
     if not os.path.isfile(file):
-        raise WeightUnavailableError(f"{shown} has no config.json, so it is not a saved model")
+        raise WeightUnavailableError(
+            f"{shown} has no config.json, so it is not a saved model; a run has one when its training is finished"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -190,7 +190,9 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     expected = {key: tuple(tensor.shape) for key, tensor in own.items()}
     got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
     if getattr(model, "num_classes", None) != cfg.get("num_classes"):
-        head = [f"{module}.{kind}" for module in _modules(cfg, "classifier") for kind in ("weight", "bias")]
+        kinds = ("weight", "bias", "raw_k")
+        head = [f"{module}.{kind}" for module in _modules(cfg, "classifier") for kind in kinds]
+        state = {key: value for key, value in state.items() if key not in head[2::3]}  # timm drops the first two only
         expected = {key: shape for key, shape in expected.items() if key not in head}
         got = {key: shape for key, shape in got.items() if key not in head}
     shapes = dict(expected)
@@ -209,7 +211,7 @@ def same_keys(state: Mapping[str, Any], model: nn.Module) -> Mapping[str, Any]:
     if any(faults.values()):
         source = cfg.get("file") or cfg.get("hf_hub_id") or "the given tensors"
         name = ".".join(filter(None, (cfg.get("architecture"), cfg.get("tag"))))
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
+        listed = "; ".join(f"{kind}: {names.cut(', '.join(keys), 300)}" for kind, keys in faults.items() if keys)
         raise WeightFileError(f"{name}: {source} does not fit {type(model).__name__}. {listed}")
     return state
 
