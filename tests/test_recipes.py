@@ -68,7 +68,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         (GOOD, "", "model is missing"),
         (GOOD, "- 1", "model is missing"),
         ("epochs: 2", "epochs: 2\n  accumulate: 3", "does not divide by accumulate 3"),
-        ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "warmup_epochs 2 must be below train.epochs 2"),
+        ("lr: 1e-3", "lr: 1e-3\n  warmup_epochs: 2", "warmup_epochs 2 must be below train.epochs 2; lower it"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: constant\n  cycles: 2", "optim.cycles 2 needs optim.schedule cosine"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
         ("name: c10", "name: c10\n  resize_px: {3: 16}", "resize_px has epoch 3, but train.epochs is 2"),

@@ -130,13 +130,13 @@ def describe_images(network: nn.Module, train: Samples, size_px: int | None = No
         cfg["mean"], cfg["std"] = train.statistics()
 
 
-def check_sizes(recipe: Recipe, network: nn.Module, train: Images, size_px: int) -> None:
+def check_sizes(recipe: Recipe, network: nn.Module, channels: int, size_px: int) -> None:
     """Raise a RecipeError unless the network takes images of the recipe's sizes; many transformers have one size."""
     training = network.training
     for size in sorted({size_px, *recipe.data.resize_px.values()}):
         try:
             with torch.no_grad():
-                network.eval()(torch.zeros(1, train.channels, size, size))
+                network.eval()(torch.zeros(1, channels, size, size))
         except Exception as error:  # layers raise any kind for a shape that they do not take
             own = recipe.model.args.get("img_size") or pretrained.description(recipe)["input_size"][-1]
             raise RecipeError(

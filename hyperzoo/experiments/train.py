@@ -107,7 +107,7 @@ def _run(
     model = model.to(memory_format=memory_format(model))
     build.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
     if isinstance(dataset, data.OwnImages):
-        build.check_sizes(recipe, model, train, dataset.fit.size_px)
+        build.check_sizes(recipe, model, train.channels, dataset.fit.size_px)
     build.initialize(recipe, model, train)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)

@@ -147,7 +147,8 @@ class Recipe(Block):
             faults.append(f"the recipe is named {self.name!r}, but model.arch is {self.model.arch!r}")
         if self.optim.warmup_epochs >= self.train.epochs:
             faults.append(
-                f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be below train.epochs {self.train.epochs}"
+                f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be below train.epochs {self.train.epochs}; "
+                "lower it, to 0 for no warm-up"
             )
         if self.optim.schedule == "multistep" and not self.optim.milestones:
             faults.append("optim.schedule multistep needs optim.milestones")
