@@ -211,11 +211,20 @@ def test_the_content_of_the_files_decides_whether_a_cache_is_used(tmp_path):
 
 
 @pytest.mark.fault("file name that is not UTF-8")
+def test_a_class_folder_in_another_encoding_is_named(tmp_path):
+    folder = fill(tmp_path / "set")
+    os.rename(os.fsencode(folder / "blau"), os.fsencode(folder) + b"/caf\xe9")
+    with pytest.raises(DataError, match="is not UTF-8; rename the folder"):
+        build.dataset(recipe(folder))
+
+
+@pytest.mark.fault("file name that is not UTF-8")
 def test_a_file_name_in_another_encoding_is_read(tmp_path):
     folder = fill(tmp_path / "set")
-    file = next((folder / "blau").iterdir())
-    file.rename(os.fsdecode(os.fsencode(folder / "blau") + b"/caf\xe9.png"))
-    assert len(build.dataset(recipe(folder)).load("train")) == 12
+    for number, file in enumerate(list((folder / "blau").iterdir())):
+        file.rename(os.fsdecode(os.fsencode(folder / "blau") + b"/caf\xe9%d.png" % number))
+    own = build.dataset(recipe(folder))
+    assert (len(own.load("train")), len(own.load("test"))) == (12, 3)
 
 
 @pytest.mark.fault("cache that cannot be written")

@@ -20,6 +20,8 @@ def class_files(folder: Path, what: str) -> dict[str, list[Path]]:
         raise DataError(f"{folder} has no class folders; put {what} there as <class>/<image>")
     found: dict[str, list[Path]] = {}
     for name in classes:
+        if any("\ud800" <= character <= "\udfff" for character in name):  # Python's stand-ins for undecodable bytes
+            raise DataError(f"the name of the class folder {str(folder / name)!a} is not UTF-8; rename the folder")
         inside = sorted(path for path in (folder / name).rglob("*") if not path.name.startswith("."))
         found[name] = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
         if not found[name]:

@@ -216,7 +216,9 @@ def _pixels(image: PIL.Image.Image) -> np.ndarray:
 
 def _cache_path(source: sources.Source, fit: Fit | None) -> Path:
     place = hashlib.sha256(
-        "\n".join([*map(str, source.files), *([str(fit), source.origin] if fit else [])]).encode()
+        "\n".join([*map(str, source.files), *([str(fit), source.origin] if fit else [])]).encode(
+            errors="surrogateescape"
+        )
     ).hexdigest()[:16]
     return cache_path(source.code, source.split, place, ".safetensors")
 
