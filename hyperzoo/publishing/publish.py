@@ -102,7 +102,8 @@ def _publish(
     weight = {part: (scratch / part).read_bytes() for part in info.files}
     golden = save(golden_outputs(model, golden_input(model)), metadata={"format": "pt"})
     # whitening filters are pairs of opposites by construction: in the half space their energy is infinite
-    frozen = model.pretrained_cfg["first_conv"] if publication.recipe.model.init == "whiten" else ()  # type: ignore
+    cfg: Any = model.pretrained_cfg
+    frozen = cfg["first_conv"] if publication.recipe.model.init == "whiten" else ()
     energies = neuron_energy.layer_energies(model, half_space=True, exclude=frozen)
     log = run.folder / "metrics.jsonl"
     card_files = {
