@@ -30,6 +30,7 @@ PAPERS = ("2404.00498", "1711.03189")  # arXiv numbers, on the cards of weights
 torch.fx.wrap("check_images")
 
 WIDTHS = (64, 256, 256)
+W96 = (96, 288, 288)
 WIDE = (128, 384, 384)
 
 
@@ -122,11 +123,17 @@ class FastCNN(Staged):
 
 VARIANTS = {
     "fast_cnn8": Variant("The fast CNN with 64, 256 and 256 channels: 1.97 M parameters.", dict(operator=None)),
+    "fast_cnn8_w96": Variant(
+        "The fast CNN with 96, 288 and 288 channels: 2.6 M parameters.", dict(widths=W96, operator=None)
+    ),
     "fast_cnn8_wide": Variant(
         "The fast CNN with 128, 384 and 384 channels: 4.6 M parameters.", dict(widths=WIDE, operator=None)
     ),
     "fast_sphere_cnn8": Variant(
         "`fast_cnn8` with the cosine operator in every 3 x 3 convolution.", dict(operator="cosine")
+    ),
+    "fast_sphere_cnn8_w96": Variant(
+        "`fast_cnn8_w96` with the cosine operator in every 3 x 3 convolution.", dict(widths=W96, operator="cosine")
     ),
     "fast_sphere_cnn8_wide": Variant(
         "`fast_cnn8_wide` with the cosine operator in every 3 x 3 convolution.", dict(widths=WIDE, operator="cosine")
