@@ -60,11 +60,18 @@ def test_a_layer_gets_each_filter_with_its_negative_and_trains_its_bias_only():
     assert conv.bias.requires_grad and not conv.bias.any()
 
 
+def test_filters_beyond_those_of_the_patches_keep_their_values():
+    x, conv = images(), nn.Conv2d(2, 18, 2)
+    before = conv.weight[16:].clone()
+    whiten_(conv, x)
+    expected = whitening_filters(x, (2, 2))  # 8 for patches of 8 numbers
+    assert torch.equal(conv.weight[:16], torch.cat([expected, -expected])) and torch.equal(conv.weight[16:], before)
+
+
 @pytest.mark.parametrize(
     "conv, x, told",
     [
         (nn.Conv2d(2, 5, 2), images(), "got 5 filters"),
-        (nn.Conv2d(2, 18, 2), images(), "at most 16"),
         (nn.Conv2d(3, 6, 2), images(), "3 channels"),
         (nn.Conv2d(2, 6, 8), images(), "at least 8 x 8"),
         (nn.Conv2d(2, 6, 2), images()[:0], "got \\(0, 2, 7, 7\\)"),

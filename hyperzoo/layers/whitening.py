@@ -48,24 +48,24 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int], *, eps: floa
 def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = EPS) -> None:
     """Set the filters of a first convolution to whitening filters and their negatives, and freeze them; in place.
 
-    With 2n filters, the n leading directions are taken. The bias, if there is one, starts at 0 and stays trainable.
+    With 2n filters, the n leading directions are taken; filters beyond twice the entries of a patch keep their
+    values. The bias, if there is one, starts at 0 and stays trainable.
 
     Shapes:
         images: (N, C, H, W), normalized as the network sees them, C the input channels of `conv`.
     Raises:
-        InputError: an odd number of filters, or more than twice the number of entries of a patch; see also
-            `whitening_filters`.
+        InputError: an odd number of filters, or images of other channels; see also `whitening_filters`.
     """
-    filters, patch = conv.out_channels, conv.weight[0].numel()
-    if filters % 2 or filters > 2 * patch or images.dim() != 4 or images.shape[1] != conv.in_channels:
+    filters, count = conv.out_channels, min(conv.out_channels, 2 * conv.weight[0].numel())
+    if filters % 2 or images.dim() != 4 or images.shape[1] != conv.in_channels:
         raise InputError(
-            f"whitening sets an even number of filters, at most {2 * patch} for patches of {patch} numbers, on "
-            f"images of {conv.in_channels} channels; got {filters} filters and images {tuple(images.shape)}"
+            f"whitening sets an even number of filters on images of {conv.in_channels} channels; got {filters} "
+            f"filters and images {tuple(images.shape)}"
         )
     kernel_size = (conv.kernel_size[0], conv.kernel_size[1])
-    leading = whitening_filters(images, kernel_size, eps=eps)[: filters // 2]
+    leading = whitening_filters(images, kernel_size, eps=eps)[: count // 2]
     with torch.no_grad():
-        conv.weight.copy_(torch.cat([leading, -leading]))
+        conv.weight[:count] = torch.cat([leading, -leading])
         if conv.bias is not None:
             conv.bias.zero_()
     conv.weight.requires_grad_(False)

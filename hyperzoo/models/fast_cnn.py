@@ -29,6 +29,7 @@ PAPERS = ("2404.00498", "1711.03189")  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 
+STEM = 24  # every whitening filter of three channels and its negative; a weight takes other channels with the same stem
 WIDTHS = (64, 256, 256)
 W96 = (96, 288, 288)
 WIDE = (128, 384, 384)
@@ -72,7 +73,7 @@ class FastCNN(Staged):
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
-        in_chs = 2 * in_chans * 2 * 2  # every whitening filter and its negative
+        in_chs = STEM
         self.whiten = nn.Conv2d(in_chans, in_chs, 2, **dd)
         self.act = nn.GELU()
         stages: list[nn.Sequential] = []
