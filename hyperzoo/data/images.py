@@ -226,7 +226,7 @@ def _cache_path(source: sources.Source, fit: Fit | None) -> Path:
 def _identity(source: sources.Source, fit: Fit | None) -> Any:
     """The key of the cache: path, size and modification time of each source file; of own images, the content."""
     if fit is None:
-        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
+        return source.state()
     reading = [fit, source.origin, source.rows().features["label"]]
     digest = hashlib.sha256(str(reading).encode(errors="surrogateescape"))
     for file in source.files:

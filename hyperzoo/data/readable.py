@@ -44,8 +44,7 @@ def without_broken(images: StreamedSet, source: Source) -> StreamedSet:
 
 def _place(source: Source) -> str:
     """An identifier of the files of a source, which changes with them."""
-    about = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in source.files]
-    return hashlib.sha256(str([source.origin, about]).encode(errors="surrogateescape")).hexdigest()[:16]
+    return hashlib.sha256(str([source.origin, source.state()]).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _remembered(path: Path, count: int) -> list[int] | None:

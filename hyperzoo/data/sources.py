@@ -113,6 +113,10 @@ class Source:
         """The name of the image of a row: its file, or its number."""
         return str(self.files[row]) if self.a_file_each else f"{self.origin}, image {row}"
 
+    def state(self) -> list[list[str | int]]:
+        """Path, size and modification time of each file, which change with its content."""
+        return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in self.files]
+
     def read(self) -> tuple["Dataset", tuple[str, ...]]:
         """Read a split of images: rows with the columns `image` (decoded on access) and `label`, and the class names.
 
