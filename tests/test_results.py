@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hyperzoo
 from hyperzoo.analysis import evaluate, plots
 from hyperzoo.errors import RunError
 from hyperzoo.experiments import sweep, train
@@ -130,3 +131,15 @@ def test_the_command_writes_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", command)
     tool().main()
     assert (tmp_path / "out.json").read_bytes() == (ROOT / "results" / "spherenet_deep.json").read_bytes()
+
+
+@EACH
+def test_a_run_that_is_a_published_weight_has_its_metrics(file):
+    """Accuracy and calibration error in percent, as in the manifest."""
+    weights = {(info.recipe_sha256, info.score.n): info for info in map(hyperzoo.weight_info, hyperzoo.list_weights())}
+    for run in json.loads(file.read_text(encoding="utf-8"))["runs"]:
+        info = weights.get((run["recipe_sha256"], 1))
+        if info and run["split"] == "test":
+            for key in {"accuracy", "perplexity", "nll", "ece"} & run["metrics"].keys():
+                # two digits of the older entries
+                assert run["metrics"][key] == pytest.approx(getattr(info.metrics.this_file, key), abs=0.006), key
