@@ -18,7 +18,7 @@ from hyperzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOT_HERE = {"own_images.md", "README.md", "when.md"}  # test_tutorial runs the first; no code in the others
+NOT_HERE = {"own_images.md", "README.md", "studies.md", "when.md"}  # test_tutorial runs the first; no code in the others
 DOCS = sorted(path for path in ROOT.glob("docs/*.md") if path.name not in NOT_HERE)
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
