@@ -106,6 +106,21 @@ def test_tables_and_json(results):
     assert stated[2]["score"]["n"] == 3 and stated[2]["score"]["verdict"] == "gain"
 
 
+def test_only_three_pairs_are_evidence(results):
+    assert summary.evidence(summary.comparisons(results)) == [
+        summary.EVIDENCE,
+        (
+            "input mixup",
+            "1",
+            "0",
+            "0",
+            "51.0 ± 1.0 → 53.2 ± 1.3 % (n = 3): CIFAR-10, 100 images a class, resnet20_cifar, 40 epochs",
+            "-",
+            "1.25 x",
+        ),
+    ]
+
+
 def test_a_lower_perplexity_is_a_gain(results):
     file = results / "some.json"
     values = json.loads(file.read_text())

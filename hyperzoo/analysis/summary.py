@@ -17,6 +17,8 @@ NAME = "summary"  # of the file among the results that holds all comparisons
 RARE = "accuracy of rare classes"
 DETAILS = ("method", "setting", "n", "difference (95 %)", "verdict", "NLL", "time per step", "study and row")
 OVERVIEW = ("method", "gain", "loss", "not told apart", "one pair", "largest gain")
+EVIDENCE = ("method", "gains", "losses", "not told apart", "largest gain", "largest loss", "time per step")
+SEEDS = 3  # pairs from which on a comparison is evidence
 TIMED = 3  # pairs from which on a ratio of training times is stated; single times depend on what else the machine did
 
 
@@ -31,6 +33,7 @@ class Comparison:
         metric: 'accuracy' in percent, 'perplexity', or 'accuracy of rare classes': of those that `data.keep` or
             `data.long_tail` made rare, their mean.   split: where it was measured.
         score: of the metric.   nll: of the negative log-likelihood in nats. Differences, paired by seed.
+        values, baseline_values: the metric of each pair, in the order of the seeds.
         cost: training time over that of the baseline with the same seeds; None below `TIMED` pairs or without times.
     """
 
@@ -43,6 +46,8 @@ class Comparison:
     split: str
     score: Difference
     nll: Difference
+    values: tuple[float, ...]
+    baseline_values: tuple[float, ...]
     cost: float | None
 
     @property
@@ -55,6 +60,16 @@ class Comparison:
         """The difference of the metric with its interval, as text."""
         unit = {"accuracy": "points", RARE: "points, rare classes"}.get(self.metric, self.metric)
         return f"{str(self.score).removesuffix(f' (n = {self.score.n})')} {unit}"
+
+    @property
+    def change(self) -> str:
+        """Baseline and method as mean and standard deviation, the number of pairs and the setting, as text."""
+        before, after = (
+            f"{statistics.fmean(each):.1f}" + (f" ± {statistics.stdev(each):.1f}" if len(each) > 1 else "")
+            for each in (self.baseline_values, self.values)
+        )
+        unit = {"accuracy": "%", RARE: "% of rare classes"}.get(self.metric, self.metric)
+        return f"{before} → {after} {unit} (n = {self.score.n}): {self.setting}"
 
     def shown(self) -> tuple[str, ...]:
         """The cells of the table, in the order of `DETAILS`."""
@@ -96,6 +111,28 @@ def overview(found: list[Comparison]) -> list[tuple[str, ...]]:
     return [OVERVIEW, *lines]
 
 
+def evidence(found: list[Comparison]) -> list[tuple[str, ...]]:
+    """The header and one line per method that was compared over `SEEDS` pairs or more; other comparisons do not count.
+
+    A line has the number of comparisons by verdict, the largest gain and loss among these verdicts, and the median time
+    of a step. Methods with more gains than losses come first.
+    """
+    counted = [one for one in found if one.score.n >= SEEDS]
+    lines = []
+    for method in dict.fromkeys(one.method for one in counted):
+        own = [one for one in counted if one.method == method]
+        by_verdict = {verdict: [one for one in own if one.verdict == verdict] for verdict in OVERVIEW[1:4]}
+        counts = [len(each) for each in by_verdict.values()]
+        extremes = (
+            max(by_verdict[verdict], key=lambda one: abs(one.score.mean), default=None) for verdict in OVERVIEW[1:3]
+        )
+        costs = [one.cost for one in own if one.cost is not None]
+        time = f"{statistics.median(costs):.2f} x" if costs else "-"
+        cells = (method, *map(str, counts), *("-" if one is None else one.change for one in extremes), time)
+        lines.append((counts[1] - counts[0], cells))
+    return [EVIDENCE, *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
+
+
 def as_json(found: list[Comparison]) -> str:
     """The text of results/summary.json: one comparison per line."""
     lines = ",\n ".join(json.dumps(asdict(one)) for one in found)
@@ -134,12 +171,15 @@ def _comparison(
     seeds = runs.keys() & others.keys()
     minutes = [sum(each[seed].get("minutes", 0) for seed in seeds) for each in (runs, others)]
     timed = len(seeds) >= TIMED and all(minutes)
+    values = tuple(tuple(_score(each[seed], metric) for seed in sorted(seeds)) for each in (runs, others))
     return Comparison(
         **about,
         metric=metric,
         split=next(iter(runs.values()))["split"],
         score=_difference(runs, others, metric, larger_is_better=metric != "perplexity"),
         nll=_difference(runs, others, "nll", larger_is_better=False),
+        values=values[0],
+        baseline_values=values[1],
         cost=round(minutes[0] / minutes[1], 2) if timed else None,
     )
 
@@ -147,13 +187,14 @@ def _comparison(
 def _difference(
     runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], metric: str, *, larger_is_better: bool
 ) -> Difference:
-    def score(run: dict[str, Any]) -> float:
-        if metric == RARE:
-            return statistics.fmean(run["metrics"]["class_accuracy"][name] for name in run["rare"])
-        return float(run["metrics"][metric])
-
-    scores = [{seed: score(run) for seed, run in each.items()} for each in (runs, others)]
+    scores = [{seed: _score(run, metric) for seed, run in each.items()} for each in (runs, others)]
     return paired(*scores, larger_is_better=larger_is_better)
+
+
+def _score(run: dict[str, Any], metric: str) -> float:
+    if metric == RARE:
+        return statistics.fmean(run["metrics"]["class_accuracy"][name] for name in run["rare"])
+    return float(run["metrics"][metric])
 
 
 def method_of(recipe: Recipe, baseline: Recipe) -> str:
