@@ -19,7 +19,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.models._create import Variant, create, register_variants, weight_cfgs
 from hyperzoo.models._staged import Staged
@@ -59,11 +59,14 @@ class SphereCNN(Staged):
         norm: 'batch'; 'sphere' for SphereNorm instead of batch norm, 'sphere+batch' for both; or 'none'.
         fc6_norm: whether `fc6` is normalized too.
         relu: whether the stages have ReLUs.
+        negative_slope: of these ReLUs, 0 to 1. The deeper the network, the nearer to 1: see `depth.md`.
+        identity_init: start every 3 x 3 convolution but the first as the identity, which passes similarity and gradient
+            on through any depth; additional filters, where a stage has more channels, start as usual.
         global_pool: a pooling type of timm, '' for none; the map after `fc6` is 1 x 1.
         drop_rate: dropout before the classifier, 0 to 1.
     Raises:
         InputError: a depth that is not a multiple of 3, not three widths, an unknown operator or norm, SphereNorm
-            without an operator, or an input of another rank, channel count or dtype.
+            without an operator, a slope outside 0 to 1, or an input of another rank, channel count or dtype.
     """
 
     head_bias = False
@@ -82,6 +85,8 @@ class SphereCNN(Staged):
         norm: str = "batch",
         fc6_norm: bool = True,
         relu: bool = True,
+        negative_slope: float = 0.0,
+        identity_init: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -91,23 +96,26 @@ class SphereCNN(Staged):
         if len(widths) != 3:
             raise InputError(f"widths must be three numbers of channels; got {widths!r}")
         check_norm(norm, operator)
+        check_number("negative_slope", negative_slope, low=0, high=1)
         dd: dict[str, Any] = {"device": device, "dtype": dtype}
         kind: dict[str, Any] = {"operator": operator, "k": k, **dd}
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
+        self.identity_init = identity_init
+        slope = negative_slope if relu else 1.0
 
         stages, in_chs = [], in_chans
         for out_chs in widths:
             units = []
             for _ in range(depth // 3):
-                units.append(_unit(in_chs, out_chs, 3, norm, relu, padding=1, **kind))
+                units.append(_unit(in_chs, out_chs, 3, norm, slope, padding=1, **kind))
                 in_chs = out_chs
             stages.append(nn.Sequential(*units))
         self.stage1, self.pool1 = stages[0], nn.MaxPool2d(2)  # in the order in which timm's feature list runs them
         self.stage2, self.pool2 = stages[1], nn.MaxPool2d(2)
         self.stage3, self.pool3 = stages[2], nn.MaxPool2d(2)
-        self.fc6: nn.Module = _unit(in_chs, in_chs, 4, norm if fc6_norm else "none", relu=False, **kind)
+        self.fc6: nn.Module = _unit(in_chs, in_chs, 4, norm if fc6_norm else "none", slope=1.0, **kind)
         self.feature_info = [
             dict(num_chs=width, reduction=2**i, module=f"stage{i + 1}") for i, width in enumerate(widths)
         ]
@@ -117,10 +125,13 @@ class SphereCNN(Staged):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Convolutions and classifier: normal with standard deviation sqrt(2 / fan_in)."""
+        """Convolutions and classifier: normal with standard deviation sqrt(2 / fan_in), or see `identity_init`."""
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        if self.identity_init:
+            for unit in [*self.stage1[1:], *self.stage2, *self.stage3]:
+                nn.init.dirac_(unit.conv.weight[: unit.conv.in_channels])
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
@@ -140,14 +151,20 @@ class SphereCNN(Staged):
         return self._after(x)
 
 
-def _unit(in_chs: int, out_chs: int, size: int, norm: str, relu: bool, padding: int = 0, **kind: Any) -> nn.Sequential:
-    """conv - norm - ReLU; before a 4 x 4 kernel, the map is averaged to its size."""
+def _unit(
+    in_chs: int, out_chs: int, size: int, norm: str, slope: float, padding: int = 0, **kind: Any
+) -> nn.Sequential:
+    """conv - norm - ReLU with a slope for negative values; before a 4 x 4 kernel, the map is averaged to its size."""
     parts: OrderedDict[str, nn.Module] = OrderedDict()
     if size == 4:
         parts["size"] = To4x4()
     parts["conv"] = make_conv(in_chs, out_chs, size, norm=norm, padding=padding, **kind)
     parts["bn"] = make_norm(out_chs, norm, device=kind["device"], dtype=kind["dtype"])
-    parts["act"] = nn.ReLU(inplace=norm != "none") if relu else nn.Identity()  # a bare cosine must not be overwritten
+    inplace = norm != "none"  # a bare cosine must not be overwritten
+    if slope == 0:
+        parts["act"] = nn.ReLU(inplace)
+    else:
+        parts["act"] = nn.LeakyReLU(slope, inplace) if slope < 1 else nn.Identity()
     return nn.Sequential(parts)
 
 
