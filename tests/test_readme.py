@@ -1,4 +1,4 @@
-"""Every code block of the README runs unchanged, and its statements on commands and files are true."""
+"""Every code block of README and guides runs unchanged, and their statements on commands and files are true."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,24 @@ from hyperzoo.training.recipe import load_recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-NOT_HERE = {"own_images.md", "README.md", "studies.md", "when.md"}  # test_tutorial runs the first; no code in the others
+NOT_HERE = {
+    "own_images.md",
+    "README.md",
+    "studies.md",
+    "when.md",
+}  # test_tutorial runs the first; no code in the others
 DOCS = sorted(path for path in ROOT.glob("docs/*.md") if path.name not in NOT_HERE)
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCKS = FENCED.findall(README)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
-SHELL = [line.partition("#")[0].strip() for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+SHELL = [
+    command
+    for text in (README, *(path.read_text(encoding="utf-8") for path in DOCS))
+    for kind, code in FENCED.findall(text)
+    if kind == "sh"
+    for line in code.splitlines()
+    if (command := line.partition("  #")[0].strip())
+]
 SHORTER = [
     "train.epochs=1",
     "optim.warmup_epochs=0",
@@ -44,13 +58,13 @@ def test_python_blocks_run(code, tmp_path):
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_the_blocks_of_a_document_run_one_after_the_other(path):
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    assert {kind for kind, _ in blocks} <= {"python", "yaml"} and blocks
+    blocks = FENCED.findall(path.read_text(encoding="utf-8"))
+    assert {kind for kind, _ in blocks} <= {"python", "yaml", "sh"} and blocks
     space: dict[str, object] = {}
     for kind, code in blocks:
         if kind == "python":
             exec(compile(code, path.name, "exec"), space)
-        else:  # part of a recipe: laid over a whole one
+        elif kind == "yaml":  # part of a recipe: laid over a whole one
             overrides = YAML(typ="safe", pure=True).load(code)
             assert load_recipe(ROOT / "recipes" / "demo.yaml", overrides_of(overrides))
 
@@ -67,7 +81,7 @@ def overrides_of(values, prefix=""):
     return found
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if "hyperzoo " in line and "torchrun" not in line])
+@pytest.mark.parametrize("line", [line for line in SHELL if re.match(r"(\w+=\S+ )?hyperzoo ", line)])
 def test_commands_run(line, tmp_path, monkeypatch):
     words = shlex.split(line)
     while "=" in words[0]:
@@ -103,22 +117,29 @@ def test_two_processes_run(line, tmp_path):
 
 def test_every_block_is_run_by_one_of_these_tests():
     assert {kind for kind, _ in BLOCKS} == {"python", "sh"} and len(PYTHON) >= 3
-    run = [line for line in SHELL if "hyperzoo " in line or line.startswith("make ") or "torchrun" in line]
-    assert run == [line for line in SHELL if line]
+    assert [line for line in SHELL if not re.match(r"(\w+=\S+ )?(hyperzoo|make|pip|torchrun) ", line)] == []
+
+
+@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("pip ")])
+def test_installed_extras_exist(line):
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.search(r"\[(\w+)\]", line)
+    assert asked and asked[1] in extras
 
 
 def test_every_command_is_named():
+    text = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     for name in COMMANDS:
-        assert re.search(rf"\b{name}\b", README), name
+        assert f"`{name}`" in text, name
 
 
-def test_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert len(links) >= 2 and [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))], ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\(([^)#]+)(?:#[\w-]+)?\)", path.read_text(encoding="utf-8"))
+    inside = [link for link in links if "://" not in link]
+    assert [link for link in inside if not (path.parent / link).exists()] == []
 
 
 def test_the_optional_packages_are_those_of_the_metadata():
-    import tomllib
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
     assert {re.match(r"\w+", package)[0] for package in extras} == set(TRAIN_EXTRA)
