@@ -1,4 +1,4 @@
-"""Gradient noise of PER with sampled directions, compared with the noise of mini-batches.
+"""Gradient noise of PER with sampled directions and vectors, compared with the noise of mini-batches.
 
     HYPERZOO_DATA=... python benchmarks/per_noise.py [MODEL]    # an untrained cnn11_elu, or local-dir:RUN
 
@@ -26,8 +26,8 @@ def flat(model: nn.Module) -> Tensor:
     return gradient
 
 
-def of_term(model: nn.Module, x: Tensor, slices: int | None, seed: int = 0) -> Tensor:
-    per = PER(model, strength=STRENGTH, layers="type:ELU", slices=slices, seed=seed)
+def of_term(model: nn.Module, x: Tensor, slices: int | None, rows: float = 1.0, seed: int = 0) -> Tensor:
+    per = PER(model, strength=STRENGTH, layers="type:ELU", slices=slices, rows=rows, seed=seed)
     with per:
         model(x)
         per().backward()
@@ -56,10 +56,12 @@ def main(name: str) -> None:
     x = batches[0].images
     exact = of_term(model, x, None)
     print(f"PER of strength {STRENGTH:g}, all directions: gradient {exact.norm():.4g}, noise 0")
-    for slices in (256, 16):
-        sampled = noise([of_term(model, x, slices, seed) for seed in range(DRAWS)], exact)
+    for slices, rows in ((256, 1.0), (256, 0.25), (256, 0.0625), (16, 1.0)):
+        sampled = noise([of_term(model, x, slices, rows, seed) for seed in range(DRAWS)], exact)
         print(
-            f"{slices:4} directions: noise {sampled / exact.norm():.3f} of it, {sampled / task_noise:.2g} of the task's"
+            f"{slices:4} directions, rows {rows:g}: noise {sampled / exact.norm():.3f} of it, "
+            f"{sampled / task_noise:.2g} of the task's",
+            flush=True,
         )
 
 

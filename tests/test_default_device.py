@@ -37,7 +37,7 @@ DRAWS = {
     "plan_epoch": lambda: plan_epoch(20, seed=0, epoch=1, flip="alternating"),
     "plan_epoch in order": lambda: plan_epoch(20, seed=0, epoch=1, shuffle=False),
     "MHE": lambda: [regularizers.MHE(NET, hidden=1.0, output=1.0, neurons=4)()],
-    "PER": lambda: [regularizers.projected_error(X, generator=torch.Generator().manual_seed(0))],
+    "PER": lambda: [regularizers.projected_error(X, slices=8, generator=torch.Generator().manual_seed(0))],
     "PGD": lambda: [pgd(NET, X.sin().abs(), LABELS, epsilon=0.1, step=0.1, steps=1, generator=torch.Generator())],
     "hold_out": lambda: [part.images for part in SET.hold_out(3)],
     "whitening": lambda: [whitening_filters(IMAGES, (2, 2))],

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import full_precision
 
 _NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
+_HELD = 2**17  # entries of a group of samples
 _OFFSET = 8  # r^2 = |h|^2 + d + 8; this value gives the shortest sums
 
 
 class ExactError(torch.autograd.Function):
-    """Returns x itself, L of each vector along the given axes, and its |h|^2, which has no gradient.
+    """Returns x itself, L of each vector along the given axes, and without gradients |h|^2 and the sum of x per sample.
 
     Use the first output downstream: its backward adds the gradient of L, in one pass over memory and without storing
     a separate gradient.
@@ -35,22 +37,23 @@ class ExactError(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        energy = full_precision(x).square().sum(axes)
+    def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        measured = [_moments(full_precision(part), axes) for part in _parts(x)]
+        energy, total = (torch.cat(found) for found in zip(*measured, strict=True))
         d = _entries(x, axes)
         r = torch.sqrt(energy + (d + _OFFSET))
-        return x.detach(), r * _chebyshev(_series(d, r.dtype)[0], _position(r, d)), energy
+        return x.detach(), r * _chebyshev(_series(d, r.dtype)[0], _position(r, d)), energy, total
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        (x, ctx.axes), energy = inputs, output[2]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        (x, ctx.axes), (energy, total) = inputs, output[2:]
         ctx.save_for_backward(x, energy)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(energy)
+        ctx.mark_non_differentiable(energy, total)
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, onto: Tensor | None, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, onto: Tensor | None, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
         if grad is None:
             return onto, None
         x, energy = ctx.saved_tensors
@@ -59,7 +62,29 @@ class ExactError(torch.autograd.Function):
         pull = grad / r * _chebyshev(_series(d, r.dtype)[1], _position(r, d))
         for axis in ctx.axes:
             pull = pull.unsqueeze(axis)
-        return (x * pull if onto is None else torch.addcmul(onto, x, pull)).to(x.dtype), None
+        if onto is None:
+            return (x * pull).to(x.dtype), None
+        if x.dtype == pull.dtype:
+            return torch.addcmul(onto, x, pull), None
+        sums = [torch.addcmul(*part).to(x.dtype) for part in zip(_parts(onto), _parts(x), _parts(pull, x), strict=True)]
+        return torch.cat(sums), None
+
+
+def _parts(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The samples of x in groups whose copies in full precision stay in the cache; a compiler needs no groups.
+
+    Args:
+        like: the tensor that determines the number of samples in a group [default: x].
+    """
+    entries = (x if like is None else like)[0].numel()
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or is_in_functorch():
+        return (x,)
+    return x.split(max(1, _HELD // max(1, entries)))
+
+
+def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Sums of squares along the axes, and sums of each sample."""
+    return x.square().sum(axes), x.sum(tuple(range(1, x.dim())))
 
 
 def _entries(x: Tensor, axes: tuple[int, ...]) -> int:
@@ -75,11 +100,15 @@ def _position(r: Tensor, d: int) -> Tensor:
 
 
 def _chebyshev(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
-    """sum_k c_k T_k(t), by Clenshaw's recurrence."""
+    """sum_k c_k T_k(t), by Clenshaw's recurrence b_k = 2 t b_(k+1) - b_(k+2) + c_k.
+
+    It runs on s_k b_k with the signs s = 1, 1, -1, -1, ... by k, so that no pass over memory negates b_(k+2).
+    """
     b, b_next, twice = torch.zeros_like(t), torch.zeros_like(t), 2 * t
-    for c in reversed(coefficients[1:]):
-        b, b_next = b_next.neg_().addcmul_(twice, b).add_(c), b
-    return b_next.neg_().addcmul_(t, b).add_(coefficients[0])
+    for k in reversed(range(1, len(coefficients))):
+        c = coefficients[k] * (1 - k // 2 % 2 * 2)
+        b, b_next = b_next.addcmul_(twice, b, value=1 - k % 2 * 2).add_(c), b
+    return b_next.addcmul_(t, b).add_(coefficients[0])
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

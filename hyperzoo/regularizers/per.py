@@ -12,10 +12,19 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from hyperzoo.errors import check_seed
+from hyperzoo.errors import InputError, check_number, check_seed
+from hyperzoo.layers.precision import full_dtype
 from hyperzoo.regularizers.activation_term import ActivationTerm
 from hyperzoo.regularizers.exact_error import ExactError
-from hyperzoo.regularizers.projections import SampledError, as_vectors, axes_of, check_choices, draw_directions, reduced
+from hyperzoo.regularizers.projections import (
+    SampledError,
+    as_vectors,
+    axes_of,
+    check_choices,
+    draw_directions,
+    draw_rows,
+    reduced,
+)
 
 
 class PER(ActivationTerm):
@@ -34,6 +43,11 @@ class PER(ActivationTerm):
         slices: None for all directions, cheaper and without noise, or a number; the paper, and a recipe that does not
             set it, uses 256.
         reduce, view: as for `projected_error`.
+        every: act in the first of every n training forward passes only, with n times the value and gradient, 1 or more.
+            In the others no layer is watched and the term is 0, so that it costs 1 / n. The mean over the passes is
+            the same; `seed` restarts the count.
+        rows: with `slices`, the share of vectors that have a gradient, above 0 to 1. They are drawn anew for every
+            layer and step, and the gradient is unbiased. The time of the projections is multiplied by it.
         seed: of the generator; `seed(n)` sets it later, for instance every epoch.
     Raises:
         InputError, UnknownNameError: a bad strength or choice, or no such layer. When called: see `ActivationTerm`.
@@ -59,23 +73,48 @@ class PER(ActivationTerm):
         slices: int | None = None,
         reduce: str = "mean",
         view: str = "location",
+        every: int = 1,
+        rows: float = 1.0,
         seed: int = 0,
     ) -> None:
         check_choices(slices, reduce, view)
+        check_number("every, the passes between two uses of PER,", every, low=1, whole=True)
+        check_number("rows, the share of vectors (at most 1),", rows, above=0, high=1)
+        if rows < 1 and slices is None:
+            raise InputError(f"rows={rows:g} needs slices; all directions cost less than drawing, so leave rows out")
         super().__init__(model, strength=strength, layers=layers, tap=self._attach if slices is None else None)
         self.slices = slices
         self.reduce = reduce
         self.view = view
+        self.every = every
+        self.rows = float(rows)
+        self._passes = 0  # since the last seed
+        self._rests = False
         self._generator = torch.Generator()
         self.seed(seed)
 
     def seed(self, n: int) -> None:
-        """Restart the sequence of directions from seed n."""
+        """Restart the sequence of directions and vectors from seed n, and the count of passes for `every`."""
         check_seed(n)
         self._generator.manual_seed(n)
+        self._passes = 0
+
+    def __enter__(self) -> None:
+        self._rests = self._model.training and self._passes % self.every > 0
+        self._passes += self._model.training
+        if not self._rests:
+            super().__enter__()
+
+    def __call__(self) -> Tensor:
+        """The term for the forward pass inside this `with`, see `ActivationTerm`; 0 between two uses by `every`."""
+        if self._rests:
+            first = next(self._model.parameters(), torch.zeros(()))
+            return torch.zeros((), device=first.device, dtype=full_dtype(first))
+        return super().__call__()
 
     def report(self) -> dict[str, float]:
-        """Per layer, for the last call: error (mean over vectors, without strength), mean and variance of entries."""
+        """Per layer, for the last call that acted: error (mean over vectors, without strength), mean and variance of
+        entries."""
         table: dict[str, float] = {}
         for name, numbers in self._reported.items():
             error, mean, square = numbers.tolist()
@@ -92,6 +131,8 @@ class PER(ActivationTerm):
 
     def _total(self) -> Tensor:
         total = super()._total()
+        if self.every > 1:
+            total = total * self.every
         if self.reduce == "sum" and torch.distributed.is_available() and torch.distributed.is_initialized():
             total = total * torch.distributed.get_world_size()
         return total
@@ -99,20 +140,20 @@ class PER(ActivationTerm):
     def _attach(self, output: Tensor) -> tuple[Tensor, Any]:
         """An alias of the output whose backward also adds the gradient of the errors, and these errors."""
         with _not_checkpointed():
-            alias, errors, energy = ExactError.apply(output, axes_of(output, self.view))
-        return alias, (errors, _moments(output, energy))
+            alias, errors, *sums = ExactError.apply(output, axes_of(output, self.view))
+        return alias, (errors, _moments(output, *sums))
 
     def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Any]:
         x, axis = as_vectors(output, self.view)
-        _, errors, energy = ExactError.apply(x.detach(), (axis,))
+        _, errors, *sums = ExactError.apply(x.detach(), (axis,))
         directions = draw_directions(x, axis, slices, self._generator)
-        return SampledError.apply(x, axis, directions, errors), _moments(output, energy)
+        rows = draw_rows(errors.numel(), self.rows, self._generator).to(x.device) if self.rows < 1 else None
+        return SampledError.apply(x, axis, directions, errors, rows), _moments(output, *sums)
 
 
-def _moments(output: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
+def _moments(output: Tensor, energy: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """Mean of all entries, and of their squares."""
-    x = output.detach()
-    return x.mean(dtype=energy.dtype), energy.sum() / x.numel()
+    return total.sum() / output.numel(), energy.sum() / output.numel()
 
 
 def _not_checkpointed() -> AbstractContextManager[Any]:
