@@ -11,15 +11,17 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from support.published import MHE, PLAIN, publish, withdraw
+from support.published import MHE, MIXUP, PLAIN, publish, withdraw
 
 import hyperzoo
 from hyperzoo import errors, names
 from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
-from hyperzoo.publishing import cards, publication
+from hyperzoo.publishing import baselines, cards, publication
 from hyperzoo.publishing.checkout import Checkout, find_checkout
+from hyperzoo.training.recipe import load_recipe
 from hyperzoo.zoo import weight_files
+from hyperzoo.zoo.manifest import Manifest
 
 CHECKOUT = find_checkout()
 TEMPLATES = {"accuracy": CHECKOUT.card_template, "perplexity": CHECKOUT.text_card_template}
@@ -31,10 +33,14 @@ def zoo(tmp_path, monkeypatch):
     withdraw(monkeypatch)
 
 
-def text(name):
+def text(name, *, baseline=None, robustness=None):
+    """The card of a weight; MHE is compared with PLAIN, or with another baseline."""
     info = weight_files.MANIFEST.info(name)
     template = TEMPLATES[info.metric].read_text(encoding="utf-8")
-    return cards.card(info, weight_files.MANIFEST.weights, template, baselines={MHE: PLAIN})
+    recipe = load_recipe(CHECKOUT.recipes / info.recipe)
+    compared = {MHE: baseline or baselines._of_weight(weight_files.MANIFEST.info(PLAIN))}
+    weights = weight_files.MANIFEST.weights
+    return cards.card(info, weights, template, recipe=recipe, baselines=compared, robustness=robustness)
 
 
 def card_that_agrees_with_the_manifest(name):
@@ -58,7 +64,9 @@ def card_that_agrees_with_the_manifest(name):
     return card
 
 
-def run_the_usage_block(name):
+def run_the_usage_block(name, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    Image.linear_gradient("L").save(folder / "photo.jpg")
     code = re.search(r"```python\n(.*?)```", text(name), re.DOTALL)[1]
     assert code.startswith("import hyperzoo") and ("model.eval()" in code or "hyperzoo.load" in code)
     space = {}
@@ -66,17 +74,21 @@ def run_the_usage_block(name):
     assert space["probabilities"].sum().item() == pytest.approx(1, abs=1e-5)  # float32 rounding of ten terms
 
 
-def test_the_card_of_a_made_weight(zoo):
+def test_the_card_of_a_made_weight(zoo, tmp_path, monkeypatch):
     card = card_that_agrees_with_the_manifest(PLAIN)
     assert "Single run (n = 1)" in card.text
-    run_the_usage_block(PLAIN)
+    run_the_usage_block(PLAIN, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", hyperzoo.list_weights())
-def test_the_card_of_a_published_weight(name):
+def test_the_card_of_a_published_weight(name, tmp_path, monkeypatch):
     card = card_that_agrees_with_the_manifest(name)
     assert "At most 0.2 points" in card.text or not name.endswith("_c10")
-    run_the_usage_block(name)
+    shown, folded = card.text.split("<details>")
+    info = hyperzoo.weight_info(name)
+    for value in (*info.files.values(), info.code_commit[:12], info.dataset.test_fingerprint, info.versions["torch"]):
+        assert value in folded and value not in shown
+    run_the_usage_block(name, tmp_path, monkeypatch)
 
 
 def test_papers_are_those_of_the_method_and_of_the_architecture():
@@ -93,36 +105,130 @@ def test_the_model_file_cites_its_papers(arch):
     assert file.PAPERS and all(f"arXiv {paper}" in file.__doc__ for paper in file.PAPERS)
 
 
-def test_baselines_are_those_that_the_recipes_state(tmp_path):
-    stated = cards.baselines(weight_files.MANIFEST, CHECKOUT)
-    assert stated["spherenet20.mhe_c10"] == "spherenet20.sphere_c10"  # sphere layers are the method of `sphere` alone
-    assert stated["spherenet20_linear.sphere_c10"] == stated["resnet20_cifar.mixup_c10"] == "resnet20_cifar.plain_c10"
-    for name in hyperzoo.list_weights():
-        assert (name in stated) == (names.parse(name).method != "plain"), name
-        assert stated.get(name, name) in hyperzoo.list_weights()
+def test_baselines_have_the_budget_of_their_weight(tmp_path):
+    found = baselines.baselines(weight_files.MANIFEST, CHECKOUT)
+    recipes = {name: load_recipe(name) for name in hyperzoo.list_weights()}
+    for name, recipe in recipes.items():
+        assert (name in found) == (names.parse(name).method != "plain"), name
+        if base := found.get(name):
+            assert base.epochs == recipe.train.epochs and (CHECKOUT.root / base.file).is_file()
+            assert base.weight is None or recipes[base.weight].data == recipe.data
+    assert found["spherenet20.sphere_c10"].weight == "resnet20_cifar.plain_c10"  # 66 epochs, both
+    assert found["spherenet20_linear.sphere_c10"] == found["resnet20_cifar.mixup_c10"]  # 30 epochs
+    # CHANGELOG.md, 0.5.0: 90.96 % without mixing
+    assert (found["resnet20_cifar.mixup_c10"].weight, found["resnet20_cifar.mixup_c10"].mean) == (None, 90.96)
     with pytest.raises(errors.RecipeError, match="cannot read the recipe"):
-        cards.baselines(weight_files.MANIFEST, Checkout(tmp_path))
+        baselines.baselines(weight_files.MANIFEST, Checkout(tmp_path))
 
 
-def test_a_weight_and_its_baseline_show_each_other(zoo):
+def test_a_weight_without_a_baseline_of_its_budget_says_so(tmp_path):
+    checkout = Checkout(tmp_path)
+    shutil.copytree(CHECKOUT.recipes, checkout.recipes)
+    for name in ("spherenet20.sphere_c10", "resnet20_cifar.mixup_c10"):  # no study has 31 or 67 epochs
+        recipe = checkout.recipes / hyperzoo.weight_info(name).recipe
+        text = recipe.read_text(encoding="utf-8")
+        recipe.write_text(text.replace("epochs: 66", "epochs: 67").replace("  epochs: 30", "  epochs: 31"))
+    found = baselines.baselines(weight_files.MANIFEST, checkout)
+    assert found["spherenet20.sphere_c10"] is found["resnet20_cifar.mixup_c10"] is None
+    table = cards.table(weight_files.MANIFEST.weights, found)
+    assert table.count("| no baseline of the same budget |") == len([1 for base in found.values() if base is None]) >= 2
+
+
+def test_a_weight_and_its_baseline_link_to_each_other(zoo):
     for name, other in ((MHE, PLAIN), (PLAIN, MHE)):
-        rows = [line for line in text(name).splitlines() if line.startswith("| `")]
-        assert rows[0].startswith(f"| `{name}`") and any(row.startswith(f"| `{other}`") for row in rows[1:])
+        rows = [line for line in text(name).splitlines() if line.startswith(("| `", "| [`"))]
+        assert [row.split(" | ")[0] for row in rows] == [f"| `{name}`", f"| [`{other}`]({other}.md)"]
     assert "mixup" not in text(MHE)
 
 
-def test_the_table_has_a_line_for_each_weight(zoo):
-    lines = cards.table(weight_files.MANIFEST.weights).splitlines()
+def test_the_row_of_a_study_is_a_baseline(zoo):
+    row = baselines.Baseline("`net` in the study x", "results/x.json", 90.0, 0.5, 3, 30, 0.25, 2.5)
+    expected = "| [`net` in the study x](../results/x.json) | 90.00 ± 0.50 % | n = 3 | 30 | - | - | 0.2500 | 2.50 % |"
+    assert expected in text(MHE, baseline=row).splitlines()
+
+
+def test_the_table_has_a_line_for_each_weight_by_data_set_and_metric(zoo):
+    compared = {MHE: None, MIXUP: baselines._of_weight(weight_files.MANIFEST.info(PLAIN))}
+    lines = cards.table(weight_files.MANIFEST.weights, compared).splitlines()
     assert len(lines) == 2 + 3
-    assert next(line for line in lines if PLAIN in line) == (
-        f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | 91.25 % | 1 | uoft-cs/cifar10 | 0.27 M | "
-        f"{zoo.file(PLAIN).stat().st_size / 1e6:.2f} MB, in the package |"
+    size = f"{zoo.file(PLAIN).stat().st_size / 1e6:.2f} MB"
+    cells = "CIFAR-10 | 91.25 % (n = 1) | 30"
+    retrain = "40 (2 CPU cores, bf16)"
+    assert f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | {cells} | is a baseline | {retrain} | {size} |" in lines
+    assert (
+        f"| [`{MHE}`](model_cards/{MHE}.md) | {cells} | no baseline of the same budget | {retrain} | {size} |" in lines
     )
+    link = f"[`{PLAIN}`](model_cards/{PLAIN}.md): 91.25 %"
+    assert f"| [`{MIXUP}`](model_cards/{MIXUP}.md) | {cells} | {link} | {retrain} | {size}, from the Hub |" in lines
+    listed = [(cards.dataset_title(info), -cards.rank(info)) for info in cards.listed(published())]
+    assert listed == sorted(listed) and listed[-1] == ("Penn Treebank", max(p for t, p in listed if t[0] == "P"))
+
+
+def published():
+    return Manifest(CHECKOUT.package).weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "caption"),
+    [
+        ([], ""),
+        (["data.resize_px={1: 16, 3: 32}"], "the size of the training images changes (32 px from epoch 3)"),
+        (["optim.cycles=2", "optim.warmup_epochs=2"], "the learning rate restarts (epoch 7)"),  # 1 + 2 + (10 - 2) / 2
+    ],
+)
+def test_the_caption_explains_jumps_of_the_learning_curve(settings, caption):
+    recipe = load_recipe(CHECKOUT.recipes / "demo.yaml", ["data.resize_px={}", "train.epochs=10", *settings])
+    assert cards._jumps(recipe) == (f"The curves jump where {caption}.\n" if caption else "")
+
+
+def test_measured_robustness_is_shown_beside_the_baseline(zoo):
+    assert f"Not measured. `hyperzoo eval {MHE} --robustness`" in text(MHE)
+    measured = {name: dict.fromkeys(cards.CONDITIONS, value) | {"images": "100"} for name, value in VALUES.items()}
+    section = text(MHE, robustness=measured).partition("## Robustness")[2].partition("## ")[0]
+    assert [line.count(" 50.00 ") + line.count(" 40.00 ") for line in section.splitlines() if line[:3] == "| `"] == [
+        8,
+        8,
+    ]
+    assert "on 100 test images" in section and "at most 5.0 points" in section  # sqrt(0.25 / 100)
+    assert f"`hyperzoo eval {MHE} --robustness --limit 100`" in section
+
+
+VALUES = {MHE: "50.00", PLAIN: "40.00"}
+
+
+def test_the_robustness_of_another_file_is_not_shown(zoo, tmp_path):
+    checkout = Checkout(tmp_path / "clone")
+    file = checkout.root / "results" / "robustness.tsv"
+    file.parent.mkdir(parents=True)
+    digest = weight_files.MANIFEST.info(PLAIN).files["model.safetensors"]
+    file.write_text(f"weight\tsha256\timages\tclean\n{PLAIN}\t{digest}\t500\t90.00\n{MHE}\t{'0' * 64}\t500\t80.00\n")
+    assert {name: line["clean"] for name, line in cards._measured(weight_files.MANIFEST, checkout).items()} == {
+        PLAIN: "90.00"
+    }
+
+
+def test_the_measured_robustness_fits_the_test_accuracy():
+    lines = cards._measured(Manifest(CHECKOUT.package), CHECKOUT)
+    for name, line in lines.items():
+        share, count = hyperzoo.weight_info(name).metrics.this_file.accuracy / 100, int(line["images"])
+        sd = math.sqrt(share * (1 - share) / count)  # of a random part of the test set
+        assert line["weight"] == name and abs(float(line["clean"]) / 100 - share) < 4 * sd
+    assert set(cards.CONDITIONS) <= set(next(iter(lines.values())))
+
+
+def test_links_of_a_card_lead_somewhere_on_the_hub():
+    before = (
+        "[`a.plain_c10`](a.plain_c10.md), [x](../results/x.json), ![c](a.plain_c10.png), [p](https://arxiv.org/abs/1)"
+    )
+    after = (
+        "[`a.plain_c10`](https://huggingface.co/us/a.plain_c10), x, ![c](a.plain_c10.png), [p](https://arxiv.org/abs/1)"
+    )
+    assert cards.for_hub(before, "us") == after
 
 
 def test_an_unknown_placeholder_is_reported(zoo):
     with pytest.raises(errors.PublishError, match="wrong_word"):
-        cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word", baselines={})
+        cards.card(weight_files.MANIFEST.info(PLAIN), {}, "$wrong_word", recipe=load_recipe(PLAIN), baselines={})
 
 
 def test_check_finds_a_changed_a_missing_and_an_orphaned_card(zoo):

@@ -115,7 +115,8 @@ def _publish(
     texts = {path: text.encode() for path, text in cards.texts(manifest, checkout).items()}
     if push:
         recipe = (checkout.recipes / publication.recipe_path).read_bytes()
-        sent = {**weight, "README.md": texts[checkout.card(name)], "recipe.yaml": recipe}
+        sent = {**weight, "recipe.yaml": recipe}
+        sent |= {"README.md": cards.for_hub(texts[checkout.card(name)].decode(), manifest.namespace).encode()}
         sent |= {path.name: content for path, content in attachments.items()}  # the card links to these names
         sent |= {"test/rand_tensors.safetensors": golden}  # timm's name for golden outputs
         commit = _push(f"{manifest.namespace}/{name}", sent, info, model, scratch / "hub")
