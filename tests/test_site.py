@@ -20,6 +20,8 @@ from torchvision.transforms.functional import pil_to_tensor
 import hyperzoo
 from hyperzoo import data, errors, names
 from hyperzoo.cli import main
+from hyperzoo.publishing import cards
+from hyperzoo.publishing.baselines import Baseline
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.export import Exported
 from hyperzoo.publishing.site import demo, page
@@ -97,7 +99,8 @@ def package(tmp_path, monkeypatch):
 def test_every_weight_is_listed_with_its_manifest_entry():
     parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None))
     rows = parsed.of("th", scope="row")
-    assert [row.split()[0] for row in rows] == hyperzoo.list_weights() and len(rows) >= 2
+    listed = [info.name for info in cards.listed(weight_files.MANIFEST.weights)]
+    assert [row.split()[0] for row in rows] == listed and sorted(listed) == hyperzoo.list_weights()
     for name in hyperzoo.list_weights():
         info = hyperzoo.weight_info(name)
         (opened,) = parsed.of("tr", id=name)
@@ -106,7 +109,9 @@ def test_every_weight_is_listed_with_its_manifest_entry():
         assert f"{info.metrics.this_file.nll:.4f}" in opened  # in the card
         assert "![" not in opened and "<!--" not in opened and "library_name" not in opened
         assert any(f"{info.score.mean:.2f}" in cell for cell in parsed.of("td", **{"class": "number"}))
-    assert parsed.of("option").count("SphereNet") == 1 and len(parsed.of("option")) >= 3 + 2 + 2 + 1
+        assert f"{info.training.epochs}" in parsed.of("td", **{"class": "middle number"})
+        assert opened.count("import timm") == 1  # the snippets of the page stand for those of the card
+    assert parsed.of("option").count("SphereNet") == 1 and parsed.of("option").count("CIFAR-100") == 1
     curves = [attributes for tag, attributes in parsed.tags if attributes.get("alt") == f"Learning curve of {NAME}"]
     assert [a["src"] for a in curves] == [demo.png_url(CHECKOUT.card(NAME, ".png").read_bytes())]
 
@@ -148,7 +153,7 @@ def test_hostile_values_are_text(monkeypatch):
     more = (("option", ()), ("wbr", ()))  # choices of the filters, and line-break opportunities
     assert [x for x in parsed.shape if x not in more] == [x for x in harmless.shape if x not in more]
     assert "alert(2)>" not in re.sub(r"&[a-z#0-9]+;", "", text).replace("alert(2)&gt;", "")
-    assert HOSTILE in parsed.of("tr", id=NAME)[0] and HOSTILE in parsed.of("small")[0]
+    assert HOSTILE in parsed.of("tr", id=NAME)[0]
     assert any(attributes.get("alt") == HOSTILE for _, attributes in parsed.tags)
     assert [json.loads(x)["label_names"][0] for x in parsed.of("script", id="facts")] == [HOSTILE]
     links = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
@@ -158,7 +163,11 @@ def test_hostile_values_are_text(monkeypatch):
 def test_a_hostile_card_is_text(tmp_path):
     checkout = Checkout(tmp_path)
     checkout.card(NAME).parent.mkdir()
-    links = "[click](https://example.org) [js](javascript:alert(4)) ![p](p.png)"
+    other = "resnet20_cifar.plain_c10"
+    links = (
+        f"[click](https://example.org) [js](javascript:alert(4)) ![p](p.png) [other]({other}.md) [none](x.plain_c10.md)"
+    )
+    links += " [paper](https://arxiv.org/abs/1711.03189)"
     evil = f"# {HOSTILE}\n\n{HOSTILE}\n\n{links}\n\n| a |\n|-|\n| <b>bold</b> |\n"
     checkout.card(NAME).write_text(f"---\nlicense: mit\n---\n<!-- made -->\n# {NAME}\n\n{evil}")
     parsed = Parsed(page.html(weight_files.MANIFEST, checkout, None))
@@ -166,7 +175,11 @@ def test_a_hostile_card_is_text(tmp_path):
     assert card.count("<script>alert(1)</script><img src=x onerror=alert(2)>") == 2 and "<b>bold</b>" in card
     assert "license: mit" not in card and NAME not in card and "click [js](javascript:alert(4))" in card
     followed = [attributes["href"] for tag, attributes in parsed.tags if tag == "a"]
-    assert followed and all(link.startswith(("https://arxiv.org/abs/", "#")) for link in followed)
+    assert all(link.startswith(("https://arxiv.org/abs/", "#")) for link in followed)
+    assert f"#{other}" in followed and "#x.plain_c10" not in followed
+    assert sum(link == "https://arxiv.org/abs/1711.03189" for link in followed) == 1 + sum(
+        "1711.03189" in info.paper for info in weight_files.MANIFEST.weights.values()
+    )
     tags = [tag for tag, _ in parsed.tags]
     assert not {"b", "iframe"} & set(tags) and tags.count("script") == 1
     assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
@@ -246,6 +259,7 @@ def test_without_the_runtime_the_page_has_no_demo(tmp_path, monkeypatch, caplog,
     assert word in caplog.text and "npm pack onnxruntime-web@1.30.0" in caplog.text and "--runtime" in caplog.text
     (said,) = parsed.of("section", id="try")
     assert "generated without ONNX Runtime Web and has no demo" in said and word not in text
+    assert "#try" not in [a.get("href") for _, a in parsed.tags]
     assert len(parsed.of("th", scope="row")) == len(hyperzoo.list_weights())
 
 
@@ -261,6 +275,42 @@ def test_without_a_checkout_there_are_no_cards(tmp_path, monkeypatch):
     text = page.write(tmp_path, demo=False).read_text()
     assert f"model_cards/{NAME}.md" in text and "Learning curve" not in text
     assert hyperzoo.weight_info(NAME).files["model.safetensors"] in text
+
+
+def test_links_within_the_page_lead_somewhere():
+    parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, made_demo()))
+    places = {a["id"] for _, a in parsed.tags if "id" in a}
+    inner = {a["href"] for tag, a in parsed.tags if tag == "a" and a["href"].startswith("#")}
+    assert {"#weights", "#try", "#resnet20_cifar.plain_c10"} <= inner and {link[1:] for link in inner} <= places
+
+
+def test_baselines_stand_beside_their_weights():
+    base = Baseline("`a.plain_c10` of x", "x.json", 91.25, None, 1, 30)
+    parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None, baselines={"spherenet20.sphere_c10": base}))
+    shown = [" ".join(text.split()) for text in parsed.of("td", **{"class": "wide"})]
+    assert "91.25 % a.plain_c10 of x" in shown
+    methods = [names.parse(name).method for name in hyperzoo.list_weights()]
+    assert shown.count("is a baseline") == methods.count("plain")
+    assert shown.count("no baseline of the same budget") == len(methods) - methods.count("plain") - 1
+
+
+def test_the_page_links_to_documentation_and_repository(tmp_path):
+    text = page.write(tmp_path, demo=False, docs="docs/index.html", repository="https://example.org/h").read_text()
+    links = {a["href"] for tag, a in Parsed(text).tags if tag == "a"}
+    assert {"docs/index.html", "https://example.org/h"} <= links
+    assert 'pip install "hyperzoo @ git+https://example.org/h"' in Parsed(text).of("code")
+    assert "pip install ." in Parsed(page.html(weight_files.MANIFEST, None, None)).of("code")
+    for wrong in ("javascript:alert(1)", "//example.org", "https://a b", "data:text/html,x", ""):
+        with pytest.raises(errors.SiteError, match="is not an address for a link"):
+            page.write(tmp_path / "none", demo=False, docs=wrong)
+    assert not (tmp_path / "none").exists()
+
+
+def test_each_step_is_reported(package, tmp_path):
+    steps = []
+    page.write(tmp_path, runtime=package, report=steps.append)
+    assert [step.partition(":")[0] for step in steps] == ["demo", "demo", "page"]
+    assert str(package) in steps[0] and demo.ARCH in steps[1] and str(len(hyperzoo.list_weights())) in steps[2]
 
 
 def test_figures_next_to_a_card_are_shown(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from hyperzoo.cli.command import ModelCommand, RunFolder, json_option
-from hyperzoo.cli.tables import show_json, write
+from hyperzoo.cli.tables import note, show_json, write
 
 
 @click.command(cls=ModelCommand)
@@ -72,9 +72,13 @@ def push(run: Path, repo: str, private: bool, as_json: bool) -> None:
 @click.command(cls=ModelCommand)
 @click.argument("folder", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--runtime", type=click.Path(path_type=Path), help="npm's onnxruntime-web as .tgz [default: npm pack]")
-@click.option("--no-demo", is_flag=True, help="Leave out the demo, which takes about 7 MB.")
+@click.option("--no-demo", is_flag=True, help="Leave out the demo, which takes about 15 MB.")
+@click.option("--docs", help="Address of the documentation, for a link: what `make docs` writes [default: no link]")
+@click.option("--repository", help="https:// address of the git repository, for a link [default: no link]")
 @json_option
-def site(folder: Path, runtime: Path | None, no_demo: bool, as_json: bool) -> None:
+def site(
+    folder: Path, runtime: Path | None, no_demo: bool, docs: str | None, repository: str | None, as_json: bool
+) -> None:
     """Write all weights as one page, OUT/index.html, for any static host or to be opened as a file.
 
     A sortable table; each row opens to the card, its figures and the code that loads the weight. The demo classifies
@@ -82,7 +86,7 @@ def site(folder: Path, runtime: Path | None, no_demo: bool, as_json: bool) -> No
     """
     from hyperzoo.publishing import site as making
 
-    page = making.write(folder, runtime=runtime, demo=not no_demo)
+    page = making.write(folder, runtime=runtime, demo=not no_demo, docs=docs, repository=repository, report=note)
     size = page.stat().st_size
     if as_json:
         show_json({"file": page, "bytes": size})

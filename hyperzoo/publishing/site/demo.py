@@ -4,10 +4,12 @@ import base64
 import gzip
 import hashlib
 import io
+import logging
 import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ RUNTIME_INTEGRITY = (  # of the npm package, as `npm view onnxruntime-web@1.30.0
 )
 RUNTIME_FILES = {"runtime": "ort.wasm.bundle.min.mjs", "wasm": "ort-wasm-simd-threaded.wasm"}
 _FETCH_S = 600
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,21 @@ def png_url(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def build(runtime: Path | None, checkout: Checkout | None) -> Demo:
+def build(runtime: Path | None, checkout: Checkout | None, report: Callable[[str], None] = _logger.info) -> Demo:
     """Collect the demo of the default weight of `ARCH`.
 
     Args:
         runtime: npm package onnxruntime-web of `RUNTIME_VERSION` as .tgz [default: download with npm].
         checkout: source of the sample images; with None there are none.
+        report: called with one line before each step.
     Raises:
         SiteError: the package is not available, or its bytes do not match `RUNTIME_INTEGRITY`.
         MissingExtraError: the extras [export] or, for the sample images, [train] are not installed.
     """
     with tempfile.TemporaryDirectory() as scratch:
+        report(f"demo: ONNX Runtime Web {RUNTIME_VERSION}, {f'from {runtime}' if runtime else 'with npm pack'}")
         parts = _runtime(runtime or _fetch(Path(scratch)))
+        report(f"demo: {ARCH} to ONNX")
         exported = export(ARCH, Path(scratch) / "model.onnx")
         parts["model"] = exported.file.read_bytes()
     packed = {name: base64.b64encode(gzip.compress(part, mtime=0)).decode() for name, part in parts.items()}

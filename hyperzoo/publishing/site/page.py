@@ -8,17 +8,20 @@ import base64
 import hashlib
 import logging
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from markupsafe import Markup
 
 from hyperzoo import __version__, names
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.files import write_whole
 from hyperzoo.publishing import cards
+from hyperzoo.publishing.baselines import Baseline, baselines
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import demo as demos
 from hyperzoo.publishing.site.demo import Demo, png_url
@@ -28,14 +31,14 @@ from hyperzoo.zoo.weight_description import WeightInfo
 
 COLUMNS = {  # head -> CSS classes of its cells; narrow windows hide the wide columns, phones the middle ones too
     "Weight": "",
-    "Family": "wide",
-    "Method": "middle",
     "Data set": "middle",
     "Test metric": "number",
-    "Runs": "wide number",
-    "Parameters": "middle number",
-    "File": "wide number",
+    "Epochs": "middle number",
+    "Baseline, same budget": "wide",
+    "Minutes to retrain": "wide number",
+    "Size": "wide number",
 }
+GROUP = "Data set"  # the column by which rows stay together, whatever they are sorted by
 SNIPPETS = {  # the same routes as in the README
     "timm": """import hyperzoo  # registers the models with timm
 import timm
@@ -56,31 +59,55 @@ _ASSETS = Path(__file__).parent
 _HEAD = re.compile(
     r"\A---\n.*?\n---\n(?:<!--.*?-->\n)?(?:# [^\n]*\n)?", re.DOTALL
 )  # of a card: metadata, comment, name
+_REPEATED = re.compile(  # sections of a card that the page writes itself
+    r"^## (?:Use|License and terms|Papers|Hashes and versions)\n.*?(?=^## |\Z)", re.DOTALL | re.MULTILINE
+)
+_ARXIV = re.compile(r"https://arxiv\.org/abs/[\d.]+")
+_ADDRESS = re.compile(r"(?!\w*:|//)[\w./-]+|https?://[^\s\"'<>]+")  # of links: relative, or to the web
 _logger = logging.getLogger(__name__)
 
 
-def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, checkout: Checkout | None = None) -> Path:
+def write(
+    folder: Path,
+    *,
+    runtime: Path | None = None,
+    demo: bool = True,
+    docs: str | None = None,
+    repository: str | None = None,
+    checkout: Checkout | None = None,
+    report: Callable[[str], None] = _logger.info,
+) -> Path:
     """Write `folder/index.html`, whole or not at all; returns its path.
 
     If the demo lacks its runtime or the extra [export], the page omits it, and a warning gives the reason.
 
     Args:
         runtime: npm package onnxruntime-web as .tgz, see `demo.build` [default: download with npm].
-        demo: False omits the demo, which takes about 7 MB.
+        demo: False omits the demo, most of the page's bytes.
+        docs: address of the documentation, relative to the page or with https:// [default: no link].
+        repository: address of the git repository; the page then shows how to install from it [default: no link].
         checkout: source of the cards and figures [default: the checkout that this package is imported from].
+        report: called with one line before each step, since the demo takes up to a minute.
     Raises:
-        SiteError: the folder cannot be written, or `runtime` is not the expected package.
+        SiteError: the folder cannot be written, an address is not one, or `runtime` is not the expected package.
     """
+    for address in (docs, repository):
+        if address is not None and not _ADDRESS.fullmatch(address):
+            raise SiteError(
+                f"{names.cut(repr(address))} is not an address for a link; write https://... or a relative path"
+            )
     checkout = checkout or find_checkout()
     shown = None
     if demo:
         try:
-            shown = demos.build(runtime, checkout)
+            shown = demos.build(runtime, checkout, report)
         except (SiteError, ExportError, MissingExtraError) as error:
             if runtime is not None:
                 raise
             _logger.warning("the page has no demo: %s", error)
-    text = html(weight_files.MANIFEST, checkout, shown)
+    report(f"page: the cards of {len(weight_files.MANIFEST.weights)} weights")
+    compared = baselines(weight_files.MANIFEST, checkout) if checkout else None
+    text = html(weight_files.MANIFEST, checkout, shown, baselines=compared, docs=docs, repository=repository)
     page = folder / "index.html"
     try:
         write_whole({page: text.encode()})
@@ -89,9 +116,17 @@ def write(folder: Path, *, runtime: Path | None = None, demo: bool = True, check
     return page
 
 
-def html(manifest: Manifest, checkout: Checkout | None, demo: Demo | None) -> str:
-    """The text of the page."""
-    shown = [_weight(manifest.weights[name], checkout) for name in manifest.names()]
+def html(
+    manifest: Manifest,
+    checkout: Checkout | None,
+    demo: Demo | None,
+    *,
+    baselines: Mapping[str, Baseline | None] | None = None,
+    docs: str | None = None,
+    repository: str | None = None,
+) -> str:
+    """The text of the page; without a checkout it has no cards and pictures, and without `baselines` none of these."""
+    shown = [_weight(info, manifest, checkout, baselines) for info in cards.listed(manifest.weights)]
     style, table, script = (_asset(name) for name in ("page.css", "table.js", "demo.js"))
     engine = Environment(
         loader=FileSystemLoader(_ASSETS),
@@ -107,47 +142,82 @@ def html(manifest: Manifest, checkout: Checkout | None, demo: Demo | None) -> st
         table_script=table,
         demo_script=script,
         columns=COLUMNS,
+        group=GROUP,
         filters={
-            "Family": sorted({weight["family"] for weight in shown}),
             "Method": sorted({weight["method"] for weight in shown}),
-            "Data set": sorted({weight["info"].dataset.id for weight in shown}),
+            "Data set": sorted({weight["dataset"] for weight in shown}),
         },
         weights=shown,
         demo=demo,
+        docs=docs,
+        repository=repository,
     )
 
 
-def _weight(info: WeightInfo, checkout: Checkout | None) -> dict[str, Any]:
+def _weight(
+    info: WeightInfo,
+    manifest: Manifest,
+    checkout: Checkout | None,
+    baselines: Mapping[str, Baseline | None] | None,
+) -> dict[str, Any]:
     """The values of a row: its manifest entry, and what is derived from it."""
     parsed = names.parse(info.name)
     return {
         "info": info,
-        "family": info.recipe.partition("/")[0],
         "method": names.METHODS[parsed.method].title,
+        "dataset": cards.dataset_title(info),
         "score": cards.score(info),
-        "rank": info.score.mean if info.metric == "accuracy" else -info.score.mean,  # larger is better
+        "rank": cards.rank(info),
+        "baseline": _baseline(info, baselines),
+        "minutes": cards.minutes(info),
+        "size": cards.size(info),
         "snippets": {
             route: code.format(name=info.name, arch=info.arch, tag=info.tag) for route, code in SNIPPETS.items()
         },
-        "card": _card(checkout.card(info.name)) if checkout else None,
+        "card": _card(checkout.card(info.name), manifest) if checkout else None,
         "pictures": _pictures(checkout.card(info.name, ".png")) if checkout else {},
     }
 
 
-def _card(file: Path) -> Markup | None:
-    """A card as HTML with headings one level lower. HTML in the card becomes text; links and images are removed."""
+def _baseline(info: WeightInfo, baselines: Mapping[str, Baseline | None] | None) -> tuple[str, str]:
+    """The metric of the baseline and its title, or a remark and nothing."""
+    if baselines is None:
+        return "see the repository", ""
+    title, _, metric = cards.baseline_text(info, baselines).replace("`", "").rpartition(": ")
+    return metric, title
+
+
+def _card(file: Path, manifest: Manifest) -> Markup | None:
+    """A card as HTML with headings one level lower, without the sections that the page writes itself.
+
+    HTML in the card becomes text. Links to papers stay and links to other cards open their rows. Other links and images
+    are removed: their files are not in the page.
+    """
     if not file.is_file():
         return None
     parser = MarkdownIt("js-default")
-    tokens = parser.parse(_HEAD.sub("", file.read_text(encoding="utf-8")))
+    tokens = parser.parse(_REPEATED.sub("", _HEAD.sub("", file.read_text(encoding="utf-8"))))
     for token in tokens:
         if token.type.startswith("heading"):
             token.tag = f"h{min(int(token.tag[1]) + 1, 6)}"
         if token.type == "table_open":
             token.attrSet("tabindex", "0")  # scrollable by keyboard in narrow windows
-        kept = [child for child in token.children or () if child.type not in ("image", "link_open", "link_close")]
-        token.children = kept
+        if token.children:
+            token.children = list(_kept(token.children, manifest))
     return Markup(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _kept(children: Sequence[Token], manifest: Manifest) -> Iterator[Token]:
+    """The parts of a line without images and without links that lead nowhere."""
+    leads = False
+    for child in children:
+        if child.type == "link_open":
+            target = str(child.attrs["href"])
+            name = target.removesuffix(".md")
+            leads = name in manifest.weights or bool(_ARXIV.fullmatch(target))
+            child.attrs = {"href": f"#{name}" if name in manifest.weights else target}
+        if child.type != "image" and (leads or child.type not in ("link_open", "link_close")):
+            yield child
 
 
 def _pictures(curve: Path) -> dict[str, str]:

@@ -12,16 +12,25 @@ function value(body, column) {
   return isNumber(column) ? Number(text) : text;
 }
 
-// The first click on a numeric column sorts in descending order; every further click reverses the order.
+const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
+const group = heads.findIndex((head) => "group" in head.dataset);
+let groups = 1; // order of the groups: 1 ascending, -1 descending
+
+// Rows stay in their groups. The first click on a numeric column sorts in descending order; every further click reverses
+// the order. A click on the column of the groups reverses their order.
 function sort(column) {
   const head = heads[column];
   const opposite = { ascending: "descending", descending: "ascending" };
-  const order = opposite[head.getAttribute("aria-sort")] ?? (isNumber(column) ? "descending" : "ascending");
+  const first = isNumber(column) || column === group ? "descending" : "ascending";
+  const order = opposite[head.getAttribute("aria-sort")] ?? first;
   for (const other of heads) other.removeAttribute("aria-sort");
   head.setAttribute("aria-sort", order);
   const sign = order === "ascending" ? 1 : -1;
-  const compare = (a, b) => (a < b ? -1 : a > b ? 1 : 0);
-  const bodies = [...table.tBodies].sort((a, b) => sign * compare(value(a, column), value(b, column)));
+  if (column === group) groups = sign;
+  const by = (a, b, place, sign) => sign * compare(value(a, place), value(b, place));
+  const bodies = [...table.tBodies].sort(
+    (a, b) => by(a, b, group, groups) || (column === group ? 0 : by(a, b, column, sign)),
+  );
   table.append(...bodies);
 }
 
@@ -51,6 +60,20 @@ async function copy(button) {
     button.textContent = "Selected";
   }
   setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+// A link from one card to another opens the row, even if a filter hides it.
+function follow() {
+  const button = document.querySelector(`[aria-controls="${CSS.escape(location.hash.slice(1))}"]`);
+  if (!button) return;
+  if (button.closest("tbody").hidden) reset();
+  open(button, true);
+  button.closest("tbody").scrollIntoView();
+}
+
+function reset() {
+  document.getElementById("filters").reset();
+  filter();
 }
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -87,9 +110,9 @@ theme.hidden = false;
 
 heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => sort(column)));
 for (const select of selects) select.addEventListener("change", filter);
+addEventListener("hashchange", follow);
 document.getElementById("reset").addEventListener("click", () => {
-  document.getElementById("filters").reset();
-  filter();
+  reset();
   selects[0].focus();
 });
 for (const button of document.querySelectorAll("button[aria-expanded]")) {
