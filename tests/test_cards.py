@@ -17,7 +17,7 @@ import hyperzoo
 from hyperzoo import errors, names
 from hyperzoo.analysis import plots
 from hyperzoo.data import ImageSet
-from hyperzoo.publishing import baselines, cards, publication
+from hyperzoo.publishing import baselines, cards, publication, weight_table
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.training.recipe import load_recipe
 from hyperzoo.zoo import weight_files
@@ -130,7 +130,7 @@ def test_a_weight_without_a_baseline_of_its_budget_says_so(tmp_path):
         recipe.write_text(text.replace("epochs: 66", "epochs: 67").replace("  epochs: 30", "  epochs: 31"))
     found = baselines.baselines(weight_files.MANIFEST, checkout)
     assert found["spherenet20.sphere_c10"] is found["resnet20_cifar.mixup_c10"] is None
-    table = cards.table(weight_files.MANIFEST.weights, found)
+    table = weight_table.table(weight_files.MANIFEST.weights, found)
     assert table.count("| no baseline of the same budget |") == len([1 for base in found.values() if base is None]) >= 2
 
 
@@ -149,7 +149,7 @@ def test_the_row_of_a_study_is_a_baseline(zoo):
 
 def test_the_table_has_a_line_for_each_weight_by_data_set_and_metric(zoo):
     compared = {MHE: None, MIXUP: baselines._of_weight(weight_files.MANIFEST.info(PLAIN))}
-    lines = cards.table(weight_files.MANIFEST.weights, compared).splitlines()
+    lines = weight_table.table(weight_files.MANIFEST.weights, compared).splitlines()
     assert len(lines) == 2 + 3
     size = f"{zoo.file(PLAIN).stat().st_size / 1e6:.2f} MB"
     cells = "CIFAR-10 | 91.25 % (n = 1) | 30"
@@ -160,7 +160,7 @@ def test_the_table_has_a_line_for_each_weight_by_data_set_and_metric(zoo):
     )
     link = f"[`{PLAIN}`](model_cards/{PLAIN}.md): 91.25 %"
     assert f"| [`{MIXUP}`](model_cards/{MIXUP}.md) | {cells} | {link} | {retrain} | {size}, from the Hub |" in lines
-    listed = [(cards.dataset_title(info), -cards.rank(info)) for info in cards.listed(published())]
+    listed = [(weight_table.dataset_title(info), -weight_table.rank(info)) for info in weight_table.listed(published())]
     assert listed == sorted(listed) and listed[-1] == ("Penn Treebank", max(p for t, p in listed if t[0] == "P"))
 
 

@@ -20,7 +20,7 @@ from torchvision.transforms.functional import pil_to_tensor
 import hyperzoo
 from hyperzoo import data, errors, names
 from hyperzoo.cli import main
-from hyperzoo.publishing import cards
+from hyperzoo.publishing import weight_table
 from hyperzoo.publishing.baselines import Baseline
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.export import Exported
@@ -99,7 +99,7 @@ def package(tmp_path, monkeypatch):
 def test_every_weight_is_listed_with_its_manifest_entry():
     parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None))
     rows = parsed.of("th", scope="row")
-    listed = [info.name for info in cards.listed(weight_files.MANIFEST.weights)]
+    listed = [info.name for info in weight_table.listed(weight_files.MANIFEST.weights)]
     assert [row.split()[0] for row in rows] == listed and sorted(listed) == hyperzoo.list_weights()
     for name in hyperzoo.list_weights():
         info = hyperzoo.weight_info(name)

@@ -205,8 +205,10 @@ def test_the_page_and_the_json_are_written_with_the_other_generated_texts(result
         "a\n<!-- summary: overview -->\n<!-- end of summary -->\n"
         "<!-- summary: details -->\nstale\n<!-- end of summary -->\n"
     )
+    place.readme.write_text(place.readme.read_text() + "<!-- summary: evidence -->\n<!-- end of summary -->\n")
     manifest = Manifest(place.package)
     assert cards.write(manifest, place) and cards.check(manifest, place) == []
+    assert "| input mixup | 1 | 0 | 0 | 51.0 ± 1.0 → 53.2 ± 1.3 % (n = 3)" in place.readme.read_text()
     text = (place.docs / "when.md").read_text()
     assert "| input mixup | 1 | 0 | 0 | 1 |" in text and "`mixed-clean` |" in text and "stale" not in text
     found = summary.comparisons(place.results("some").parent)

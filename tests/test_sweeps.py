@@ -329,11 +329,11 @@ def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_pat
 def test_documents_quote_the_results(tmp_path):
     place = finished.new_checkout(tmp_path)
     runs = [
-        {"label": label, "split": "test", "epochs": 2, "metrics": metrics(accuracy), "log": log}
-        for label, accuracy, log in (
-            ("a", 50.0, [{"loss": 3.0}, {"loss": 1.0}]),
-            ("a", 53.0, [{"loss": 3.0}, {"loss": 2.0}]),
-            ("b", 60.0, [{"loss": 0.125}]),
+        {"label": label, "seed": seed, "split": "test", "epochs": 2, "metrics": metrics(accuracy), "log": log}
+        for label, seed, accuracy, log in (
+            ("a", 0, 50.0, [{"loss": 3.0}, {"loss": 1.0}]),
+            ("a", 1, 53.0, [{"loss": 3.0}, {"loss": 2.0}]),
+            ("b", 0, 60.0, [{"loss": 0.125}]),
         )
     ]
     for folder in (place.docs, place.results("some").parent):

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from hyperzoo import __version__, names
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.files import write_whole
-from hyperzoo.publishing import cards
+from hyperzoo.publishing import weight_table
 from hyperzoo.publishing.baselines import Baseline, baselines
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import demo as demos
@@ -126,7 +126,7 @@ def html(
     repository: str | None = None,
 ) -> str:
     """The text of the page; without a checkout it has no cards and pictures, and without `baselines` none of these."""
-    shown = [_weight(info, manifest, checkout, baselines) for info in cards.listed(manifest.weights)]
+    shown = [_weight(info, manifest, checkout, baselines) for info in weight_table.listed(manifest.weights)]
     style, table, script = (_asset(name) for name in ("page.css", "table.js", "demo.js"))
     engine = Environment(
         loader=FileSystemLoader(_ASSETS),
@@ -165,12 +165,12 @@ def _weight(
     return {
         "info": info,
         "method": names.METHODS[parsed.method].title,
-        "dataset": cards.dataset_title(info),
-        "score": cards.score(info),
-        "rank": cards.rank(info),
+        "dataset": weight_table.dataset_title(info),
+        "score": weight_table.score(info),
+        "rank": weight_table.rank(info),
         "baseline": _baseline(info, baselines),
-        "minutes": cards.minutes(info),
-        "size": cards.size(info),
+        "minutes": weight_table.minutes(info),
+        "size": weight_table.size(info),
         "snippets": {
             route: code.format(name=info.name, arch=info.arch, tag=info.tag) for route, code in SNIPPETS.items()
         },
@@ -183,7 +183,7 @@ def _baseline(info: WeightInfo, baselines: Mapping[str, Baseline | None] | None)
     """The metric of the baseline and its title, or a remark and nothing."""
     if baselines is None:
         return "see the repository", ""
-    title, _, metric = cards.baseline_text(info, baselines).replace("`", "").rpartition(": ")
+    title, _, metric = weight_table.baseline_text(info, baselines).replace("`", "").rpartition(": ")
     return metric, title
 
 

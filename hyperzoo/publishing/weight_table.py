@@ -1,0 +1,69 @@
+"""All weights as a table, for the README and the page: data set, test metric, baseline, minutes to retrain, size."""
+
+from collections.abc import Mapping
+
+from hyperzoo import names
+from hyperzoo.analysis import summary
+from hyperzoo.publishing.baselines import Baseline
+from hyperzoo.publishing.marked_tables import markdown
+from hyperzoo.zoo.weight_description import Spread, WeightInfo
+
+NO_BASELINE = "no baseline of the same budget"
+
+
+def listed(published: Mapping[str, WeightInfo]) -> list[WeightInfo]:
+    """All weights by data set, the best first."""
+    return sorted(published.values(), key=lambda info: (dataset_title(info), -rank(info), info.name))
+
+
+def table(published: Mapping[str, WeightInfo], baselines: Mapping[str, Baseline | None]) -> str:
+    """The README's table: one line per weight, with the baseline that had the same budget."""
+    head = "weight", "data set", "test metric", "epochs", "baseline, same budget", "minutes to retrain", "size"
+    lines = []
+    for info in listed(published):
+        base, text = baselines.get(info.name), baseline_text(info, baselines)
+        text = text.replace(base.title, f"[{base.title}]({base.file})") if base else text
+        link = f"[`{info.name}`](model_cards/{info.name}.md)"
+        lines.append(
+            (link, dataset_title(info), score(info), str(info.training.epochs), text, minutes(info), size(info))
+        )
+    return markdown([head, *lines])
+
+
+def dataset_title(info: WeightInfo) -> str:
+    """The short name of the data set: 'CIFAR-10'."""
+    return summary.TITLES[names.parse(info.name).dataset]
+
+
+def rank(info: WeightInfo) -> float:
+    """The test metric, turned so that larger is better."""
+    return info.score.mean if info.metric == "accuracy" else -info.score.mean
+
+
+def score(info: WeightInfo) -> str:
+    """The test metric of a weight with its number of runs: '91.25 % (n = 1)', or 'perplexity 88.03 (n = 1)'."""
+    return f"{f'{info.metric} ' * (info.metric != 'accuracy')}{mean(info, info.score)} (n = {info.score.n})"
+
+
+def baseline_text(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str:
+    """The baseline of a weight with its metric, as Markdown without a link."""
+    if names.parse(info.name).method == "plain":
+        return "is a baseline"
+    base = baselines.get(info.name)
+    return f"{base.title}: {mean(info, base)}" if base else NO_BASELINE
+
+
+def minutes(info: WeightInfo) -> str:
+    """Minutes of the published run and its machine: '36 (2 threads, AVX512, bf16)'."""
+    machine = info.training.machine.removeprefix("cpu (x86_64), ")
+    return f"{info.training.minutes:.0f} ({machine}, {info.training.precision})"
+
+
+def size(info: WeightInfo) -> str:
+    """Size of the file, and whether it must be downloaded."""
+    return f"{info.bytes / 1e6:.2f} MB{', from the Hub' * (not info.bundled)}"
+
+
+def mean(info: WeightInfo, over: Spread | Baseline) -> str:
+    """The mean over all runs in the unit of a weight, with the standard deviation if there are several."""
+    return info.shown(over.mean) if over.sd is None else f"{over.mean:.2f} ± {info.shown(over.sd)}"
