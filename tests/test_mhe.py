@@ -10,7 +10,7 @@ from support.slow_energy import slow_energy, slow_label_energy
 from torch import nn
 
 from hyperzoo.errors import InputError
-from hyperzoo.regularizers import MHE
+from hyperzoo.regularizers import MHE, mhe
 
 
 def test_published_total():
@@ -41,6 +41,22 @@ def test_a_random_subset_is_unbiased_and_leaves_other_random_numbers_alone(half_
     assert again == [term().item() for _ in range(3)]
     assert term.report() == MHE(net, **settings).report()
     close(MHE(net, neurons=9, **settings)(), exact, 1e-10)
+
+
+@pytest.mark.parametrize("half_space", [False, True])
+def test_by_default_only_layers_of_more_than_1024_rows_are_sampled(half_space, monkeypatch):
+    assert mhe.WIDE == 1024  # wider than every layer of the published recipes, which train with all rows
+    monkeypatch.setattr(mhe, "WIDE", 5)
+    net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 8), nn.Linear(8, 2)).double()
+    settings = dict(hidden=1.0, output=0, half_space=half_space)
+    narrow, wide = net[0].weight.detach(), net[1].weight.detach()
+    close(MHE(net, layers="0", **settings)(), slow_energy(narrow, half_space=half_space), 1e-10)
+    close(MHE(net, layers="1", neurons=8, **settings)(), slow_energy(wide, half_space=half_space), 1e-10)
+    drawn = torch.randperm(8, generator=torch.Generator().manual_seed(0))[:5]
+    expected = slow_energy(wide[drawn], half_space=half_space)
+    if half_space:  # from 10 vectors to 16: the pairs of a row and its negative, of energy 1 / 4, weigh less
+        expected = (7 * (9 * expected - 0.25) / 4 + 0.25) / 15
+    close(MHE(net, layers="1", **settings)(), expected, 1e-10)
 
 
 def test_output_by_labels():

@@ -29,6 +29,7 @@ from hyperzoo.regularizers.pair_energy import LabelMean, PairMean, repulsion
 from hyperzoo.regularizers.weight_term import WeightTerm, stack
 
 POWERS = (0, 1, 2)
+WIDE = 1024  # rows; of a layer with more, as many random ones unless `neurons` says otherwise
 
 
 class Rule(NamedTuple):
@@ -121,7 +122,8 @@ class MHE(WeightTerm):
             space, as in the authors' code.
         layers, exclude, output_layer: see `neurons.select`.
         neurons: use a random subset of at most this many rows per layer, redrawn at every call. Unbiased; the time
-            falls with the square.
+            falls with the square. [default: 1,024, so that only wider layers are sampled; a number as large as the
+            widest layer takes all rows]
         output_by_labels: use `label_energy` for the output layer; then call `term(labels)`.
         seed: of the term's own generator, equal in all processes.
     Raises:
@@ -156,7 +158,7 @@ class MHE(WeightTerm):
             check_number("neurons, the rows drawn from a layer,", neurons, low=2, whole=True)
         rule = _rule(power, half_space, angular, eps, authors_code)
         self._rules = {False: rule, True: rule._replace(half_space=False)}
-        self._neurons = neurons
+        self._neurons = neurons or WIDE
         self._output_by_labels = output_by_labels
         self.once_per_update = not output_by_labels
         self._generator = torch.Generator()
@@ -190,13 +192,11 @@ class MHE(WeightTerm):
             if labels is None:
                 raise InputError("output_by_labels needs the labels of the batch: call term(labels)")
             return torch.stack([_label_energy(layer.rows(), labels, rule) for layer in layers])
-        if self._neurons is None:
-            return self._values(stack(layers), out)
-        rows = [layer.rows() for layer in layers]
-        count = len(rows[0])
+        rows = stack(layers)
+        count = rows.size(1)
         if count > self._neurons:
-            rows = [r[self._draw(count).to(r.device)] for r in rows]
-        return _energies(torch.stack(rows), rule, count)
+            rows = torch.stack([r[self._draw(count).to(r.device)] for r in rows])
+        return _energies(rows, rule, count)
 
     @torch.compiler.disable
     def _draw(self, count: int) -> Tensor:

@@ -38,7 +38,7 @@ class MHESettings(Block):
     authors_code: bool = False  # the values of the authors' code
     layers: Layers | None = None  # module names or patterns [default: all convolutions and linear layers]
     exclude: list[str] = []  # module names or patterns to leave out
-    neurons: AtLeastOne | None = None  # random filters of a layer per step [default: all]
+    neurons: AtLeastOne | None = None  # random filters of a layer per step [default: 1,024 of a wider layer, or all]
 
 
 class OrthogonalitySettings(Block):
