@@ -1,6 +1,7 @@
 """Sphere layers and norms; `sphereize` converts any model."""
 
 from hyperzoo.layers.decorrelated_bn import DecorrelatedBatchNorm as DecorrelatedBatchNorm
+from hyperzoo.layers.fold import fold as fold
 from hyperzoo.layers.recurrent_bn import BatchNormLSTM as BatchNormLSTM
 from hyperzoo.layers.sphere import SphereConv2d as SphereConv2d
 from hyperzoo.layers.sphere import SphereLinear as SphereLinear

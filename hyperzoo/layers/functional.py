@@ -38,14 +38,14 @@ class Response(NamedTuple):
     eps: float
 
 
-def _unit_rows(weight: Tensor, eps: float) -> Tensor:
+def unit_rows(weight: Tensor, eps: float) -> Tensor:
     """Filters scaled to length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
     w = full_precision(weight)
     dims = list(range(1, w.dim()))
     return (w * inverse_root((w * w).sum(dims, keepdim=True), eps)).to(weight.dtype)
 
 
-def _channel_sums(x: Tensor, groups: int) -> Tensor:
+def channel_sums(x: Tensor, groups: int) -> Tensor:
     """Sums over the channels of each group in full precision, (B, groups, H, W).
 
     For bfloat16 by a convolution with ones, which accumulates in float32 and rounds once: on a CPU this takes a quarter
@@ -62,7 +62,7 @@ def _channel_sums(x: Tensor, groups: int) -> Tensor:
 def _energy(x: Tensor, groups: int) -> Tensor:
     """Sum of squares over the channels of each group in full precision, (B, groups, H, W)."""
     x = full_precision(x)
-    return _channel_sums(x * x, groups)
+    return channel_sums(x * x, groups)
 
 
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
     return factor if x.dtype == torch.float16 else factor.to(x.dtype)
 
 
-def _inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
+def inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
     """1 / sqrt(|p|^2 + eps) of every patch, (B, groups, H', W'): a box sum of the energy, rows then columns."""
     kernel, stride, padding, dilation = weight.shape[-2:], geometry.stride, geometry.padding, geometry.dilation
     energy = F.pad(energy, [padding[1], padding[1], padding[0], padding[0]])
@@ -86,7 +86,7 @@ def _inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float
     return inverse_root(box, eps)
 
 
-def _per_filter(inverse: Tensor, filters: int) -> Tensor:
+def per_filter(inverse: Tensor, filters: int) -> Tensor:
     """(B, groups, H', W') -> a factor that broadcasts against (B, filters, H', W')."""
     groups = inverse.size(-3)
     return inverse if groups == 1 else inverse.repeat_interleave(filters // groups, -3)
@@ -96,9 +96,9 @@ def _plain_conv(
     x: Tensor, weight: Tensor, geometry: Geometry, response: Response, raw_k: Tensor | None = None
 ) -> Tensor:
     stride, padding, dilation, groups = geometry
-    product = F.conv2d(x, _unit_rows(weight, response.eps), None, stride, padding, dilation, groups)
-    inverse = _inverse_norm(_energy(x, groups), weight, geometry, response.eps)
-    cosine = full_precision(product) * _per_filter(inverse, weight.size(0))
+    product = F.conv2d(x, unit_rows(weight, response.eps), None, stride, padding, dilation, groups)
+    inverse = inverse_norm(_energy(x, groups), weight, geometry, response.eps)
+    cosine = full_precision(product) * per_filter(inverse, weight.size(0))
     if raw_k is not None:
         return angular(cosine, response.operator, steepness(raw_k)[:, None, None]).to(product.dtype)
     return angular(cosine, response.operator, response.k).to(product.dtype)
@@ -113,11 +113,11 @@ class _EagerConv(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
-        product = F.conv2d(x, _unit_rows(weight, eps), None, *geometry)
+        product = F.conv2d(x, unit_rows(weight, eps), None, *geometry)
         groups = geometry.groups
-        energy = _channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
-        inverse = _inverse_norm(energy, weight, geometry, eps)
-        out = product.mul_(_per_filter(_in_range_of(product, inverse), weight.size(0)))
+        energy = channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
+        inverse = inverse_norm(energy, weight, geometry, eps)
+        out = product.mul_(per_filter(_in_range_of(product, inverse), weight.size(0)))
         ctx.save_for_backward(x, weight, out, energy)
         ctx.settings = geometry, eps
         return out
@@ -135,19 +135,19 @@ class _EagerConv(torch.autograd.Function):
             return *(grads.pop(0) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
         with torch.enable_grad():
             energy = energy.detach().requires_grad_()
-            inverse = _inverse_norm(energy, weight, geometry, eps)
+            inverse = inverse_norm(energy, weight, geometry, eps)
             filters = weight.detach().requires_grad_()
-            rows = _unit_rows(filters, eps)
+            rows = unit_rows(filters, eps)
         r = inverse.detach()
-        along = _channel_sums(grad * out, groups)
-        grad_product = (grad * _per_filter(_in_range_of(grad, r), weight.size(0))).to(out.dtype)
+        along = channel_sums(grad * out, groups)
+        grad_product = (grad * per_filter(_in_range_of(grad, r), weight.size(0))).to(out.dtype)
         grad_x, grad_rows, _ = torch.ops.aten.convolution_backward(
             grad_product, x.to(out.dtype), rows.detach().to(out.dtype), None, stride, padding, dilation, False, [0, 0],
             groups, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
         )  # fmt: skip
         if grad_x is not None:
             (grad_energy,) = torch.autograd.grad(inverse, energy, along / r)
-            factor = _per_filter(_in_range_of(grad_x, 2 * grad_energy), x.size(1))
+            factor = per_filter(_in_range_of(grad_x, 2 * grad_energy), x.size(1))
             grad_x = torch.addcmul(grad_x, x.to(grad_x.dtype), factor)
         if grad_rows is not None:
             (grad_rows,) = torch.autograd.grad(rows, filters, grad_rows.to(rows.dtype))
@@ -212,7 +212,7 @@ def sphere_linear(
     bias: Tensor | None = None,
 ) -> Tensor:
     """The function behind `SphereLinear`; a leaf for fx tracing."""
-    product = F.linear(x, _unit_rows(weight, response.eps))
+    product = F.linear(x, unit_rows(weight, response.eps))
     wide = full_precision(x)
     squares = (wide * wide).sum(-1, keepdim=True)
     cosine = full_precision(product) * inverse_root(squares, response.eps)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hyperzoo import __version__, names, zoo
 from hyperzoo.errors import ExportError, InputError, MissingExtraError
 from hyperzoo.files import sha256, write_whole
+from hyperzoo.layers import fold
 from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.publishing.verify import ATOL, RTOL, golden_input
 
@@ -81,7 +82,7 @@ def export(name: str, out: Path) -> Exported:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about its own internals
-            content = form.write(model, torch.cat([x, x]), metadata)
+            content = form.write(fold(model), torch.cat([x, x]), metadata)
             run = form.open(content)
             with torch.no_grad():
                 found = [run(batch)[:, : wanted.shape[1]] for batch, wanted in cases]
