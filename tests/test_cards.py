@@ -172,13 +172,21 @@ def published():
     ("settings", "caption"),
     [
         ([], ""),
-        (["data.resize_px={1: 16, 3: 32}"], "the size of the training images changes (32 px from epoch 3)"),
-        (["optim.cycles=2", "optim.warmup_epochs=2"], "the learning rate restarts (epoch 7)"),  # 1 + 2 + (10 - 2) / 2
+        (
+            ["data.resize_px={1: 16, 3: 32}"],
+            "The curves jump where the size of the training images changes (32 px from epoch 3).\n",
+        ),
+        (
+            ["optim.cycles=2", "optim.warmup_epochs=2"],  # 1 + 2 + (10 - 2) / 2
+            "The curves jump where the learning rate restarts (epoch 7).\n",
+        ),
+        (["method.mixup.alpha=1"], "Loss and accuracy in training are those of the mixed images.\n"),
+        (["method.label_smoothing=0.1"], "The training loss is that of the smoothed labels.\n"),
     ],
 )
-def test_the_caption_explains_jumps_of_the_learning_curve(settings, caption):
+def test_the_caption_explains_the_learning_curve(settings, caption):
     recipe = load_recipe(CHECKOUT.recipes / "demo.yaml", ["data.resize_px={}", "train.epochs=10", *settings])
-    assert cards._jumps(recipe) == (f"The curves jump where {caption}.\n" if caption else "")
+    assert cards._caption(recipe) == caption
 
 
 def test_measured_robustness_is_shown_beside_the_baseline(zoo):

@@ -108,7 +108,7 @@ def card(
         "code_changes": " with uncommitted changes" * info.code_changed,
         "versions": ", ".join(f"{package} {version}" for package, version in sorted(info.versions.items())),
         "hashes": "\n".join(f"<li>sha256 of {file}: <code>{digest}</code></li>" for file, digest in info.files.items()),
-        "jumps": _jumps(recipe),
+        "caption": _caption(recipe),
         "papers": "\n".join(f"- [arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in info.paper),
     }
     if isinstance(this, ThisText):
@@ -221,8 +221,8 @@ def _compared(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str
     return "The other weights are compared with this baseline, at the same budget." if others else ""
 
 
-def _jumps(recipe: Recipe) -> str:
-    """Why the learning curve jumps: other image sizes, and restarts of the learning rate."""
+def _caption(recipe: Recipe) -> str:
+    """Why the learning curve jumps (other image sizes, restarts of the learning rate), and what it shows."""
     _, *sizes = sorted(recipe.data.resize_px.items()) or [(1, 0)]
     optim = recipe.optim
     cycle = (recipe.train.epochs - optim.warmup_epochs) / optim.cycles
@@ -230,7 +230,12 @@ def _jumps(recipe: Recipe) -> str:
     changes = ", ".join(f"{px} px from epoch {epoch}" for epoch, px in sizes)
     causes = [f"the size of the training images changes ({changes})"] if sizes else []
     causes += [f"the learning rate restarts (epoch {', '.join(restarts)})"] if restarts else []
-    return f"The curves jump where {' and where '.join(causes)}.\n" if causes else ""
+    sentences = [f"The curves jump where {' and where '.join(causes)}."] if causes else []
+    if recipe.method.mixup or recipe.method.manifold_mixup:
+        sentences.append("Loss and accuracy in training are those of the mixed images.")
+    if recipe.method.label_smoothing:
+        sentences.append("The training loss is that of the smoothed labels.")
+    return "".join(f"{sentence}\n" for sentence in sentences)
 
 
 def _measured(manifest: Manifest, checkout: Checkout) -> dict[str, dict[str, str]]:
