@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from hyperzoo.analysis import plots
 from hyperzoo.analysis.figures import FIGURES, operators
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.cli.runs import plot
@@ -41,3 +42,19 @@ def test_the_command_draws_a_figure(tmp_path, capsys):
     assert _exit_code(["plot", "operators", "--out", str(tmp_path / "g.png")]) == 0
     assert (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
     assert capsys.readouterr().out.strip() == str(tmp_path / "g.png")
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("cosine_no_relu-batch_norm", "cosine without ReLU, batch norm"),
+        ("ga_softmax", "GA-Softmax"),
+        ("spherenet_evidence", "SphereNet evidence"),
+        ("per_0.1", "PER 0.1"),
+        ("per_class_10", "PER class 10"),
+        ("half-w16", "half, w16"),
+        ("vanilla", "no regularization"),
+    ],
+)
+def test_labels_of_a_sweep_are_words(label, words):
+    assert plots._readable(label) == words

@@ -17,6 +17,14 @@ from hyperzoo.training.log import perplexity, read_log, task_loss
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#d55e00", "#00734f", "#b3002d"  # a palette for color-blind readers
 STYLES = [(c, s) for s in ("-", "--", ":") for c in (BLUE, ORANGE, GREEN, "#cc79a7", "#000000", "#e69f00")]
 WIDE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Microsoft YaHei", "PingFang SC", "Unifont")
+WORDS = {  # identifiers in the labels of sweeps -> what a reader knows
+    "no_relu": "without ReLU",
+    **{f"{margin}_softmax": f"{margin.upper()}-Softmax" for margin in ("w", "a", "ga")},
+    "bn": "batch norm",
+    "vanilla": "no regularization",
+    "spherenet": "SphereNet",
+    **{name.lower(): name for name in ("MHE", "PER", "VCL", "LSTM", "CNN", "ReLU", "ELU")},
+}
 COLUMNS = 6
 LEGEND_WIDTH, LEGEND_HANDLE = 110, 9  # in characters: a line of the legend of a sweep, and the sample of a curve in it
 _GLYPH = re.compile(r"Glyph (\d+) ")  # the start of matplotlib's warning of a character that no font has
@@ -105,8 +113,10 @@ def curves(results: Path, picture: Path) -> Path:
 
 
 def _readable(label: str) -> str:
-    """A label of a sweep, <row>-<column>, without the underscores of file names."""
-    return label.replace("_", " ").replace("-", ", ")
+    """A label of a sweep, <row>-<column>, in words instead of identifiers."""
+    words = "|".join(WORDS)
+    label = re.sub(rf"(?<![a-z0-9])({words})(?![a-z0-9])", lambda match: WORDS[match[1]], label.replace("-", ", "))
+    return label.replace("_", " ")
 
 
 def by_epoch(axes: Any, unit: str) -> None:
