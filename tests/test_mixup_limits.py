@@ -91,3 +91,10 @@ def test_seeds_of_generators_are_taken(seed):
 def test_cutmix_takes_a_whole_number_as_alpha():
     x, targets = CutMix(3, alpha=2)(torch.randn(4, 3, 5, 5), torch.tensor([0, 1, 2, 0]))
     assert x.shape == (4, 3, 5, 5) and torch.allclose(targets.sum(1), torch.ones(4))
+
+
+def test_labels_on_another_device_are_not_read():
+    """Reading a value makes the program wait for the device; of the meta device, it is an error."""
+    x, y = torch.empty(4, 3, 8, 8, device="meta"), torch.empty(4, dtype=torch.int64, device="meta")
+    mixed, targets = Mixup(3)(x, y)
+    assert (mixed.shape, targets.shape, targets.device.type) == (x.shape, (4, 3), "meta")

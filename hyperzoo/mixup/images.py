@@ -35,7 +35,8 @@ class Mixup:
         generator: CPU source of all draws, separate so that mixing does not change the order of the data
             [default: a new one, seeded with `torch.initial_seed()`].
     Raises:
-        InputError: an argument or input outside these ranges.
+        InputError: an argument or input outside these ranges. Class indices on a GPU are not read, because the program
+            would wait for it; there, the kernel fails on a wrong one.
     Differs:
         The authors draw from numpy's global generator. In half precision, lambda is rounded for the images or hidden
         states, but not for the targets.
@@ -95,9 +96,10 @@ class Mixup:
         if y.dim() == 1:
             if y.is_floating_point() or y.dtype == torch.bool:
                 raise InputError(f"class indices must be integers; got {_kind(y)}. Pass class shares as (B, K)")
-            low, high = (bound.item() for bound in y.aminmax())
-            if low < 0 or high >= self.num_classes:
-                raise InputError(f"labels must be from 0 to {self.num_classes - 1}; got {low} to {high}")
+            if y.device.type == "cpu":  # a GPU would wait for it
+                low, high = (bound.item() for bound in y.aminmax())
+                if low < 0 or high >= self.num_classes:
+                    raise InputError(f"labels must be from 0 to {self.num_classes - 1}; got {low} to {high}")
             targets = F.one_hot(y.to(x.device, torch.int64), self.num_classes).to(full_dtype(x))
             return targets * (1 - self.smoothing) + self.smoothing / self.num_classes if smooth else targets
         if y.shape[1] != self.num_classes:
@@ -117,8 +119,9 @@ class Mixup:
         source = random.Random(self._number())  # torch's Beta distribution takes no generator
         lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
         partner = torch.randperm(len(x), generator=self.generator, device="cpu")
-        rows = torch.stack([partner, partner.argsort()]).to(x.device)
-        return Draw(layer, torch.tensor(lam, dtype=full_dtype(x), device=x.device), rows[0], rows[1])
+        rows = torch.stack([partner, partner.argsort()]).to(x.device, non_blocking=x.is_cuda)
+        share = torch.tensor(lam, dtype=full_dtype(x), device="cpu").to(x.device, non_blocking=x.is_cuda)
+        return Draw(layer, share, rows[0], rows[1])
 
     def _number(self) -> int:
         return int(torch.randint(2**62, (), generator=self.generator, device="cpu"))

@@ -195,7 +195,7 @@ class MHE(WeightTerm):
         rows = stack(layers)
         count = rows.size(1)
         if count > self._neurons:
-            rows = torch.stack([r[self._draw(count).to(r.device)] for r in rows])
+            rows = torch.stack([r[self._draw(count).to(r.device, non_blocking=r.is_cuda)] for r in rows])
         return _energies(rows, rule, count)
 
     @torch.compiler.disable

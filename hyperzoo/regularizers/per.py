@@ -147,7 +147,9 @@ class PER(ActivationTerm):
         x, axis = as_vectors(output, self.view)
         _, errors, *sums = ExactError.apply(x.detach(), (axis,))
         directions = draw_directions(x, axis, slices, self._generator)
-        rows = draw_rows(errors.numel(), self.rows, self._generator).to(x.device) if self.rows < 1 else None
+        rows = None
+        if self.rows < 1:
+            rows = draw_rows(errors.numel(), self.rows, self._generator).to(x.device, non_blocking=x.is_cuda)
         return SampledError.apply(x, axis, directions, errors, rows), _moments(output, *sums)
 
 

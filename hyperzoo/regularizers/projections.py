@@ -166,7 +166,7 @@ def draw_directions(x: Tensor, axis: int, slices: int, generator: torch.Generato
     """Unit vectors (d, slices), drawn on the CPU so that they do not depend on the device."""
     drawn = torch.randn(x.shape[axis], slices, generator=generator, dtype=full_dtype(x), device="cpu")
     unit: Tensor = drawn / torch.linalg.vector_norm(drawn, dim=0)
-    return unit.to(x.device)
+    return unit.to(x.device, non_blocking=x.is_cuda)
 
 
 def draw_rows(count: int, share: float, generator: torch.Generator | None) -> Tensor:
