@@ -13,7 +13,7 @@ BASE = {0: 90.1, 1: 90.5, 2: 89.9, 3: 90.2}
 
 @pytest.mark.parametrize(
     "gains, verdict",
-    [((0.5, 0.7, 0.6, 0.4), "gain"), ((-0.5, -0.7, -0.6, -0.4), "loss"), ((0.5, -0.7, 0.6, 0.1), "not told apart")],
+    [((0.5, 0.7, 0.6, 0.4), "gain"), ((-0.5, -0.7, -0.6, -0.4), "loss"), ((0.5, -0.7, 0.6, 0.1), "inconclusive")],
 )
 def test_the_interval_is_that_of_the_paired_t_test(gains, verdict):
     method = {seed: BASE[seed] + gain for seed, gain in enumerate(gains)}
@@ -36,7 +36,7 @@ def test_only_common_seeds_are_paired():
 
 def test_a_single_pair_has_no_interval_and_no_verdict():
     found = paired({0: 95.0}, BASE)
-    assert (found.low, found.high, found.verdict) == (None, None, "not told apart")
+    assert (found.low, found.high, found.verdict) == (None, None, "one pair")
     assert str(found) == "+4.90 (n = 1)"
 
 

@@ -72,14 +72,14 @@ def test_differences_times_and_verdicts(results):
     # differences 2, 2, 2.5: mean 2.1667, sd 0.2887, standard error 0.16667; t(0.975, 2) = 4.30265
     assert mixed.score.mean == pytest.approx(6.5 / 3)
     assert mixed.score.low == pytest.approx(6.5 / 3 - 4.30265 / 6, abs=1e-4)
-    assert (mixed.score.n, mixed.verdict, mixed.metric, mixed.split) == (3, "gain", "accuracy", "test")
+    assert (mixed.score.n, mixed.score.verdict, mixed.metric, mixed.split) == (3, "gain", "accuracy", "test")
     assert mixed.nll.mean == pytest.approx((-0.1 - 0.2 - 0.3) / 3)
     assert mixed.cost == 1.25  # 5 minutes against 4
     assert mixed.method == "input mixup" and mixed.setting == "CIFAR-10, 100 images a class, resnet20_cifar, 40 epochs"
     half = found["half-clean"]  # differences 0 and -0.5: only the seeds that both have
-    assert (half.score.n, half.score.mean, half.verdict, half.cost) == (2, -0.25, "not told apart", None)
+    assert (half.score.n, half.score.mean, half.score.verdict, half.cost) == (2, -0.25, "inconclusive", None)
     noisy = found["mixed-noisy"]
-    assert (noisy.verdict, noisy.score.low, noisy.cost) == ("one pair", None, None)
+    assert (noisy.score.verdict, noisy.score.low, noisy.cost) == ("one pair", None, None)
     assert "50 % of the labels random" in noisy.setting
 
 
@@ -128,7 +128,7 @@ def test_a_lower_perplexity_is_a_gain(results):
         run["metrics"] = {"perplexity": 200 - run["metrics"]["accuracy"], "nll": 4.0}
     file.write_text(json.dumps(values))
     mixed = next(one for one in summary.comparisons(results) if one.label == "mixed-clean")
-    assert mixed.verdict == "gain" and mixed.difference.startswith("-2.17 [-2.88, -1.45] perplexity")
+    assert mixed.score.verdict == "gain" and mixed.difference.startswith("-2.17 [-2.88, -1.45] perplexity")
 
 
 def test_rows_without_a_common_seed_are_left_out(results):

@@ -121,9 +121,9 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:5], *row[9:]) for row in table] == [
-        ("plain", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
-        ("other", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
+    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:6], *row[10:]) for row in table] == [
+        ("plain", "-", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
+        ("other", "-", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
     ]
     results = json.loads((out / "sweep.json").read_text())
     stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
@@ -324,6 +324,22 @@ def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_pat
     assert legend.x0 >= 0 and legend.x1 <= figure.bbox.width
     assert figure.legends[0].texts[0].get_text() == "a long name of a row, and column 0"
     assert all(axes.yaxis.label.get_window_extent().y1 <= figure.bbox.height for axes in figure.axes)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_table_names_the_baselines_if_there_are_several(tmp_path, shared):
+    runs = [
+        {"label": label, "seed": 0, "split": "test", "epochs": 2, "metrics": metrics(50.0), "log": [{"loss": 1.0}]}
+        for label in ("a", "b", "c", "d")
+    ]
+    file = tmp_path / "some.json"
+    baselines = {"b": "a", "d": "a" if shared else "c"}
+    file.write_text(json.dumps({"runs": runs, "published": {}, "baselines": baselines}))
+    header, *rows = sweep.table(sweep.lines(file))
+    assert ("baseline" in header) == (not shared)
+    if not shared:
+        place = header.index("baseline")
+        assert [row[place] for row in rows] == ["-", "a", "-", "c"]
 
 
 def test_documents_quote_the_results(tmp_path):

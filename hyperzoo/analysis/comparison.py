@@ -9,7 +9,7 @@ from typing import Literal
 from hyperzoo.errors import InputError
 
 CONFIDENCE = 0.95
-Verdict = Literal["gain", "loss", "not told apart"]
+Verdict = Literal["gain", "loss", "inconclusive", "one pair"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Difference:
         n: number of pairs.
         mean: method minus baseline, in the unit of the metric.
         low, high: ends of the 95 % interval of Student's t for paired samples; None for a single pair.
-        verdict: 'gain' or 'loss' if the interval excludes 0; a single pair is never told apart.
+        verdict: 'gain' or 'loss' if the interval excludes 0, 'inconclusive' if not; 'one pair' if there is no interval.
     """
 
     n: int
@@ -57,12 +57,12 @@ def paired(method: Mapping[int, float], baseline: Mapping[int, float], *, larger
         raise InputError(f"scores must be finite; the differences are {differences}")
     mean = statistics.fmean(differences)
     if len(seeds) == 1:
-        return Difference(1, mean, None, None, "not told apart")
+        return Difference(1, mean, None, None, "one pair")
     from scipy.stats import t  # a slow import, part of [train]
 
     spread = statistics.stdev(differences) / math.sqrt(len(seeds))
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * spread
     low, high = mean - half, mean + half
     if low <= 0 <= high:
-        return Difference(len(seeds), mean, low, high, "not told apart")
+        return Difference(len(seeds), mean, low, high, "inconclusive")
     return Difference(len(seeds), mean, low, high, "gain" if (mean > 0) == larger_is_better else "loss")

@@ -15,9 +15,19 @@ from hyperzoo.training.recipe_methods import Method
 TITLES = {"c10": "CIFAR-10", "c100": "CIFAR-100", "ptb": "Penn Treebank", "wt2": "WikiText-2"}
 NAME = "summary"  # of the file among the results that holds all comparisons
 RARE = "accuracy of rare classes"
-DETAILS = ("method", "setting", "n", "difference (95 %)", "verdict", "NLL", "time per step", "study and row")
-OVERVIEW = ("method", "gain", "loss", "not told apart", "one pair", "largest gain")
-EVIDENCE = ("method", "gains", "losses", "not told apart", "largest gain", "largest loss", "time per step")
+DETAILS = (
+    "method",
+    "setting",
+    "measured on",
+    "n",
+    "difference (95 %)",
+    "verdict",
+    "NLL",
+    "time per step",
+    "study and row",
+)
+OVERVIEW = ("method", "gain", "loss", "inconclusive", "one pair", "largest gain")
+EVIDENCE = ("method", "gains", "losses", "inconclusive", "largest gain", "largest loss", "time per step")
 SEEDS = 3  # pairs from which on a comparison is evidence
 TIMED = 3  # pairs from which on a ratio of training times is stated; single times depend on what else the machine did
 
@@ -51,15 +61,15 @@ class Comparison:
     cost: float | None
 
     @property
-    def verdict(self) -> str:
-        """'gain', 'loss' or 'not told apart'; 'one pair' if there is no interval."""
-        return self.score.verdict if self.score.n > 1 else "one pair"
-
-    @property
     def difference(self) -> str:
         """The difference of the metric with its interval, as text."""
         unit = {"accuracy": "points", RARE: "points, rare classes"}.get(self.metric, self.metric)
         return f"{str(self.score).removesuffix(f' (n = {self.score.n})')} {unit}"
+
+    @property
+    def measured_on(self) -> str:
+        """'test' or 'validation'."""
+        return "test" if self.split == "test" else "validation"
 
     @property
     def change(self) -> str:
@@ -76,7 +86,17 @@ class Comparison:
         cost = "-" if self.cost is None else f"{self.cost:.2f} x"
         counts, nll = str(self.score.n), f"{self.nll.mean:+.3f}"
         place = f"`{self.study}`, `{self.label}`"
-        return self.method, self.setting, counts, self.difference, self.verdict, nll, cost, place
+        return (
+            self.method,
+            self.setting,
+            self.measured_on,
+            counts,
+            self.difference,
+            self.score.verdict,
+            nll,
+            cost,
+            place,
+        )
 
 
 def comparisons(results: Path) -> list[Comparison]:
@@ -104,8 +124,8 @@ def overview(found: list[Comparison]) -> list[tuple[str, ...]]:
     lines = []
     for method in dict.fromkeys(one.method for one in found):
         own = [one for one in found if one.method == method]
-        counts = [sum(one.verdict == verdict for one in own) for verdict in OVERVIEW[1:5]]
-        gains = [one for one in own if one.verdict == "gain"]
+        counts = [sum(one.score.verdict == verdict for one in own) for verdict in OVERVIEW[1:5]]
+        gains = [one for one in own if one.score.verdict == "gain"]
         best = max(gains, key=lambda one: abs(one.score.mean), default=None)
         lines.append((method, *map(str, counts), f"{best.difference}: {best.setting}" if best else "-"))
     return [OVERVIEW, *lines]
@@ -121,7 +141,7 @@ def evidence(found: list[Comparison]) -> list[tuple[str, ...]]:
     lines = []
     for method in dict.fromkeys(one.method for one in counted):
         own = [one for one in counted if one.method == method]
-        by_verdict = {verdict: [one for one in own if one.verdict == verdict] for verdict in OVERVIEW[1:4]}
+        by_verdict = {verdict: [one for one in own if one.score.verdict == verdict] for verdict in OVERVIEW[1:4]}
         counts = [len(each) for each in by_verdict.values()]
         extremes = (
             max(by_verdict[verdict], key=lambda one: abs(one.score.mean), default=None) for verdict in OVERVIEW[1:3]

@@ -19,6 +19,7 @@ COLUMNS = (
     "run",
     "accuracy (%)",
     "sd",
+    "baseline",
     "to baseline (95 %)",
     "verdict",
     "NLL",
@@ -45,7 +46,7 @@ class Line(NamedTuple):
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
         ece: expected calibration error in %, mean over seeds; None for texts.
         fgsm: accuracy in % under attack, mean over seeds; None unless `tools/study_results.py --fgsm` measured it.
-        difference: to the baseline, paired by seed; None without one.
+        baseline: label of the baseline.   difference: to it, paired by seed. None without one.
         rare: accuracy in % of the classes that `data.keep` made rare, or of the smaller half of `data.long_tail`, mean
             over classes and seeds.
         best, last: accuracy in % on validation images, in the best and in the last epoch, mean over seeds; None if the
@@ -67,6 +68,7 @@ class Line(NamedTuple):
     best: float | None
     last: float | None
     metric: str
+    baseline: str | None
     difference: Difference | None
 
     def shown(self) -> tuple[str, ...]:
@@ -79,13 +81,28 @@ class Line(NamedTuple):
         score = {self.metric: f"{self.mean:.2f}"}
         compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
         accuracy, perplexity = score.get("accuracy", "-"), score.get("perplexity", "-")
-        return self.label, accuracy, sd, *compared, *losses, *counts, self.split, *optional_cells, perplexity
+        return (
+            self.label,
+            accuracy,
+            sd,
+            self.baseline or "-",
+            *compared,
+            *losses,
+            *counts,
+            self.split,
+            *optional_cells,
+            perplexity,
+        )
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
-    """The header and the lines as text, without empty columns."""
-    columns = zip(COLUMNS, *(line.shown() for line in lines), strict=True)
-    return list(zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True))
+    """The header and the lines as text, without empty columns; a baseline that all lines share is not named."""
+    columns = []
+    for head, *cells in zip(COLUMNS, *(line.shown() for line in lines), strict=True):
+        different = set(cells) - {"-"}
+        if len(different) > (head == "baseline"):
+            columns.append((head, *cells))
+    return list(zip(*columns, strict=True))
 
 
 def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
@@ -173,7 +190,7 @@ def lines(file: Path) -> list[Line]:
             by_label.setdefault(one["label"], []).append(one)
         baselines = values.get("baselines", {})
         return [
-            _line(label, runs, values["published"].get(label), by_label.get(baselines.get(label)))
+            _line(label, runs, values["published"].get(label), baselines.get(label), by_label)
             for label, runs in by_label.items()
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -181,13 +198,17 @@ def lines(file: Path) -> list[Line]:
 
 
 def _line(
-    label: str, runs: list[dict[str, Any]], published: float | None, baseline: list[dict[str, Any]] | None
+    label: str,
+    runs: list[dict[str, Any]],
+    published: float | None,
+    baseline: str | None,
+    by_label: dict[str, list[dict[str, Any]]],
 ) -> Line:
     metric = "perplexity" if "perplexity" in runs[0]["metrics"] else "accuracy"
     scores = [run["metrics"][metric] for run in runs]
     difference: Difference | None = None
-    if baseline:
-        by_seed = [{run["seed"]: run["metrics"][metric] for run in each} for each in (runs, baseline)]
+    if baseline in by_label:
+        by_seed = [{run["seed"]: run["metrics"][metric] for run in each} for each in (runs, by_label[baseline])]
         difference = paired(*by_seed, larger_is_better=metric == "accuracy")
     rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
     validated = all("best" in run for run in runs)
@@ -207,6 +228,7 @@ def _line(
         best=statistics.fmean(run["best"] for run in runs) if validated else None,
         last=statistics.fmean(run["log"][-1]["accuracy"] for run in runs) if validated else None,
         metric=metric,
+        baseline=baseline if difference else None,
         difference=difference,
     )
 
