@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOWER := .venv-lower-bounds
 LOWER_TESTS := layers models loading data recipes checkpoint training cli hubconf weight_files
 
-.PHONY: help demo test test-all test-lower-bounds lint docs
+.PHONY: help demo test test-all test-lower-bounds lint docs bench
 
 help:
 	@echo "make demo      set up, then load, train, plot and export on embedded data (3 minutes at most after set-up)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-all  also the long tests; then a table of the faults tried and survived (make test TESTS=slow: the rest)"
 	@echo "make test-lower-bounds  set up the oldest packages allowed in $(LOWER), then part of the tests"
 	@echo "make lint      ruff and mypy"
+	@echo "make bench     set up, then all benchmarks with limits (under 40 minutes on two idle cores); BUSY=1: CPU time of one thread"
 	@echo "make docs      set up, then guides and reference as a site in build/site-docs (no network after set-up)"
 
 demo: $(VENV)/installed-train
@@ -35,6 +36,9 @@ lint: $(VENV)/installed-dev
 docs: $(VENV)/installed-docs
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f tools/reference/mkdocs.yml
 	@echo "build/site-docs/index.html"
+
+bench: $(VENV)/installed-dev
+	@$(BIN)/python benchmarks/run_all.py $(if $(BUSY),--busy)
 
 # One stamp per extra: the second call installs nothing, and `test` after `demo` only what is still missing.
 $(VENV)/installed-%: pyproject.toml | $(BIN)/pip

@@ -1,6 +1,6 @@
 """Cost of training steps on the CPU with and without `allocator.keep`, which keeps freed buffers.
 
-    python benchmarks/allocator.py    # about 4 minutes on two cores
+    python benchmarks/allocator.py    # about 3 minutes on two cores
 
 Batch 128 of 32 x 32, channels-last, bfloat16 if the CPU supports it natively. Processes with and without alternate.
 Prints time and page faults per step and the peak resident set of both; the ratio of the times is the median over
@@ -17,14 +17,14 @@ from sphere_layers import make_step, native_dtype
 
 from hyperzoo.training import allocator
 
-ROUNDS, STEPS = 3, 12
+ROUNDS, STEPS = 2, 8
 
 
 def measure(arch: str, compiled: bool, kept: bool) -> None:
     """Print milliseconds and page faults per step, and the peak megabytes of this process."""
     if kept:
         assert allocator.keep(), "this system's C library is not glibc"
-    step = make_step(arch, compiled, training=True, dtype=native_dtype())
+    step = make_step(arch, "compiled" if compiled else "eager", training=True, dtype=native_dtype())
     for _ in range(4):
         step()
     faults, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []

@@ -1,6 +1,6 @@
 """Cost of MHE: training steps with and without it, and the energy of large layers, measured in one run.
 
-    python benchmarks/mhe.py            # about 10 minutes on two cores
+    python benchmarks/mhe.py            # about 3 minutes on two cores
     python benchmarks/mhe.py --quick    # two repeats and smaller layers: a smoke test
     python benchmarks/mhe.py --busy     # one thread, CPU time: for a busy machine
 
@@ -117,7 +117,7 @@ def main() -> None:
     )
     print(f"\n{'training step':32}{'model':18}{'plain':>10}{'with MHE':>10}{'alone':>8}{'ratio':>8}{'at most':>9}")
     for what, arch, size, batch, settings, limit in STEPS:
-        times = rounds(make_steps(arch, size, batch, **settings), 2 if args.quick else 25, clock)
+        times = rounds(make_steps(arch, size, batch, **settings), 2 if args.quick else 7, clock)
         plain, own, alone = medians(times)
         ratio = statistics.median(b / a for a, b, _ in times)
         text = f"{what:32}{arch:18}{plain * 1e3:7.0f} ms{own * 1e3:7.0f} ms{1 + alone / plain:8.3f}"
@@ -126,7 +126,7 @@ def main() -> None:
     sizes = (64, 500, 2000) if args.quick else (64, 256, 1000, 4000, 10_000)
     print(f"\n{'rows x 512, full space':24}{'energy, forward + backward':>30}{'over Gram':>11}{'over its both':>22}")
     for n in sizes:
-        repeats = 2 if args.quick else max(5, min(200, 20_000 // n))
+        repeats = 2 if args.quick else max(3, min(100, 10_000 // n))
         energy, gram, both = medians(rounds(energy_of(n, 512), repeats, clock))
         limit = f"  (at most {HEAD_LIMIT})" if n == 10_000 else ""
         print(f"{n:<24}{energy * 1e3:27.2f} ms{energy / gram:11.2f}{energy / both:22.2f}{limit}", flush=True)

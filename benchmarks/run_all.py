@@ -1,0 +1,90 @@
+"""Run the benchmarks that have limits, one after the other, and write what they print into benchmarks/README.md.
+
+    python benchmarks/run_all.py              # under 40 minutes on two idle cores
+    python benchmarks/run_all.py --busy       # CPU time of one thread, where a benchmark has it: for a busy machine
+    python benchmarks/run_all.py per mixup    # some of them
+
+A benchmark that fails or takes more than its time keeps its old table, and the exit code is then 1. The curves of
+`scaling.py` go into docs/performance.md.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import blocks
+import torch
+
+HERE = Path(__file__).parent
+LIMIT_S = 900
+# name of the block: command; the first word is the file
+COMMANDS = {
+    "sphere_layers": "sphere_layers",
+    "angular_softmax": "angular_softmax",
+    "mhe": "mhe",
+    "per": "per",
+    "per_compiled": "per --compiled --quick --only fixup_resnet56_cifar",
+    "per_noise": "per_noise",
+    "mixup": "mixup",
+    "engine": "engine --updates 30 --images 1280",
+    "language": "language 20",
+    "allocator": "allocator",
+    "start_up": "start_up",
+    "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 30",
+    "scaling": "scaling",
+}
+WITH_BUSY = ("sphere_layers", "angular_softmax", "mhe", "per", "per_compiled", "mixup", "engine")
+
+
+def machine() -> str:
+    """The processor, its instructions and the version of torch, as one line."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{name}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def run(name: str, busy: bool) -> str | None:
+    """What a benchmark prints, as a fenced text under its command; None if it failed."""
+    file, *words = COMMANDS[name].split()
+    words += ["--busy"] * (busy and name in WITH_BUSY)
+    command = [sys.executable, str(HERE / f"{file}.py"), *words]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: stopped after {LIMIT_S} s", file=sys.stderr)
+        return None
+    if done.returncode:
+        print(f"{name}: exit code {done.returncode}", file=sys.stderr)
+        return None
+    print(done.stdout, flush=True)
+    return f"```text\n{' '.join([f'{file}.py', *words])}\n{done.stdout.strip()}\n```"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(COMMANDS)} [default: all]")
+    parser.add_argument("--busy", action="store_true", help="CPU time of one thread, where a benchmark has it")
+    args = parser.parse_args()
+    if unknown := [name for name in args.names if name not in COMMANDS]:
+        parser.error(f"no benchmark {unknown[0]}; choose from {', '.join(COMMANDS)}")
+    readme, failed, begun = HERE / "README.md", [], time.perf_counter()
+    blocks.replace(readme, "machine", f"{machine()}, {time.strftime('%Y-%m-%d')}.")
+    for name in args.names or COMMANDS:
+        started = time.perf_counter()
+        text = run(name, args.busy)
+        print(f"{name}: {time.perf_counter() - started:.0f} s\n", flush=True)
+        if text is None:
+            failed.append(name)
+        elif name != "scaling":
+            blocks.replace(readme, name, text)
+    print(f"{(time.perf_counter() - begun) / 60:.0f} minutes; failed: {', '.join(failed) or 'none'}")
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
