@@ -131,7 +131,7 @@ def test_info_describes_an_architecture(zoo, command):
     code, out, _ = command("info", ARCH, "--json")
     found = json.loads(out)
     assert code == 0 and (found["name"], found["family"], found["parameters"]) == (ARCH, "resnet_cifar", 272474)
-    assert found["input_size"] == [3, 32, 32] and found["weights"] == [MHE, MIXUP, PLAIN] and found["description"]
+    assert found["input_size"] == [3, 32, 32] and found["weights"] == [PLAIN, MHE, MIXUP] and found["description"]
     assert [(stage["channels"], stage["stride"]) for stage in found["stages"]] == [(16, 1), (32, 2), (64, 4)]
     values = dict(line.split("\t") for line in command("info", ARCH)[1].splitlines())
     assert values["input_size"] == "3 x 32 x 32" and "64 channels, stride 4" in values["stages"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hyperzoo import names
-from hyperzoo.zoo.load import list_weights
+from hyperzoo.zoo.load import list_weights, weight_info
 from hyperzoo.zoo.manifest import TASKS, VOCABULARY
 
 
@@ -25,7 +25,7 @@ class Architecture:
     """An architecture of hyperzoo; parameters for the default number of classes or words.
 
     input_size: (C, H, W) of an image; for a language model (T,), the tokens of a training sequence.
-    stages: empty for a language model.   weights: names of its published weights.
+    stages: empty for a language model.   weights: names of its published weights, the default first.
     """
 
     name: str
@@ -48,7 +48,7 @@ def architecture(name: str) -> Architecture:
         >>> found.parameters, found.input_size, found.stages[-1]
         (272474, (3, 32, 32), Stage(module='layer3', channels=64, stride=4))
     """
-    weights = tuple(list_weights(name))
+    weights = sorted(list_weights(name), key=lambda weight: not weight_info(weight).default)
     is_language, cfg = names.is_language(name), timm.get_pretrained_cfg(name)
     with torch.device("meta"):
         model = timm.create_model(name)
@@ -61,7 +61,7 @@ def architecture(name: str) -> Architecture:
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         input_size=tuple(cfg.input_size[-1:] if is_language else cfg.input_size),
         stages=() if is_language else _stages(model),
-        weights=weights,
+        weights=tuple(weights),
     )
 
 
