@@ -1,4 +1,4 @@
-"""Run the benchmarks that have limits, one after the other, and write what they print into benchmarks/README.md.
+"""Run the benchmarks one after the other, and write what they print into benchmarks/README.md.
 
     python benchmarks/run_all.py              # under 40 minutes on two idle cores
     python benchmarks/run_all.py --busy       # CPU time of one thread, where a benchmark has it: for a busy machine
@@ -32,9 +32,8 @@ COMMANDS = {
     "mixup": "mixup",
     "engine": "engine --updates 30 --images 1280",
     "language": "language 20",
-    "allocator": "allocator",
     "start_up": "start_up",
-    "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 30",
+    "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 15",
     "scaling": "scaling",
 }
 WITH_BUSY = ("sphere_layers", "angular_softmax", "mhe", "per", "per_compiled", "mixup", "engine")

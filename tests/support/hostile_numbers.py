@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -112,7 +113,9 @@ FUNCTIONS = {
         ("reduce", "view"),
         _projected,
     ),
-    "projected_error, sampled": Function(regularizers.projected_error, ((4, 6),), ("reduce", "view")),
+    "projected_error, sampled": Function(
+        partial(regularizers.projected_error, slices=256), ((4, 6),), ("reduce", "view")
+    ),
     "sliced_wasserstein": Function(regularizers.sliced_wasserstein, ((4, 6),), ("view",)),
     "SoftTarget": Function(
         lambda x, t, **kind: losses.SoftTarget(**kind)(x, t),
