@@ -298,3 +298,15 @@ def test_the_grid_shows_class_probability_and_verdict(tmp_path, monkeypatch):
         assert opened.format == "PNG"
     with pytest.raises(errors.InputError, match=r"expected logits \(2, 2\)"):
         plots.grid(images, logits[:1], tmp_path / "grid.png", title="two")
+
+
+@pytest.mark.parametrize(
+    "name, settings",
+    [
+        ("fast_cnn8.plain_c10", "cutout of 8 px, `method: {label_smoothing: 0.2}`."),
+        ("resnet20_cifar.mhe_c100", "`method: {mhe: {hidden: 1.0, output: 10.0, half_space: true}}`."),
+        ("lstm200.plain_ptb", "momentum, learning rate 20 (cosine), weight decay 0, batch 20, 35 tokens per piece."),
+    ],
+)
+def test_a_card_names_the_settings(name, settings):
+    assert settings in find_checkout().card(name).read_text(encoding="utf-8")

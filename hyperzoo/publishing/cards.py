@@ -1,6 +1,7 @@
 """Model cards, and the tables of README and guides: generated texts, written or compared with those in the checkout."""
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,6 +104,7 @@ def card(
         "precision": info.training.precision,
         "seeds": ", ".join(map(str, info.score.seeds)),
         "recipe": info.recipe,
+        "settings": _settings(recipe),
         "recipe_sha256": info.recipe_sha256[:12],
         "code_commit": info.code_commit[:12],
         "code_changes": " with uncommitted changes" * info.code_changed,
@@ -174,6 +176,7 @@ def check(manifest: Manifest, checkout: Checkout) -> list[Path]:
 
 def for_hub(text: str, namespace: str) -> str:
     """A card for the Hub, where every weight has its own repository: links to other cards lead there."""
+    text = re.sub(r"\]\(\.\./recipes/[^)]+\)", "](recipe.yaml)", text)
     text = re.sub(r"\]\(([\w.]+_[a-z0-9]+)\.md\)", rf"](https://huggingface.co/{namespace}/\1)", text)
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", text)  # a file of the checkout
 
@@ -219,6 +222,23 @@ def _compared(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str
         return f"There is {weight_table.NO_BASELINE}."
     others = any(base and base.weight == info.name for base in baselines.values())
     return "The other weights are compared with this baseline, at the same budget." if others else ""
+
+
+def _settings(recipe: Recipe) -> str:
+    """Optimizer, batch, augmentation and method of a recipe, in words."""
+    optim, data = recipe.optim, recipe.data
+    parts = [
+        f"{optim.optimizer}, learning rate {optim.lr:g} ({optim.schedule})",
+        f"weight decay {optim.weight_decay:g}",
+        f"batch {data.batch_size}",
+    ]
+    if names.is_language(recipe.model.arch):
+        parts += [f"{data.length} tokens per piece"]
+    else:
+        parts += [f"crops of {data.crop_px} px"] * (data.crop_px > 0) + ["flips"] * bool(data.flip)
+        parts += [f"cutout of {data.cutout_px} px"] * (data.cutout_px > 0)
+    method = json.dumps(recipe.method.model_dump(exclude_defaults=True)).replace('"', "")
+    return ", ".join([*parts, *[f"`method: {method}`"] * (method != "{}")])
 
 
 def _caption(recipe: Recipe) -> str:
