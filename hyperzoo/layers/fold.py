@@ -36,7 +36,7 @@ def fold(model: nn.Module) -> nn.Module:
     for module in copied.modules():
         if module._forward_hooks or module._forward_pre_hooks:
             continue
-        if type(module) in (SphereConv2d, SphereNorm):
+        if isinstance(module, SphereConv2d) and type(module) in (SphereConv2d, SphereNorm):
             folded[module] = FoldedConv2d(module)
         elif type(module) is SphereLinear:
             folded[module] = FoldedLinear(module)
@@ -53,6 +53,9 @@ class _Folded(nn.Module):
 
     filters: Tensor
     k: float | Tensor
+    bias: Tensor | None
+    beta: Tensor | None
+    gamma: Tensor | None
 
     def __init__(self, layer: SphereConv2d | SphereLinear, shape: tuple[int, ...]) -> None:
         """`shape` makes one number per filter broadcast against the output."""
@@ -76,7 +79,9 @@ class _Folded(nn.Module):
     def _affine(self, out: Tensor) -> Tensor:
         if self.bias is not None:
             out = out + self.bias.to(out.dtype)
-        return out if self.beta is None else out * self.beta.to(out.dtype) + self.gamma.to(out.dtype)
+        if self.beta is not None and self.gamma is not None:
+            out = out * self.beta.to(out.dtype) + self.gamma.to(out.dtype)
+        return out
 
 
 class FoldedConv2d(_Folded):
