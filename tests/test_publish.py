@@ -115,6 +115,7 @@ def test_a_large_weight_is_stored_in_float16_if_its_accuracy_stays(work, monkeyp
     trained = load_file(run / "model.safetensors")
     limit = 3 * sum(value.numel() for value in trained.values())  # between the sizes in float16 and float32
     monkeypatch.setattr(publish, "BUNDLED_BYTES", limit)
+    monkeypatch.setattr(publish, "FULL_BYTES", limit)
     info = publish.publish(NAME, [run], checkout=checkout)
     assert info.bundled and info.bytes < limit
     stored = load_file(Manifest(checkout.package).folder(NAME) / "model.safetensors")

@@ -89,7 +89,7 @@ def test_a_failed_push_changes_nothing_locally(work, double, monkeypatch, kind, 
 
 def test_a_weight_above_the_limit_comes_from_the_hub_by_every_route(work, double, monkeypatch, tmp_path):
     checkout, run = work
-    monkeypatch.setattr(publish, "BUNDLED_BYTES", 500_000)  # above it in float16 too
+    monkeypatch.setattr(publish, "BUNDLED_BYTES", 500_000)
     before = contents(checkout.root)
     with pytest.raises(errors.PublishError, match="above 500000 bytes come from the Hub: pass --push"):
         publish.publish(NAME, [run], checkout=checkout)

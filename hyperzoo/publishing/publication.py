@@ -67,17 +67,17 @@ def model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tupl
     return model.eval(), classes
 
 
-def in_half(publication: Publication, limit: int) -> Publication:
-    """The same in float16, if only this is within the limit and the accuracy changes by at most `SLACK` points.
+def in_half(publication: Publication, above: int) -> Publication:
+    """The same in float16, if its float32 tensors are larger and its accuracy changes by at most `SLACK` points.
 
     The network then has the rounded numbers in float32, as they are loaded.
 
     Args:
-        limit: bytes of a file in the package.
+        above: bytes of the largest file in float32.
     """
     model, code = publication.model, publication.recipe.data.name
     count = sum(value.numel() for value in model.state_dict().values())
-    if not 2 * count <= limit < 4 * count or code in names.TEXTS:
+    if 4 * count <= above or code in names.TEXTS:
         return publication
     rounded = copy.deepcopy(model).half().float()
     before, after = (evaluate.test_metrics(each, code).score for each in (model, rounded))
