@@ -125,7 +125,7 @@ class MHE(WeightTerm):
             falls with the square. [default: 1,024, so that only wider layers are sampled; a number as large as the
             widest layer takes all rows]
         output_by_labels: use `label_energy` for the output layer; then call `term(labels)`.
-        seed: of the term's own generator, equal in all processes.
+        seed: of the term's own generator.
     Raises:
         InputError, UnknownNameError: bad arguments; see also `WeightTerm`. The model is never changed.
     Example:
