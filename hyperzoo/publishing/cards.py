@@ -53,8 +53,8 @@ TEST_SET_USE = {  # weight -> how its test set was used, where it took part in a
     ),
     "fast_cnn8.plain_c10": "We report the last epoch. Two shorter forms of the recipe (20 and 24 epochs) were tested "
     "before; what else changed was chosen on validation images.",
-    "fast_cnn8_w96.plain_c10": "We report the last epoch. The recipe is that of `fast_cnn8.plain_c10`; the wider network "
-    "was chosen after the test results of that weight.",
+    "fast_cnn8_w96.plain_c10": "We report the last epoch. The recipe is that of `fast_cnn8.plain_c10`; the wider "
+    "network was chosen after the test results of that weight.",
 }
 
 
