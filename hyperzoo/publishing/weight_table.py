@@ -31,8 +31,8 @@ def table(published: Mapping[str, WeightInfo], baselines: Mapping[str, Baseline 
 
 
 def dataset_title(info: WeightInfo) -> str:
-    """The short name of the data set: 'CIFAR-10'."""
-    return summary.TITLES[names.parse(info.name).dataset]
+    """The short name of the data set: 'CIFAR-10'; its id on the Hub where none is known."""
+    return summary.TITLES.get(names.parse(info.name).dataset, info.dataset.id)
 
 
 def rank(info: WeightInfo) -> float:
