@@ -325,12 +325,12 @@ def test_a_publication_waits_for_another_and_keeps_its_weight(work):
 
 def test_changed_code_stands_on_the_card(work):
     checkout, run = work
-    for dirty, text in ((True, "` with uncommitted changes, "), (False, "`, ")):
+    for dirty, text in ((True, " with uncommitted changes</li>"), (False, "</li>")):
         change(run, "result.json", environment={**result(run)["environment"], "dirty": dirty})
         info = publish.publish(NAME, [run], checkout=checkout)
         config = json.loads((checkout.package / "checkpoints" / NAME / "config.json").read_text())
         assert info.code_changed == config["hyperzoo"]["code_changed_since_commit"] == dirty
-        assert f"code at commit `{info.code_commit[:12]}{text}" in checkout.card(NAME).read_text()
+        assert f"code: commit <code>{info.code_commit[:12]}</code>{text}" in checkout.card(NAME).read_text()
 
 
 DAMAGED_GOLDEN = {
