@@ -121,6 +121,21 @@ def test_only_three_pairs_are_evidence(results):
     ]
 
 
+@pytest.mark.parametrize(
+    "split, word",
+    [
+        ("test", "test"),
+        ("test at 12 px", "test"),
+        ("held-out part of train", "validation"),
+        ("validation", "validation"),
+    ],
+)
+def test_the_page_says_what_was_measured_on(results, split, word):
+    file = results / "some.json"
+    file.write_text(file.read_text().replace('"split": "test"', f'"split": "{split}"'))
+    assert {one.measured_on for one in summary.comparisons(results)} == {word}
+
+
 def test_a_lower_perplexity_is_a_gain(results):
     file = results / "some.json"
     values = json.loads(file.read_text())

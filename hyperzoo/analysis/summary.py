@@ -68,8 +68,8 @@ class Comparison:
 
     @property
     def measured_on(self) -> str:
-        """'test' or 'validation'."""
-        return "test" if self.split == "test" else "validation"
+        """'test', also at another size, or 'validation'."""
+        return "test" if self.split.startswith("test") else "validation"
 
     @property
     def change(self) -> str:
@@ -191,24 +191,20 @@ def _comparison(
     seeds = runs.keys() & others.keys()
     minutes = [sum(each[seed].get("minutes", 0) for seed in seeds) for each in (runs, others)]
     timed = len(seeds) >= TIMED and all(minutes)
-    values = tuple(tuple(_score(each[seed], metric) for seed in sorted(seeds)) for each in (runs, others))
+    scores, losses = (
+        [{seed: _score(each[seed], key) for seed in sorted(seeds)} for each in (runs, others)]
+        for key in (metric, "nll")
+    )
     return Comparison(
         **about,
         metric=metric,
         split=next(iter(runs.values()))["split"],
-        score=_difference(runs, others, metric, larger_is_better=metric != "perplexity"),
-        nll=_difference(runs, others, "nll", larger_is_better=False),
-        values=values[0],
-        baseline_values=values[1],
+        score=paired(*scores, larger_is_better=metric != "perplexity"),
+        nll=paired(*losses, larger_is_better=False),
+        values=tuple(scores[0].values()),
+        baseline_values=tuple(scores[1].values()),
         cost=round(minutes[0] / minutes[1], 2) if timed else None,
     )
-
-
-def _difference(
-    runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], metric: str, *, larger_is_better: bool
-) -> Difference:
-    scores = [{seed: _score(run, metric) for seed, run in each.items()} for each in (runs, others)]
-    return paired(*scores, larger_is_better=larger_is_better)
 
 
 def _score(run: dict[str, Any], metric: str) -> float:
