@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo.layers.functional import Geometry, channel_sums, inverse_norm, pad_tf_same, per_filter, unit_rows
+from hyperzoo.layers.functional import Geometry, inverse_norm, lean_energy, pad_tf_same, per_filter, unit_rows
 from hyperzoo.layers.operators import angular, steepness
 from hyperzoo.layers.precision import full_precision, inverse_root
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
@@ -116,8 +116,7 @@ class FoldedConv2d(_Folded):
         if groups == 1 and x.dtype == torch.float32 and x.is_contiguous(memory_format=torch.channels_last):
             length: Tensor = torch.linalg.vector_norm(x, dim=-3, keepdim=True)
             return length * length
-        x = x if x.dtype == torch.bfloat16 else full_precision(x)
-        return channel_sums(x * x, groups)
+        return lean_energy(x, groups)
 
 
 class FoldedLinear(_Folded):

@@ -65,6 +65,11 @@ def _energy(x: Tensor, groups: int) -> Tensor:
     return channel_sums(x * x, groups)
 
 
+def lean_energy(x: Tensor, groups: int) -> Tensor:
+    """As `_energy`, without a copy of bfloat16 in full precision: its squares are rounded."""
+    return channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
+
+
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
     """The factor in the dtype of x, because products of one dtype are several times faster on a CPU; for float16, whose
     range is too small, the factor stays float32."""
@@ -115,7 +120,7 @@ class _EagerConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
         product = F.conv2d(x, unit_rows(weight, eps), None, *geometry)
         groups = geometry.groups
-        energy = channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
+        energy = lean_energy(x, groups)
         inverse = inverse_norm(energy, weight, geometry, eps)
         out = product.mul_(per_filter(_in_range_of(product, inverse), weight.size(0)))
         ctx.save_for_backward(x, weight, out, energy)
