@@ -114,7 +114,7 @@ def test_baselines_have_the_budget_of_their_weight(tmp_path):
             assert base.epochs == recipe.train.epochs and (CHECKOUT.root / base.file).is_file()
             assert base.weight is None or recipes[base.weight].data == recipe.data
     assert found["spherenet20.sphere_c10"].weight == "resnet20_cifar.plain_c10"  # 66 epochs, both
-    assert found["spherenet20_linear.sphere_c10"] == found["resnet20_cifar.mixup_c10"]  # 30 epochs
+    assert found["resnet20_cifar.manifoldmixup_c10"] == found["resnet20_cifar.mixup_c10"]  # 30 epochs
     # CHANGELOG.md, 0.5.0: 90.96 % without mixing
     assert (found["resnet20_cifar.mixup_c10"].weight, found["resnet20_cifar.mixup_c10"].mean) == (None, 90.96)
     with pytest.raises(errors.RecipeError, match="cannot read the recipe"):

@@ -36,13 +36,6 @@ class Baseline:
     weight: str | None = None
 
 
-FIRST_CYCLES = {  # weight -> the first cycle of a longer training, where that has the same budget
-    "spherenet20.mhe_c10": Baseline(
-        "`spherenet20.sphere_c10` after its first cycle, in float32", "CHANGELOG.md", 90.15, None, 1, 35
-    ),
-}
-
-
 def baselines(manifest: Manifest, checkout: Checkout) -> dict[str, Baseline | None]:
     """The baseline of each weight with a method; None where none of the same budget was trained.
 
@@ -59,8 +52,7 @@ def baselines(manifest: Manifest, checkout: Checkout) -> dict[str, Baseline | No
         if recipe.expect and (other := recipe.expect.baseline):
             plain = manifest.info(other)
             equal = _budget(recipes[other]) == _budget(recipe)
-            same = _of_weight(plain) if equal else _of_study(recipe, recipes[other], checkout)
-            found[name] = same or FIRST_CYCLES.get(name)
+            found[name] = _of_weight(plain) if equal else _of_study(recipe, recipes[other], checkout)
     return found
 
 
