@@ -116,8 +116,9 @@ def check_number(
     number = isinstance(value, int if whole else int | float) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
     if number and not isinstance(value, bool) and low <= value <= high and value > above:  # type: ignore[operator]
         return
-    text = f" of at least {low}" if high == math.inf else f" from {low} to {high}"
-    text = f" above {above}" if above > -math.inf else "" if low == -math.inf else text
+    limits = {"above": above, "of at least": low, "of at most": high}
+    text = " and".join(f" {words} {limit}" for words, limit in limits.items() if abs(limit) < math.inf)
+    text = f" from {low} to {high}" if -math.inf < low < high < math.inf else text
     raise InputError(f"{name} must be a {'whole' if whole else 'finite'} number{text}; got {value!r}")
 
 

@@ -80,15 +80,16 @@ def test_list_in_a_pipe(zoo, command):
     header, *rows = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and header == list(weights.LIST_COLUMNS) and [row[0] for row in rows] == sorted(zoo.entries)
     size = f"{zoo.entries[PLAIN]['bytes'] / 1e6:.2f} MB"
-    assert [PLAIN, "uoft-cs/cifar10", "91.25 %", "30", "1", "272474", size] in rows
+    assert [PLAIN, "uoft-cs/cifar10", "91.25 %", "30", "1", "272474", size, "yes"] in rows
+    assert [row[-1] for row in rows] == ["no", "no", "yes"]  # mhe, mixup, plain
     everything = command("list", "--all")[1].splitlines()
     assert set(out.splitlines()) < set(everything)
-    assert "\t".join(["lstm200", "-", "-", "-", "-", "2653200", "-"]) in everything
+    assert "\t".join(["lstm200", "-", "-", "-", "-", "2653200", "-", "-"]) in everything
 
 
 def test_list_shows_mean_and_spread_of_several_seeds():
-    row = weights.ListRow("a.per_ptb", "a", 7, "ptb", "perplexity", 88.0, 1.5, 18, (0, 1, 2), 10_000)
-    assert row.shown() == ("a.per_ptb", "ptb", "perplexity 88.00 ± 1.50", "18", "3", "7", "0.01 MB")
+    row = weights.ListRow("a.per_ptb", "a", 7, "ptb", "perplexity", 88.0, 1.5, 18, (0, 1, 2), 10_000, False)
+    assert row.shown() == ("a.per_ptb", "ptb", "perplexity 88.00 ± 1.50", "18", "3", "7", "0.01 MB", "no")
 
 
 @pytest.mark.parametrize(

@@ -135,8 +135,8 @@ def test_the_chebyshev_sum_is_numpys(terms):
     [
         (dict(every=0), "every, .* got 0"),
         (dict(every=1.5), "got 1.5"),
-        (dict(slices=4, rows=0.0), "rows, .*at most 1.* got 0.0"),
-        (dict(slices=4, rows=1.5), "at most 1.* got 1.5"),
+        (dict(slices=4, rows=0.0), "rows, .* above 0 and of at most 1; got 0.0"),
+        (dict(slices=4, rows=1.5), "rows, .* above 0 and of at most 1; got 1.5"),
         (dict(rows=0.5), "rows=0.5 needs slices; .* leave rows out"),
     ],
 )

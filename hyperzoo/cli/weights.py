@@ -9,7 +9,7 @@ from hyperzoo import names
 from hyperzoo.cli.command import ModelCommand, json_option
 from hyperzoo.cli.tables import flat, show, show_json, write
 
-LIST_COLUMNS = ("weight", "data set", "test metric", "epochs", "seeds", "parameters", "size")
+LIST_COLUMNS = ("weight", "data set", "test metric", "epochs", "seeds", "parameters", "size", "default")
 
 
 class ListRow(NamedTuple):
@@ -25,15 +25,17 @@ class ListRow(NamedTuple):
     epochs: int | None = None
     seeds: tuple[int, ...] | None = None
     bytes: int | None = None
+    default: bool | None = None
 
     def shown(self) -> tuple[str, ...]:
         """The row as text, in the order of `LIST_COLUMNS`."""
         if self.mean is None or self.bytes is None or self.seeds is None:
-            return self.name, "-", "-", "-", "-", str(self.parameters), "-"
+            return self.name, "-", "-", "-", "-", str(self.parameters), "-", "-"
         value = f"{self.mean:.2f}" if self.sd is None else f"{self.mean:.2f} ± {self.sd:.2f}"
         metric = f"{value} %" if self.metric == "accuracy" else f"{self.metric} {value}"
         counts = str(self.epochs), str(len(self.seeds)), str(self.parameters)
-        return self.name, str(self.dataset), metric, *counts, f"{self.bytes / 1e6:.2f} MB"
+        size, default = f"{self.bytes / 1e6:.2f} MB", "yes" if self.default else "no"
+        return self.name, str(self.dataset), metric, *counts, size, default
 
 
 @click.command("list", cls=ModelCommand)
@@ -45,8 +47,8 @@ class ListRow(NamedTuple):
 def list_(everything: bool, family: str | None, method: str | None, dataset: str | None, as_json: bool) -> None:
     """List the weights.
 
-    The test metric is accuracy in percent, or perplexity; mean ± sd for several seeds. --method and --data leave out
-    architectures without weights.
+    The test metric is accuracy in percent, or perplexity; mean ± sd for several seeds. The default weight is the one
+    that the bare name of its architecture loads. --method and --data leave out architectures without weights.
     """
     import hyperzoo
     from hyperzoo.zoo import architectures
@@ -61,7 +63,7 @@ def list_(everything: bool, family: str | None, method: str | None, dataset: str
             info, parsed = hyperzoo.weight_info(name), names.parse(name)
             if method in (None, parsed.method) and dataset in (None, parsed.dataset):
                 score = info.score
-                trained = score.mean, score.sd, info.training.epochs, score.seeds, info.bytes
+                trained = score.mean, score.sd, info.training.epochs, score.seeds, info.bytes, info.default
                 rows.append(ListRow(name, families[arch], info.parameters, info.dataset.id, info.metric, *trained))
         if everything and not (weights or method or dataset):
             rows.append(ListRow(arch, families[arch], architectures.architecture(arch).parameters))

@@ -79,7 +79,7 @@ class PER(ActivationTerm):
     ) -> None:
         check_choices(slices, reduce, view)
         check_number("every, the passes between two uses of PER,", every, low=1, whole=True)
-        check_number("rows, the share of vectors (at most 1),", rows, above=0, high=1)
+        check_number("rows, the share of vectors,", rows, above=0, high=1)
         if rows < 1 and slices is None:
             raise InputError(f"rows={rows:g} needs slices; all directions cost less than drawing, so leave rows out")
         super().__init__(model, strength=strength, layers=layers, tap=self._attach if slices is None else None)
