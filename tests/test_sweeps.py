@@ -249,6 +249,7 @@ def test_a_stopped_study_keeps_one_seed_of_all_rows_and_names_rare_classes(tmp_p
     assert classes[0] == "airplane" and classes[-1] == "truck"
     for run in runs.values():
         assert run["best"] == max(row["accuracy"] for row in run["log"]) and run["split"] == "test at 8 px"
+        assert run["rate"] == max(row["images_per_s"] for row in run["log"])
 
 
 def test_rows_are_compared_with_the_baseline_of_their_column(tmp_path):

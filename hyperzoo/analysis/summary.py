@@ -29,7 +29,7 @@ DETAILS = (
 OVERVIEW = ("method", "gain", "loss", "inconclusive", "one pair", "largest gain")
 EVIDENCE = ("method", "gains", "losses", "inconclusive", "largest gain", "largest loss", "time per step")
 SEEDS = 3  # pairs from which on a comparison is evidence
-TIMED = 3  # pairs from which on a ratio of training times is stated; single times depend on what else the machine did
+TIMED = 3  # pairs from which on a ratio of times is stated; single times depend on what else the machine did
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Comparison:
             `data.long_tail` made rare, their mean.   split: where it was measured.
         score: of the metric.   nll: of the negative log-likelihood in nats. Differences, paired by seed.
         values, baseline_values: the metric of each pair, in the order of the seeds.
-        cost: training time over that of the baseline with the same seeds; None below `TIMED` pairs or without times.
+        cost: time per step over that of the baseline, each in the fastest epoch of the runs with the same seeds, since
+            other work on a machine can only slow an epoch; None below `TIMED` pairs or without rates.
     """
 
     study: str
@@ -189,8 +190,8 @@ def _comparison(
 ) -> Comparison:
     """The comparison of two rows, given by their runs by seed."""
     seeds = runs.keys() & others.keys()
-    minutes = [sum(each[seed].get("minutes", 0) for seed in seeds) for each in (runs, others)]
-    timed = len(seeds) >= TIMED and all(minutes)
+    ours, theirs = (max(each[seed].get("rate", 0) for seed in seeds) for each in (runs, others))
+    timed = len(seeds) >= TIMED and ours and theirs
     scores, losses = (
         [{seed: _score(each[seed], key) for seed in sorted(seeds)} for each in (runs, others)]
         for key in (metric, "nll")
@@ -203,7 +204,7 @@ def _comparison(
         nll=paired(*losses, larger_is_better=False),
         values=tuple(scores[0].values()),
         baseline_values=tuple(scores[1].values()),
-        cost=round(minutes[0] / minutes[1], 2) if timed else None,
+        cost=round(theirs / ours, 2) if timed else None,
     )
 
 

@@ -157,6 +157,7 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
                 "rare": _rare(one.recipe.data, result.values["metrics"]),
                 **{key: result.values[key] for key in (*keep, *SIZES) if key in result.values},
                 **_best(one.recipe.data, log := read_log(result.folder / "metrics.jsonl")),
+                "rate": max(value for row in log for key, value in row.items() if key.endswith("_per_s")),
                 "log": log,
             }
             for one, result in done
