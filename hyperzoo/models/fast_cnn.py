@@ -25,7 +25,7 @@ from hyperzoo.models._units import make_conv
 from hyperzoo.models.resnet_cifar import cfg_cifar
 
 __all__ = ["FastCNN"]
-PAPERS = ("2404.00498", "1711.03189")  # arXiv numbers, on the cards of weights
+PAPERS = ("2404.00498",)  # arXiv numbers, on the cards of weights
 
 torch.fx.wrap("check_images")
 

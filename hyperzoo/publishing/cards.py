@@ -48,8 +48,8 @@ TEST_SET_USE = {  # weight -> how its test set was used, where it took part in a
     ),
     **dict.fromkeys(
         ("resnet20_cifar.plain_c10", "spherenet20.sphere_c10"),
-        "We report the last epoch. The test set was also read after the first of two cycles; the second was added "
-        "later.",
+        "We report the last epoch. The learning rate has two cosine cycles, of which the second was added after the "
+        "test set had been read at the end of the first.",
     ),
     "fast_cnn8.plain_c10": "We report the last epoch. Two shorter forms of the recipe (20 and 24 epochs) were tested "
     "before; what else changed was chosen on validation images.",
