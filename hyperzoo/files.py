@@ -1,7 +1,8 @@
 """Whole-file writes and sha256.
 
 A file or a folder is written under a temporary name in the same place, flushed to disk and renamed. So a reader finds
-the old content or the new one, also after kill -9, a power cut or a full disk.
+the old content or the new one, also after kill -9, a power cut or a full disk. A folder that is replaced is removed
+first: a kill in between leaves neither.
 """
 
 import hashlib

@@ -105,7 +105,8 @@ def closest_text(word: str, known: Iterable[str]) -> str:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a well-formed name that does not exist."""
-    return UnknownNameError(f"no {kind} {cut(repr(name))}. {closest_text(name, known)} See: hyperzoo list")
+    see = " See: hyperzoo list" if kind in ("weight", "architecture", "model") else ""
+    return UnknownNameError(f"no {kind} {cut(repr(name))}. {closest_text(name, known)}{see}")
 
 
 def cut(text: str, length: int = MAX_LENGTH + 20) -> str:

@@ -1,5 +1,7 @@
 """Every key of a recipe's method becomes the object of that name, with its values, and takes part in the loss."""
 
+from types import SimpleNamespace
+
 import pytest
 import timm
 import torch
@@ -12,6 +14,7 @@ from hyperzoo.errors import RecipeError
 from hyperzoo.experiments import build
 from hyperzoo.experiments.model_args import model_args
 from hyperzoo.layers import SphereLinear, whitening_filters
+from hyperzoo.training import seeding
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.recipe_methods import Method
 from hyperzoo.training.schedule import make_optimizer
@@ -43,6 +46,28 @@ def step_of(**method):
     torch.manual_seed(0)
     plan = recipe(**method)
     return build.step(plan, build.model(plan, 10, 3))
+
+
+@pytest.mark.parametrize("processes, batch_size, accumulate", [(2, 4, 4), (2, 50, 10), (3, 8, 1)])
+def test_a_batch_divides_by_processes_and_parts(processes, batch_size, accumulate):
+    plan = recipe()
+    parts = {
+        "data": plan.data.model_copy(update={"batch_size": batch_size}),
+        "train": plan.train.model_copy(update={"accumulate": accumulate}),
+    }
+    engine = SimpleNamespace(num_processes=processes, process_index=0, device=torch.device("cpu"))
+    text = f"data.batch_size {batch_size} must be a multiple of {processes * accumulate}: {processes} process"
+    with pytest.raises(RecipeError, match=text):
+        build.batches(plan.model_copy(update=parts), None, None, engine)
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_is_not_that_of_the_gpu(monkeypatch):
+    assert Accelerator().device.type == "cpu"
+    expected = build.precision(recipe()), seeding.environment()["device"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: expected[0] == "fp32")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a GPU")
+    assert (build.precision(recipe()), seeding.environment()["device"]) == expected
 
 
 def batch():

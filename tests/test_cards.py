@@ -177,6 +177,10 @@ def published():
             "The curves jump where the size of the training images changes (32 px from epoch 3).\n",
         ),
         (
+            ["data.resize_px={3: 16, 6: 32}"],
+            "The curves jump where the size of the training images changes (16 px from epoch 3, 32 px from epoch 6).\n",
+        ),
+        (
             ["optim.cycles=2", "optim.warmup_epochs=2"],  # 1 + 2 + (10 - 2) / 2
             "The curves jump where the learning rate restarts (epoch 7).\n",
         ),

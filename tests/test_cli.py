@@ -159,6 +159,9 @@ def test_json_is_standard():
         (["verify"], 2, "--all"),
         (["verify", "resnet20_cifar", "--all"], 2, "--all"),
         (["eval", "resnet20_cifar", "--split", "half"], 2, "half"),
+        (["eval", "nothing", "--robustness", "--tta", "flip"], 2, "leave out --tta"),  # before anything is loaded
+        (["queue", "nowhere.yaml", "--minutes", "1", "--processes", "-1"], 2, "-1 is not in the range x>=1"),
+        (["queue", "nowhere.yaml", "--minutes", "1", "--epochs", "0"], 2, "0 is not in the range x>=1"),
         (["nothing"], 2, "No such command"),
         (["train", "nowhere.yaml"], 1, "cannot read the recipe nowhere.yaml"),
         (["plot", "operatos"], 1, "no run folder, results file or figure 'operatos'. Figures: clouds, half_space,"),

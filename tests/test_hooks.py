@@ -92,6 +92,9 @@ def test_a_model_without_stages_and_a_list_that_is_never_called():
     model.parts = nn.ModuleList([nn.ReLU(), nn.ReLU()])
     with pytest.raises(InputError, match=r"'parts' of Module is a ModuleList.*'parts\.\*'"):
         hooks.select(model, "parts")
+    for several in ("part?", "type:ModuleList"):  # a term on these would add nothing
+        with pytest.raises(InputError, match=r"'parts' of Module is a ModuleList.*'parts\.\*'"):
+            hooks.select(model, several)
     assert list(hooks.select(model, ["parts.*"])) == ["parts.0", "parts.1"]
     model.feature_info = [dict(module="gone")]
     with pytest.raises(UnknownNameError, match="lists 'gone'"):

@@ -13,6 +13,7 @@ from PIL import Image
 from hyperzoo import data
 from hyperzoo.analysis import activation_statistics
 from hyperzoo.cli.commands import cli
+from hyperzoo.data.folders import class_files
 from hyperzoo.errors import DataError, RecipeError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.recipe import Recipe
@@ -58,6 +59,13 @@ def test_a_folder_of_class_folders_is_divided_by_class_and_seed(tmp_path):
     assert own.splits["train"].classes == ("blau", "grün gras", "红") and own.name == "my photos"
     again, other = (build.dataset(recipe(folder, source=dict(test_part=0.4, seed=seed))) for seed in (0, 1))
     assert again.splits["test"].files == own.splits["test"].files != other.splits["test"].files
+
+
+def test_hidden_pictures_are_left_out(tmp_path):
+    for place in ("a/x.png", "a/.x.png", "a/.ipynb_checkpoints/x-checkpoint.png", "a/__MACOSX/x.png", "a/b/y.png"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    assert class_files(tmp_path, "images") == {"a": [tmp_path / "a/b/y.png", tmp_path / "a/x.png"]}
 
 
 def test_train_test_and_validation_folders_are_the_splits(tmp_path):

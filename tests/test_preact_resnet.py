@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models import group_parameters
 from torch import nn
 
-from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_mnist, mlp_spiral
+from hyperzoo.analysis.figures.mlp import BottleneckMLP, mlp_spiral
 from hyperzoo.errors import InputError
 from hyperzoo.models.preact_resnet import PreActResNet
 
@@ -207,19 +207,13 @@ def test_wrong_images(bad):
         make("wrn16_4").forward_intermediates(images(), output_fmt="NLC")
 
 
-def test_perceptrons_of_the_paper():
+def test_the_perceptron_of_the_paper():
     with torch.device("meta"):
-        models = [mlp_mnist(), mlp_mnist(30), mlp_mnist(2), mlp_spiral()]
-    widths = [[m.out_features for m in model.modules() if isinstance(m, nn.Linear)] for model in models]
-    assert widths == [
-        [1024, 1024, 1024, 12, 1024, 1024, 1024, 1024, 10],
-        [1024, 1024, 1024, 30, 1024, 1024, 1024, 1024, 10],
-        [1024, 1024, 2, 1024, 1024, 10],
-        [128, 128, 128, 128, 2, 128, 128, 128, 2],
-    ]
-    assert models[0](torch.zeros(3, 1, 28, 28, device="meta")).shape == (3, 10)
-    for model in models:
-        assert model.get_submodule(model.feature_info[0]["module"]).out_features == model.feature_info[0]["num_chs"]
+        model = mlp_spiral()
+    widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    assert widths == [128, 128, 128, 128, 2, 128, 128, 128, 2]
+    assert model(torch.zeros(3, 2, device="meta")).shape == (3, 2)
+    assert model.get_submodule(model.feature_info[0]["module"]).out_features == model.feature_info[0]["num_chs"]
 
 
 def test_a_perceptron_by_hand_and_wrong_input():

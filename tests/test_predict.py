@@ -25,6 +25,9 @@ def folder(tmp_path):
         noise = torch.randint(0, 256, (size[1], size[0], 4), generator=torch.Generator().manual_seed(size[0]))
         Image.fromarray(noise.to(torch.uint8).numpy(), "RGBA").convert(mode).save(folder / place)
     (folder / "notes.txt").write_text("no image")
+    for hidden in ("._a.png", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/b.png", "Vögel 2/.trash/b.jpg"):
+        (folder / hidden).parent.mkdir(exist_ok=True)
+        (folder / hidden).write_text("no image either")
     return folder
 
 

@@ -48,7 +48,7 @@ def test_one_class_is_drawn_whatever_happens_to_the_others():
 
 
 def test_unknown_classes_and_fractions_are_refused():
-    with pytest.raises(UnknownNameError, match="no class of toy 'd'. Known: a, b, c"):
+    with pytest.raises(UnknownNameError, match="no class of toy 'd'. Known: a, b, c.$"):
         subset.thin(numbered(), {"d": 0.5})
     for fraction in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(InputError, match="'b' to keep must be above 0 and at most 1"):

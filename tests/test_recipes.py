@@ -73,6 +73,12 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         ("lr: 1e-3", "lr: 1e-3\n  schedule: multistep", "needs optim.milestones"),
         ("name: c10", "name: c10\n  resize_px: {3: 16}", "resize_px has epoch 3, but train.epochs is 2"),
         ("name: c10", "name: c10\n  size_px: 16", "data.size_px needs data.hold_out"),
+        ("name: c10", "name: c10\n  choice: true", "data.choice is for texts; data.hold_out gives validation images"),
+        ("optim:", "method: {soft_target: bce}\noptim:", "method.soft_target is the loss of mixed labels; add mixup"),
+        ("optim:", "method: {mixup: {alpha: 0.001}}\noptim:", "alpha must be 0 (no mixing) or from 0.01 to 1e6"),
+        ("optim:", "method: {manifold_mixup: {alpha: 1e7}}\noptim:", "alpha must be 0 (no mixing) or from 0.01 to 1e6"),
+        ("optim:", "method: {mhe: {hidden: 1, output: 1, neurons: 1}}\noptim:", "greater than or equal to 2"),
+        ("optim:", "method: {vcl: {layers: [a], group: 1}}\noptim:", "greater than or equal to 2"),
     ],
 )
 def test_one_fault_one_sentence(tmp_path, old, new, expected):

@@ -107,6 +107,13 @@ def test_the_model_is_restored():
     assert model.training and not model.bn1.training
 
 
+def test_a_gpu_computes_in_float32_too():
+    model, seen = small(), []
+    model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    robustness.measure(model, made(), only=["clean"])
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
+
+
 def test_some_conditions_alone_give_the_numbers_of_all():
     model, images = small(), made()
     whole = {one.name: one for one in robustness.measure(model, images).conditions}

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -204,3 +205,12 @@ def test_a_narrow_network_trains_with_two_threads_and_odd_batches(tmp_path, data
     command = [sys.executable, "-W", "ignore", "-c", NARROW, tmp_path / "narrow.yaml", tmp_path / "out"]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.fault("two runs in one folder")
+def test_every_process_of_a_run_raises_the_error_of_the_first(tmp_path, monkeypatch):
+    """The second of two processes does not lock; it gets the error instead of waiting for a run that never begins."""
+    second = SimpleNamespace(is_main_process=False)
+    monkeypatch.setattr(train, "broadcast_object_list", lambda _: [BusyError("process 1 is training")])
+    with pytest.raises(BusyError, match="process 1 is training"), train._locked(tmp_path, second):
+        raise AssertionError("the run has begun")

@@ -4,16 +4,18 @@ import math
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from torchvision.transforms.v2.functional import resized_crop, to_pil_image
 
 from hyperzoo import data
 from hyperzoo.data import StreamedBatches, streamed_eval_batches
 from hyperzoo.data.streamed import _Crops, crop_box, image_folder
-from hyperzoo.errors import DataError, InputError
+from hyperzoo.errors import DataError, InputError, RecipeError
 from hyperzoo.experiments import build, train
-from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.recipe import Recipe, load_recipe
 
 NORM = dict(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))  # pixels stay 0 to 255
 SIZES = ((40, 30), (25, 50), (32, 32))
@@ -112,12 +114,41 @@ def test_crops_are_inside_and_cover_what_was_asked():
 
 def test_evaluation_sees_every_center_once(images):
     rows = [
-        streamed_eval_batches(images, batch_size=5, size_px=16, crop_pct=0.8, rank=r, processes=2, **NORM)
+        streamed_eval_batches(
+            images, batch_size=5, size_px=16, crop_pct=0.8, interpolation="bicubic", rank=r, processes=2, **NORM
+        )
         for r in (0, 1)
     ]
     found = [batch for part in rows for batch in part]
     assert torch.cat([batch.indices for batch in found]).tolist() == list(range(12))
     assert {batch.images.shape[-1] for batch in found} == {16}
+
+
+@pytest.mark.parametrize("interpolation, crop_pct", [("bicubic", 0.95), ("bilinear", 0.875), ("bicubic", 1.0)])
+def test_evaluation_sees_the_pixels_of_timm(images, interpolation, crop_pct):
+    [found] = streamed_eval_batches(
+        images, batch_size=12, size_px=18, crop_pct=crop_pct, interpolation=interpolation, **NORM
+    )
+    settings = dict(input_size=(3, 18, 18), crop_pct=crop_pct, interpolation=interpolation, **NORM)
+    transform = timm.data.create_transform(**settings)  # 18 / 0.95 = 18.9 becomes 18
+    expected = torch.stack([transform(images.read(number)) for number in range(12)])
+    torch.testing.assert_close(found.images, expected, rtol=0, atol=1e-4)  # of 255
+
+
+def test_keys_for_images_in_memory_are_refused(folder, images, monkeypatch):
+    monkeypatch.setenv("HYPERZOO_DATA", str(folder))
+
+    def recipe(**block):
+        values = dict(name="imagenet", batch_size=4, judge_on="test", **block)
+        return Recipe.model_validate(
+            dict(name="a", model=dict(arch="resnet20_cifar"), data=values, optim=dict(lr=1), train=dict(epochs=1))
+        )
+
+    with pytest.raises(RecipeError, match="data.size_px resizes images in memory, but imagenet is streamed; remove it"):
+        build.images(recipe(size_px=64))
+    network = timm.create_model("resnet20_cifar")
+    with pytest.raises(RecipeError, match="data.flip alternating needs images in memory, but .* is streamed; set true"):
+        build.batches(recipe(flip="alternating"), images, network, Accelerator())
 
 
 def test_a_recipe_trains_on_it_and_reads_the_test_images_once(folder, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from hyperzoo.data.load import Samples
 from hyperzoo.errors import InputError
 
 COLUMNS = ("class", "images", "recall (%)", "precision (%)", "most often taken for")
-NUMBERED = 20  # up to so many classes, the picture has class names and counts
+NUMBERED = 20  # up to so many classes, the picture has class names and percentages
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def load_model_and_samples(
 
     Args:
         name, pretrained: see `zoo.any_network`.
-        split: 'test' or 'train'; texts also have 'validation'.
+        split: 'test' or 'train'; texts also have 'validation', and own images may have it.
         dataset: code of the data set [default: that of a published weight or of a run folder].
         limit: evaluate on at most this many images, drawn with a fixed seed.
     Raises:
@@ -206,8 +206,8 @@ def batches(
         processes=engine.num_processes if engine else 1,
     )
     if isinstance(images, data.StreamedSet):
-        size, crop = config["input_size"][-1], config["crop_pct"]
-        return data.streamed_eval_batches(images, size_px=size, crop_pct=crop, workers=workers, **common)
+        common |= {key: config[key] for key in ("crop_pct", "interpolation")}
+        return data.streamed_eval_batches(images, size_px=config["input_size"][-1], workers=workers, **common)
     return data.eval_batches(images, **common)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperzoo import pixels, zoo
 from hyperzoo.analysis import plots
-from hyperzoo.data.folders import SUFFIXES
+from hyperzoo.data import folders
 from hyperzoo.errors import DataError, InputError
 from hyperzoo.files import write_whole
 
@@ -93,7 +93,7 @@ def _prediction(file: Path, probabilities: Tensor, classes: tuple[str, ...], top
 
 
 def image_files(path: Path) -> list[Path]:
-    """The file, or all images in a folder and its subfolders.
+    """The file, or all images in a folder and its subfolders that are not hidden.
 
     Raises:
         DataError: no such path, or no image in the folder.
@@ -102,9 +102,9 @@ def image_files(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} does not exist; pass an image file or a folder of images")
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    found = folders.image_files(path)
     if not found:
-        raise DataError(f"{path} has no image ({', '.join(SUFFIXES)}), also not in its subfolders")
+        raise DataError(f"{path} has no image ({', '.join(folders.SUFFIXES)}), also not in its subfolders")
     return found
 
 

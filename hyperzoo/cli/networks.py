@@ -51,11 +51,11 @@ def eval_(
     import hyperzoo
     from hyperzoo.analysis import evaluate
 
+    if robustness and (tta != "none" or confusion):
+        raise click.UsageError("--robustness measures single views of changed images; leave out --tta and --confusion")
     model, images = evaluate.load_model_and_samples(
         name, split=split, dataset=dataset, pretrained=pretrained, limit=limit
     )
-    if robustness and (tta != "none" or confusion):
-        raise click.UsageError("--robustness measures single views of changed images; leave out --tta and --confusion")
     if robustness:
         from hyperzoo.analysis import robustness as measuring
 

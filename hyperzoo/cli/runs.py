@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 @click.command(cls=ModelCommand)
 @click.argument("recipe")
 @click.argument("overrides", nargs=-1)
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder [default: runs/<name>/<seed>]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder [default: runs/<name>/<seed>; with own images runs/<name>-<images>/<seed>]",
+)
 @click.option("--allow-change", is_flag=True, help="Resume although the recipe has changed.")
 @json_option
 def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_change: bool, as_json: bool) -> None:
@@ -147,8 +151,10 @@ def plot(what: Path, out: Path | None, as_json: bool) -> None:
 @click.argument("file", metavar="QUEUE", type=click.Path(path_type=Path))
 @click.option("--minutes", type=float, required=True, help="Time limit; the runs then stop and can be resumed.")
 @click.option("--state", type=click.Path(path_type=Path), default="runs/queue", show_default=True, help="Run folders.")
-@click.option("--processes", type=int, help="Number of parallel runs [default: as many as raise the total rate]")
-@click.option("--epochs", type=int, help="Train this many epochs only, to try the queue out.")
+@click.option(
+    "--processes", type=click.IntRange(1), help="Number of parallel runs [default: as many as raise the total rate]"
+)
+@click.option("--epochs", type=click.IntRange(1), help="Train this many epochs only, to try the queue out.")
 @json_option
 def queue(file: Path, minutes: float, state: Path, processes: int | None, epochs: int | None, as_json: bool) -> int:
     """Train the runs of QUEUE (a file like recipes/queue.yaml) in parallel, within a time limit.

@@ -134,7 +134,7 @@ def with_classes(parts: Mapping[str, Part]) -> dict[str, Part]:
         if wrong := [row for row, label in enumerate(labels[split]) if label not in codes]:
             raise DataError(
                 f"{part.origin}: row {wrong[0]} has the label {labels[split][wrong[0]]!r}, which is none of the "
-                f"{len(classes)} classes ({names.cut(', '.join(classes))}); mend the label or remove the row"
+                f"{len(classes)} classes ({names.cut(', '.join(classes))}); correct the label or remove the row"
             )
         present = set(labels[split])
         if missing := [name for name, kind in zip(classes, kinds, strict=True) if kind not in present]:

@@ -1,5 +1,6 @@
 """Pictures of any size, brought to one size."""
 
+import math
 from dataclasses import dataclass
 
 from PIL import Image
@@ -28,7 +29,8 @@ class Fit:
     skip: bool = False
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """
+        """Resize the shorter side to `size_px`, and crop the center.
+
         Raises:
             DataError: the resized picture would be too large for memory, because it is far longer than wide.
         """
@@ -38,5 +40,10 @@ class Fit:
                 f"{image.width} x {image.height} pixels, resized to a shorter side of {self.size_px}, would exceed "
                 f"{LARGEST_PIXELS} pixels; crop the picture"
             )
-        mode = InterpolationMode(self.interpolation if self.interpolation != "random" else "bilinear")
-        return center_crop(resize(image, [self.size_px], mode), [self.size_px, self.size_px])
+        return center(image, self.size_px, self.interpolation)
+
+
+def center(image: Image.Image, size_px: int, interpolation: str, crop_pct: float = 1.0) -> Image.Image:
+    """The center of a picture after its shorter side was resized to floor(size_px / crop_pct), as timm rounds it."""
+    mode = InterpolationMode(interpolation if interpolation != "random" else "bilinear")
+    return center_crop(resize(image, [math.floor(size_px / crop_pct)], mode), [size_px, size_px])

@@ -8,7 +8,7 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", 
 
 
 def class_files(folder: Path, what: str) -> dict[str, list[Path]]:
-    """The image files of each class, in order; names that begin with a dot are left out.
+    """The image files of each class, in order, without hidden ones.
 
     Args:
         what: names the images in an error.
@@ -22,14 +22,22 @@ def class_files(folder: Path, what: str) -> dict[str, list[Path]]:
     for name in classes:
         if any("\ud800" <= character <= "\udfff" for character in name):  # Python's stand-ins for undecodable bytes
             raise DataError(f"the name of the class folder {str(folder / name)!a} is not UTF-8; rename the folder")
-        inside = sorted(path for path in (folder / name).rglob("*") if not path.name.startswith("."))
-        found[name] = [path for path in inside if path.suffix.lower() in SUFFIXES and path.is_file()]
+        found[name] = image_files(folder / name)
         if not found[name]:
             raise DataError(f"{folder / name} has no image ({', '.join(SUFFIXES)}); add one or remove the folder")
     return found
 
 
+def image_files(folder: Path) -> list[Path]:
+    """The image files in a folder and its subfolders, without hidden ones and those that macOS adds to archives."""
+    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [path for path in inside if not any(map(_hidden, path.relative_to(folder).parts))]
+
+
 def folders(folder: Path) -> list[Path]:
     """The folders in a folder, without hidden ones and those that macOS adds to archives."""
-    inside = sorted(folder.iterdir())
-    return [path for path in inside if path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX"]
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not _hidden(path.name)]
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"

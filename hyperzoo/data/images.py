@@ -246,7 +246,7 @@ def _read_cache(path: Path, source: sources.Source, identity: Any) -> ImageSet |
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             header = json.loads(file.metadata()["hyperzoo"])
-            if header["source"] != identity or "checksum" not in header:  # not in those of before 0.6
+            if header["source"] != identity or "checksum" not in header:  # caches before 0.6 have no checksum
                 return None
             images, labels = file.get_tensor("images"), file.get_tensor("labels")
         skipped = tuple(header.get("skipped", ()))

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hyperzoo import pixels
 from hyperzoo.data import sources
 from hyperzoo.data.augment import epoch_generator
 from hyperzoo.data.batches import Batch, Normalize, check_processes
+from hyperzoo.data.fit import center
 from hyperzoo.data.folders import class_files
 from hyperzoo.errors import DataError, InputError
 
@@ -134,7 +136,7 @@ class _RowReader:
     def __call__(self, index: int) -> PIL.Image.Image:
         try:
             return pixels.gray_or_rgb(self._rows[index]["image"]).convert("RGB")
-        except Exception as error:  # as above
+        except Exception as error:  # Pillow's decoders raise almost any exception for a damaged file
             raise DataError(f"{self._origin}: image {index} cannot be decoded: {error}") from error
 
 
@@ -216,6 +218,7 @@ def streamed_eval_batches(
     batch_size: int,
     size_px: int,
     crop_pct: float,
+    interpolation: str,
     mean: Sequence[float],
     std: Sequence[float],
     device: torch.device | str = "cpu",
@@ -223,10 +226,12 @@ def streamed_eval_batches(
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[Batch]:
-    """Yield every sample once over all processes, in order: shorter side to size_px / crop_pct, then the center."""
+    """Yield every sample once over all processes, in order, as `fit.center` crops it."""
     check_processes(rank, processes)
     begin, end = (len(images) * r // processes for r in (rank, rank + 1))
-    centers = _Centers(images, range(begin, end), size_px, crop_pct)
+    centers = _Centers(
+        images, range(begin, end), partial(center, size_px=size_px, interpolation=interpolation, crop_pct=crop_pct)
+    )
     normalize = Normalize(images.channels, mean, std, device=device)
     for found, numbers in _loader(centers, batch_size, workers):
         yield Batch(normalize(found.to(device)), images.labels[numbers].to(device), numbers.to(device))
@@ -269,17 +274,15 @@ class _Crops(Dataset[tuple[Tensor, int]]):
 class _Centers(Dataset[tuple[Tensor, int]]):
     """Center crops of some images, in order."""
 
-    def __init__(self, images: StreamedSet, indices: range, size: int, crop_pct: float) -> None:
-        self._images, self._indices, self._size, self._crop_pct = images, indices, size, crop_pct
+    def __init__(self, images: StreamedSet, indices: range, crop: Callable[[PIL.Image.Image], PIL.Image.Image]) -> None:
+        self._images, self._indices, self._crop = images, indices, crop
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
         index = self._indices[place]
-        image = V.pil_to_tensor(self._images.read(index))
-        resized = V.resize(image, [round(self._size / self._crop_pct)], antialias=True)
-        return V.center_crop(resized, [self._size, self._size]), index
+        return V.pil_to_tensor(self._crop(self._images.read(index))), index
 
 
 def _loader(samples: Dataset[Any], batch_size: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:

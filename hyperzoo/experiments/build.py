@@ -6,7 +6,7 @@ from typing import Any
 
 import timm
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 
 import hyperzoo.models  # noqa: F401  registers the architectures, also in processes that the command spawns
@@ -43,7 +43,7 @@ def precision(recipe: Recipe) -> Precision:
     """'bf16' or 'fp32'; `auto` is bf16 if the hardware computes in it, and fp32 if it would emulate it."""
     if recipe.train.precision != "auto":
         return recipe.train.precision
-    if torch.cuda.is_available():
+    if PartialState().device.type == "cuda":  # ACCELERATE_USE_CPU may leave a GPU aside
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if cpu_computes_bf16() else "fp32"
 
@@ -226,8 +226,8 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     Keys of `data` that leave out training images or replace labels act after the validation images were held out.
 
     Raises:
-        RecipeError: data.resize_px does not end at the size of the images; data.hold_out takes all images of a class;
-            less than a batch is left.
+        RecipeError: data.resize_px does not end at the size of the images; data.size_px for streamed images;
+            data.hold_out takes all images of a class; less than a batch is left.
         InputError: a class has fewer images than data.per_class.   UnknownNameError: no class of data.keep.
     """
     where = dataset(recipe) if where is None else where
@@ -235,6 +235,8 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     train: Images = where.load("train") if own else data.load_images(where, "train")  # type: ignore
     held: Images | None = None
     size_px = None if own else recipe.data.size_px
+    if size_px and isinstance(train, data.StreamedSet):
+        raise RecipeError(f"data.size_px resizes images in memory, but {recipe.data.name} is streamed; remove it")
     if isinstance(train, data.ImageSet) or isinstance(where, data.OwnImages):
         sizes, remedy = recipe.data.resize_px, "resize all images by data.size_px with data.hold_out"
         if isinstance(where, data.OwnImages):
@@ -263,25 +265,36 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
     return train, held
 
 
-def _training_part(train: Images, words: Data) -> Images:
+def _training_part(train: Images, settings: Data) -> Images:
     """The training images that the recipe leaves, with its noise in their labels."""
-    seed, tail = words.keep_seed, subset.long_tail(train.classes, words.long_tail)
-    if words.fraction < 1:
-        train = subset.thin(train, dict.fromkeys(train.classes, words.fraction), seed)
-    if words.per_class:
-        train = subset.per_class(train, words.per_class, seed)
-    if (words.fraction < 1 or words.per_class) and len(train) < words.batch_size:
+    seed, tail = settings.keep_seed, subset.long_tail(train.classes, settings.long_tail)
+    if settings.fraction < 1:
+        train = subset.thin(train, dict.fromkeys(train.classes, settings.fraction), seed)
+    if settings.per_class:
+        train = subset.per_class(train, settings.per_class, seed)
+    if (settings.fraction < 1 or settings.per_class) and len(train) < settings.batch_size:
         raise RecipeError(
-            f"data.{'per_class' if words.per_class else 'fraction'} leaves {len(train)} training images, fewer than "
-            f"data.batch_size {words.batch_size}; set data.batch_size to {len(train)} or less"
+            f"data.{'per_class' if settings.per_class else 'fraction'} leaves {len(train)} training images, fewer than "
+            f"data.batch_size {settings.batch_size}; set data.batch_size to {len(train)} or less"
         )
-    if words.keep or words.long_tail > 1:
-        train = subset.thin(train, words.keep or tail, seed)
-    return subset.label_noise(train, words.label_noise, seed) if words.label_noise else train
+    if settings.keep or settings.long_tail > 1:
+        train = subset.thin(train, settings.keep or tail, seed)
+    return subset.label_noise(train, settings.label_noise, seed) if settings.label_noise else train
 
 
 def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelerator) -> Batches:
-    """The training batches of this process, on its device."""
+    """The training batches of this process, on its device.
+
+    Raises:
+        RecipeError: data.batch_size does not divide by the processes and train.accumulate; a key that streamed images
+            do not have.
+    """
+    parts = engine.num_processes * recipe.train.accumulate
+    if recipe.data.batch_size % parts:
+        raise RecipeError(
+            f"data.batch_size {recipe.data.batch_size} must be a multiple of {parts}: {engine.num_processes} "
+            f"process(es), with train.accumulate {recipe.train.accumulate} parts each; change one of them"
+        )
     common: dict[str, Any] = dict(
         batch_size=recipe.data.batch_size,
         device=engine.device,
@@ -293,6 +306,8 @@ def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelera
     config = timm.data.resolve_model_data_config(network)
     common |= dict(seed=recipe.train.seed, flip=recipe.data.flip, mean=config["mean"], std=config["std"])
     if isinstance(train, data.StreamedSet):
+        if recipe.data.flip == "alternating":
+            raise RecipeError(f"data.flip alternating needs images in memory, but {train.name} is streamed; set true")
         size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
         common["batch_size"] = min(recipe.data.batch_size, len(train))
         return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)

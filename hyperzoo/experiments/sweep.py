@@ -165,15 +165,15 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
     }
 
 
-def _rare(words: Data, metrics: dict[str, Any]) -> list[str]:
+def _rare(settings: Data, metrics: dict[str, Any]) -> list[str]:
     """Names of the classes that a recipe made rare; of a long tail, the smaller half of the classes."""
     classes = list(metrics.get("class_accuracy", ()))
-    return classes[-(len(classes) // 2) :] if words.long_tail > 1 else sorted(words.keep)
+    return classes[-(len(classes) // 2) :] if settings.long_tail > 1 else sorted(settings.keep)
 
 
-def _best(words: Data, log: list[dict[str, Any]]) -> dict[str, float]:
+def _best(settings: Data, log: list[dict[str, Any]]) -> dict[str, float]:
     """The accuracy on validation images in the best epoch, of a run that is judged on the test split instead."""
-    if words.judge_on == "test" and words.hold_out:
+    if settings.judge_on == "test" and settings.hold_out:
         return {"best": max(row["accuracy"] for row in log if "accuracy" in row)}
     return {}
 

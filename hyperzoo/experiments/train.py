@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from filelock import FileLock, Timeout
 from torch import nn
 
@@ -133,7 +133,7 @@ def _run(
 
     def on_held_out(published: nn.Module) -> dict[str, Any]:
         assert held is not None
-        values = evaluate.measure(published, held, engine=engine).as_dict()
+        values = evaluate.measure(published, held, engine=engine, workers=recipe.data.workers).as_dict()
         values.pop("class_accuracy", None)  # result.json has it for the last epoch
         return values
 
@@ -159,7 +159,7 @@ def _run(
         metrics = evaluate.test_metrics(published, dataset, engine, workers=recipe.data.workers, size_px=size)
     else:
         split = "held-out part of train" if recipe.data.hold_out else "validation"
-        metrics = evaluate.measure(published, held, engine=engine)
+        metrics = evaluate.measure(published, held, engine=engine, workers=recipe.data.workers)
     values = {
         "name": recipe.name,
         "seed": recipe.train.seed,
@@ -226,25 +226,35 @@ def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
 
 @contextmanager
 def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
-    """Lock a run folder; the system releases the lock when the process ends, also after kill -9."""
-    if not engine.is_main_process:
-        engine.wait_for_everyone()
-        yield
-        return
-    owner = folder / "run.pid"
+    """Lock a run folder; the system releases the lock when the process ends, also after kill -9.
+
+    The first of several processes locks it. If it cannot, all raise its error, so that none waits for the others.
+    """
+    failed: RunError | None = None
     with ExitStack() as stack:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(folder / "run.lock", timeout=0))
-            stack.enter_context(_locked_directory(folder))
-            files.write_whole({owner: str(os.getpid()).encode()})
-        except (Timeout, BlockingIOError) as error:
-            process = owner.read_text(errors="replace") if owner.exists() else "unknown"
-            raise BusyError(f"process {process} is training in {folder}; use another --out") from error
-        except OSError as error:
-            raise RunError(f"cannot write to the run folder {folder}: {error}") from error
-        engine.wait_for_everyone()
+        if engine.is_main_process:
+            try:
+                _lock(folder, stack)
+            except RunError as error:
+                failed = error
+        [failed] = broadcast_object_list([failed])
+        if failed:
+            raise failed
         yield
+
+
+def _lock(folder: Path, stack: ExitStack) -> None:
+    owner = folder / "run.pid"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(FileLock(folder / "run.lock", timeout=0))
+        stack.enter_context(_locked_directory(folder))
+        files.write_whole({owner: str(os.getpid()).encode()})
+    except (Timeout, BlockingIOError) as error:
+        process = owner.read_text(errors="replace") if owner.exists() else "unknown"
+        raise BusyError(f"process {process} is training in {folder}; use another --out") from error
+    except OSError as error:
+        raise RunError(f"cannot write to the run folder {folder}: {error}") from error
 
 
 @contextmanager

@@ -135,14 +135,13 @@ def _names(model: nn.Module, modules: Mapping[str, nn.Module], word: str) -> Ite
         if not found:
             near = [name for name in modules if name.count(".") <= word.count(".")]
             raise UnknownNameError(f"{kind} has no layer {word!r}. {closest_text(word, near)}")
-    for name in found:
-        if type(modules[name]).forward is not nn.Module.forward:
-            yield name
-        elif found == [word]:
-            raise InputError(
-                f"{word!r} of {kind} is a {type(modules[name]).__name__}, which is never called itself; "
-                f"name its members: '{word}.*'"
-            )
+    called = [name for name in found if type(modules[name]).forward is not nn.Module.forward]
+    if not called:
+        raise InputError(
+            f"{found[0]!r} of {kind} is a {type(modules[found[0]]).__name__}, which is never called itself; "
+            f"name its members: '{found[0]}.*'"
+        )
+    yield from called
 
 
 def _matches(name: str, pattern: str) -> bool:

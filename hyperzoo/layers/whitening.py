@@ -7,7 +7,7 @@ eigenvectors of the covariance of patches, each divided by the square root of it
 import torch
 from torch import Tensor, nn
 
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, check_number
 
 EPS = 5e-4  # added to the eigenvalues of normalized pixels, so that directions of noise are not blown up
 
@@ -22,10 +22,11 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int], *, eps: floa
         images: (N, C, H, W), normalized.   return: (C kh kw, C, kh, kw), float32.
     Args:
         kernel_size: (kh, kw) of the patches, at most (H, W).
-        eps: 0 or more, in units of squared normalized pixels.
+        eps: above 0, in units of squared normalized pixels.
     Raises:
-        InputError: another rank, no image, or images smaller than a patch.
+        InputError: another rank, no image, images smaller than a patch, or eps out of range.
     """
+    check_number("eps", eps, above=0)
     if images.dim() != 4 or not len(images) or images.shape[-2] < kernel_size[0] or images.shape[-1] < kernel_size[1]:
         raise InputError(
             f"whitening needs images (N, C, H, W) of at least {kernel_size[0]} x {kernel_size[1]} pixels; "

@@ -61,7 +61,7 @@ class Mixup:
             raise InputError(f"alpha must be 0 (no mixing) or from 0.01 to 1e6; got {alpha!r}")
         check_number("smoothing", smoothing, low=0, high=1)
         if generator is not None and generator.device.type != "cpu":
-            raise InputError(f"generator must be a CPU generator, on any device of x; got one on {generator.device}")
+            raise InputError(f"generator must be on the CPU, whatever the device of x; got one on {generator.device}")
         self.num_classes = num_classes
         self.alpha = alpha
         self.smoothing = smoothing

@@ -33,7 +33,7 @@ class LSTMLanguageModel(nn.Module):
         depth: LSTM layers, L; each is a module, so that hooks see its hidden states.
         num_classes: words of the vocabulary, V.
         tied: use the embedding as the softmax matrix too.
-        drop_rate: dropout of the embedded words, between layers and before the softmax, 0 to 1.
+        drop_rate: dropout of the embedded words, between layers and before the softmax, 0 or more and below 1.
         dropout: 'standard', or 'variational': one mask per sequence for all of its steps (Gal and Ghahramani, arXiv
             1512.05287). It has no parameters.
         batch_norm: recurrent batch norm in every layer, see `layers.BatchNormLSTM`.

@@ -162,15 +162,18 @@ def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
 
 def write(manifest: Manifest, checkout: Checkout) -> list[Path]:
     """Write every generated text that is missing or differs; returns the paths, and those of cards without a weight."""
-    differing = check(manifest, checkout)
     generated = texts(manifest, checkout)
+    differing = _differing(generated, checkout)
     write_whole({path: generated[path].encode() for path in differing if path in generated})
     return differing
 
 
 def check(manifest: Manifest, checkout: Checkout) -> list[Path]:
     """Paths of generated texts that are missing or differ, and of cards without a weight."""
-    generated = texts(manifest, checkout)
+    return _differing(texts(manifest, checkout), checkout)
+
+
+def _differing(generated: Mapping[Path, str], checkout: Checkout) -> list[Path]:
     orphans = [path for path in checkout.card_template.parent.glob("*.*_*.md") if path not in generated]
     differing = [path for path, text in generated.items() if not path.is_file() or path.read_text("utf-8") != text]
     return sorted(differing + orphans)
@@ -245,7 +248,7 @@ def _settings(recipe: Recipe) -> str:
 
 def _caption(recipe: Recipe) -> str:
     """Why the learning curve jumps (other image sizes, restarts of the learning rate), and what it shows."""
-    _, *sizes = sorted(recipe.data.resize_px.items()) or [(1, 0)]
+    sizes = [(epoch, px) for epoch, px in sorted(recipe.data.resize_px.items()) if epoch > 1]
     optim = recipe.optim
     cycle = (recipe.train.epochs - optim.warmup_epochs) / optim.cycles
     restarts = [f"{optim.warmup_epochs + i * cycle + 1:.0f}" for i in range(1, optim.cycles)]

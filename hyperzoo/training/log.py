@@ -10,7 +10,7 @@ from hyperzoo import files
 from hyperzoo.errors import RunError
 
 DESCRIBED = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")
-"""The files of a run whose sha256 stands in its result.json."""
+"""Files of a run whose sha256 is recorded in its result.json."""
 
 _logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ def read_log(metrics: Path) -> list[dict[str, Any]]:
     try:
         rows = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
         if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("a line is no mapping")
+            raise ValueError("a line is not a mapping")
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"cannot read the log {metrics}: {error}. A run folder holds metrics.jsonl") from error
     if not rows:
@@ -47,7 +47,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         ):
             raise ValueError("it has no metrics with an accuracy or a perplexity")
         if not isinstance(values.get("files", {}), dict):
-            raise ValueError("its key files is no mapping")
+            raise ValueError("its key 'files' is not a mapping")
     except OSError as error:
         raise RunError(f"cannot read {file}: {error}. A run writes it after the last epoch") from error
     except (ValueError, RecursionError) as error:

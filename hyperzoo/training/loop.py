@@ -153,12 +153,13 @@ class Trainer:
         """One optimizer step in `accumulate` parts; returns the sums over the batch of loss, correct answers and terms,
         and the gradient norm."""
         images, labels, _ = batch
-        parts = self.recipe.train.accumulate
+        count = self.recipe.train.accumulate
+        parts = list(zip(images.chunk(count), labels.chunk(count), strict=True))
         sums = torch.zeros(3 + len(self.step.terms), device=images.device)
         terms: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        for i, (x, y) in enumerate(zip(images.chunk(parts), labels.chunk(parts), strict=True)):
-            quiet = self.accelerator.no_sync(self._wrapped) if i + 1 < parts else nullcontext()
+        for i, (x, y) in enumerate(parts):
+            quiet = self.accelerator.no_sync(self._wrapped) if i + 1 < len(parts) else nullcontext()
             with quiet:
                 result = self._wrapped(x, y, size, len(images) / len(x) if i == 0 else 0.0)
                 (result.loss * (len(x) / len(images))).backward()

@@ -2,7 +2,7 @@
 
 The blocks `data` and `method` are in `recipe_data.py` and `recipe_methods.py`.
 
-A comment behind a key says what it does, in which unit, and for which data it is meant.
+The comment after a key gives its meaning, its unit and the data it applies to.
 """
 
 import difflib
@@ -73,7 +73,7 @@ class Optim(Block):
     betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] | None = None  # of Adam and its variants
     args: dict[str, bool | int | float | str] = {}  # other arguments of timm's optimizer: nesterov, adjust_lr_fn, ...
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None  # factor of the rate per layer below the classifier
-    weight_decay: NonNegative = 0.0  # of weight matrices and filters; not of biases and norms
+    weight_decay: NonNegative = 0.0  # of weight matrices, filters and VCL's betas; not of biases and norms
     decay: list[str] | None = None  # name patterns such as '*bn*': exactly these parameters decay
     lr_scale: dict[str, Positive] = {}  # name pattern: factor of the learning rate; the first match counts
     clip_norm: Positive | None = None  # largest norm of the whole gradient
@@ -108,7 +108,7 @@ class Train(Block):
 
 
 class Expect(Block):
-    """The published result. Does not influence the run, and is no part of the digest."""
+    """The published result; it neither influences the run nor enters the digest."""
 
     accuracy: Annotated[float, Field(ge=0, le=100)] | None = None  # images: % on the test split, mean over seeds
     perplexity: Positive | None = None  # texts: on the test split, mean over seeds
@@ -164,6 +164,8 @@ class Recipe(Block):
             faults.append("data.size_px needs data.hold_out: the test split is resized only with data.judge_on: test")
         if self.train.validate_every > 1 and not (self.data.hold_out or self.data.source or self.data.is_text):
             faults.append("train.validate_every needs validation images; set data.hold_out")
+        if self.data.choice and not self.data.is_text:
+            faults.append("data.choice is for texts; data.hold_out gives validation images")
         faults += self._faults_of_texts() if self.data.is_text else []
         if names.is_language(self.model.arch) != self.data.is_text:
             faults.append(f"{self.model.arch} cannot be trained on {self.data.name}; texts, for lstm*: {_TEXTS}")

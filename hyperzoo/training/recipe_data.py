@@ -75,8 +75,8 @@ class Data(Block):
     source: OwnSource | None = None  # your own images instead of a data set of the table
     name: Annotated[str, Field(validate_default=True)] = ""  # code of a data set in `hyperzoo/data/sources.py`: c10,
     # c100, ptb, ...; with source, the name of that
-    on_error: Literal["stop", "skip"] = "stop"  # source: at an image that cannot be decoded; skip trains without
-    # it, for which a streamed set is decoded once before the training
+    on_error: Literal["stop", "skip"] = "stop"  # own images that cannot be decoded: stop the run, or skip them (a
+    # streamed set is then decoded once before the training)
     batch_size: AtLeastOne = 128  # effective batch size: samples per optimizer step, over all processes
     hold_out: Count = 0  # validation images, split off the training set; above 0, the test split is not read
     judge_on: Literal["test"] | None = None  # test: report the test split in spite of hold_out, at size_px if that is

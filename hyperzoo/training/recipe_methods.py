@@ -6,12 +6,22 @@ of that class says more.
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegative, Positive
 
 Layers = str | Annotated[list[str], Field(min_length=1)]
+AtLeastTwo = Annotated[int, Field(ge=2)]
+
+
+def _mixes(alpha: float) -> float:
+    if alpha and not 0.01 <= alpha <= 1e6:
+        raise ValueError("alpha must be 0 (no mixing) or from 0.01 to 1e6")
+    return alpha
+
+
+Alpha = Annotated[NonNegative, AfterValidator(_mixes)]
 
 
 class AngularSettings(Block):
@@ -38,7 +48,7 @@ class MHESettings(Block):
     authors_code: bool = False  # the values of the authors' code
     layers: Layers | None = None  # module names or patterns [default: all convolutions and linear layers]
     exclude: list[str] = []  # module names or patterns to leave out
-    neurons: AtLeastOne | None = None  # random filters of a layer per step [default: 1,024 of a wider layer, or all]
+    neurons: AtLeastTwo | None = None  # random filters of a layer per step [default: 1,024 of a wider layer, or all]
 
 
 class OrthogonalitySettings(Block):
@@ -85,7 +95,7 @@ class VCLSettings(Block):
 
     strength: NonNegative = 0.01  # for each layer
     layers: Layers  # as for per, but before a nonlinearity
-    group: AtLeastOne = 5  # samples in each of the two groups whose variances are compared
+    group: AtLeastTwo = 5  # samples in each of the two groups whose variances are compared
 
 
 class ActivationNormSettings(Block):
@@ -99,14 +109,14 @@ class ActivationNormSettings(Block):
 class MixupSettings(Block):
     """`mixup.Mixup` or `mixup.CutMix` of the images."""
 
-    alpha: NonNegative = 1.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
+    alpha: Alpha = 1.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
     cutmix: bool = False  # exchange a rectangle instead of blending
 
 
 class ManifoldMixupSettings(Block):
     """`mixup.ManifoldMixup`: mixup of the images or of a hidden layer."""
 
-    alpha: NonNegative = 2.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
+    alpha: Alpha = 2.0  # shares are drawn from Beta(alpha, alpha); 0: no mixing
     layers: Annotated[list[str], Field(min_length=1)] | None = None  # 'input' and modules, of which one is drawn per
     # step [default: the input and the first two stages]
 
@@ -132,4 +142,6 @@ class Method(Block):
             raise ValueError("method has both mixup and manifold_mixup; a batch is mixed once, so remove one")
         if self.angular and (self.mixup or self.manifold_mixup):
             raise ValueError("method.angular needs one class per image; remove mixup and manifold_mixup (no mixing)")
+        if self.soft_target == "bce" and not (self.mixup or self.manifold_mixup):
+            raise ValueError("method.soft_target is the loss of mixed labels; add mixup (alpha: 0 mixes nothing)")
         return self

@@ -26,13 +26,14 @@ def seed_epoch(seed: int, epoch: int) -> None:
 
 def environment() -> dict[str, Any]:
     """Package versions, threads, device and code commit, for result.json."""
+    device = PartialState().device  # of the run; ACCELERATE_USE_CPU may leave a GPU aside
     packages = ("torch", "torchvision", "timm", "accelerate", "safetensors", "datasets")
     return {
         "hyperzoo": __version__,
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"cpu ({platform.machine()})",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         **_commit(),
     }

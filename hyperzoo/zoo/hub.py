@@ -33,8 +33,8 @@ def fetch(
     A cached file of a 40-digit commit needs no request. Its content is not checked; the client checks only its length.
 
     Args:
-        size: expected bytes. The download may take a minute, and a second more per 100 kB; after 10 s a warning says
-            that it goes on.
+        size: expected bytes. The time limit is 60 s plus 1 s per 100 kB; after 10 s a warning reports that the
+            download is still running.
     Raises:
         WeightUnavailableError: not cached and offline, no network, refused by the Hub, too slow, longer than announced,
             stored outside the cache, or no space on the disk; the message is the reason.

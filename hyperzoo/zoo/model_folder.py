@@ -84,7 +84,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         WeightUnavailableError: no such folder, or it has no config.json.
-        WeightFileError: config.json is no description of a model of timm or hyperzoo, or it contradicts itself.
+        WeightFileError: config.json does not describe a model of timm or hyperzoo, or contradicts itself.
     """
     shown = names.cut(str(folder), 300)
     if not os.path.isdir(folder):

@@ -49,7 +49,8 @@ def path(
     Args:
         repo, revision: another repository with the same files, which must have the same hashes.
     Raises:
-        WeightHashError: the bytes differ from the manifest's. WeightUnavailableError: the file cannot be had.
+        WeightHashError: the bytes differ from the manifest's. WeightUnavailableError: the file is neither
+            bundled nor cached, and cannot be downloaded.
     """
     info = MANIFEST.info(name)
     ours = f"{MANIFEST.namespace}/{name}"
@@ -113,8 +114,8 @@ def check_file(file: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         WeightUnavailableError: no such file.
         WeightFileError: a pickle or another format (by extension or first bytes), a Git LFS pointer, or a file that is
-            cut short or malformed; the message states the bytes found and expected. Or a name that stands twice, or
-            that timm would open as a nested checkpoint.
+            cut short or malformed; the message states the bytes found and expected. Or two tensors of one name, or a
+            name that timm would open as a nested checkpoint.
     """
     if not os.path.isfile(file):
         raise WeightUnavailableError(f"{names.cut(str(file), 300)} does not exist")

@@ -1,8 +1,8 @@
 """Multilayer perceptrons with a bottleneck, for figures of hidden states.
 
-Manifold Mixup, Verma et al., ICML 2019 (arXiv 1806.05236): MNIST with 3 layers of 1024, a bottleneck of 12 (or 30, or 2
-between 2 and 2), and 4 layers of 1024; a two-dimensional spiral with nine weighted layers and a bottleneck of 2, whose
-widths the paper does not state. Leaky ReLUs between the layers; hidden states are mixed at the bottleneck.
+Manifold Mixup, Verma et al., ICML 2019 (arXiv 1806.05236): for a two-dimensional spiral, nine weighted layers with a
+bottleneck of 2, whose widths the paper does not state. Leaky ReLUs between the layers; hidden states are mixed at the
+bottleneck.
 
 Not registered with timm, because the inputs are vectors of a fixed size.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hyperzoo.errors import InputError
 
-__all__ = ["BottleneckMLP", "mlp_mnist", "mlp_spiral"]
+__all__ = ["BottleneckMLP", "mlp_spiral"]
 
 
 class BottleneckMLP(nn.Module):
@@ -63,12 +63,6 @@ def _layers(in_features: int, widths: tuple[int, ...]) -> nn.Sequential:
         layers += [nn.Linear(in_features, width), nn.LeakyReLU()]
         in_features = width
     return nn.Sequential(*layers)
-
-
-def mlp_mnist(bottleneck: int = 12) -> BottleneckMLP:
-    """The network for MNIST; a bottleneck of 2 gives the variant whose hidden states can be drawn."""
-    sides = ((1024, 1024), (1024, 1024)) if bottleneck == 2 else ((1024,) * 3, (1024,) * 4)
-    return BottleneckMLP(28 * 28, 10, before=sides[0], bottleneck=bottleneck, after=sides[1])
 
 
 def mlp_spiral(num_classes: int = 2, width: int = 128) -> BottleneckMLP:
