@@ -9,6 +9,7 @@ from typing import Any
 from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import RunError
 from hyperzoo.layers.operators import OPERATORS
+from hyperzoo.training.log import metric_of
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.recipe_methods import Method
 
@@ -176,10 +177,7 @@ def _of_study(file: Path) -> list[Comparison]:
         method = method_of(recipes[label], recipes[base])
         if method and by_label[label].keys() & by_label[base].keys():
             first = next(iter(by_label[label].values()))
-            metrics = [
-                "perplexity" if "perplexity" in first["metrics"] else "accuracy",
-                *([RARE] if first.get("rare") else []),
-            ]
+            metrics = [metric_of(first["metrics"]), *([RARE] if first.get("rare") else [])]
             about = dict(study=file.stem, label=label, baseline=base, method=method, setting=setting(recipes[base]))
             found += [_comparison(by_label[label], by_label[base], metric, **about) for metric in metrics]
     return found

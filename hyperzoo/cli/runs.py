@@ -57,6 +57,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
 def _show_run(run: "RunResult", as_json: bool) -> None:
     """Print a run as JSON, or that it was finished before; only in the first of several processes."""
     from hyperzoo.experiments import train as training
+    from hyperzoo.training.log import metric_of
     from hyperzoo.zoo.weight_description import as_text
 
     if not training.is_main_process():
@@ -64,7 +65,7 @@ def _show_run(run: "RunResult", as_json: bool) -> None:
     if as_json:
         show_json({"folder": run.folder, **run.values})
     elif not run.trained:
-        metric = "perplexity" if "perplexity" in run.values["metrics"] else "accuracy"
+        metric = metric_of(run.values["metrics"])
         score = as_text(metric, run.values["metrics"][metric])
         write(
             f"{run.folder} is finished: {run.values['split']} {metric} {score} after epoch {run.values['epochs']}. "

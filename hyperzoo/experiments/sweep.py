@@ -11,7 +11,7 @@ from hyperzoo import files
 from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
-from hyperzoo.training.log import read_log, task_loss
+from hyperzoo.training.log import metric_of, read_log, task_loss
 from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.sweep_file import Run, Sweep, load_sweep
 
@@ -205,7 +205,7 @@ def _line(
     baseline: str | None,
     by_label: dict[str, list[dict[str, Any]]],
 ) -> Line:
-    metric = "perplexity" if "perplexity" in runs[0]["metrics"] else "accuracy"
+    metric = metric_of(runs[0]["metrics"])
     scores = [run["metrics"][metric] for run in runs]
     difference: Difference | None = None
     if baseline in by_label:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hyperzoo.errors import PublishError, RunError
 from hyperzoo.files import sha256
-from hyperzoo.training.log import read_log, read_result
+from hyperzoo.training.log import metric_of, read_log, read_result
 from hyperzoo.zoo.manifest import FILES
 
 _FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -38,7 +38,7 @@ class FinishedRun(NamedTuple):
     def score(self) -> float:
         """The test metric: accuracy in percent, or perplexity."""
         metrics = self.result["metrics"]
-        return metrics["perplexity" if "perplexity" in metrics else "accuracy"]
+        return metrics[metric_of(metrics)]
 
 
 def finished_run(folder: Path) -> FinishedRun:

@@ -15,7 +15,7 @@ from hyperzoo import __version__, names, zoo
 from hyperzoo.analysis import plots
 from hyperzoo.errors import InvalidNameError, PublishError, WeightUnavailableError
 from hyperzoo.publishing.finished_run import FinishedRun, finished_run
-from hyperzoo.training.log import DESCRIBED
+from hyperzoo.training.log import DESCRIBED, metric_of
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.seeding import versions
 from hyperzoo.training.strict_yaml import yaml_text
@@ -23,6 +23,7 @@ from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.load import LOCAL, is_registered
 from hyperzoo.zoo.manifest import VOCABULARY
 from hyperzoo.zoo.model_folder import read_config
+from hyperzoo.zoo.weight_description import as_text
 
 CARD = "run_card.md"  # the template, next to this file
 LISTED = 100  # classes in the table of a card
@@ -170,4 +171,5 @@ def _cell(text: str) -> str:
 
 
 def _score(run: FinishedRun) -> str:
-    return f"perplexity {run.score:.2f}" if "perplexity" in run.result["metrics"] else f"accuracy {run.score:.2f} %"
+    metric = metric_of(run.result["metrics"])
+    return f"{metric} {as_text(metric, run.score)}"

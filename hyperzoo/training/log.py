@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ DESCRIBED = ("model.safetensors", "config.json", "vocab.txt", "metrics.jsonl")
 """Files of a run whose sha256 is recorded in its result.json."""
 
 _logger = logging.getLogger(__name__)
+
+
+def metric_of(metrics: Mapping[str, Any]) -> str:
+    """The name of the metric that runs are compared by: 'accuracy', or 'perplexity' of texts."""
+    return "perplexity" if "perplexity" in metrics else "accuracy"
 
 
 def read_log(metrics: Path) -> list[dict[str, Any]]:
@@ -42,9 +48,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
         metrics = values.get("metrics") if isinstance(values, dict) else None
-        if not isinstance(metrics, dict) or not isinstance(
-            metrics.get("accuracy", metrics.get("perplexity")), int | float
-        ):
+        if not isinstance(metrics, dict) or not isinstance(metrics.get(metric_of(metrics)), int | float):
             raise ValueError("it has no metrics with an accuracy or a perplexity")
         if not isinstance(values.get("files", {}), dict):
             raise ValueError("its key 'files' is not a mapping")
