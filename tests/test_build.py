@@ -11,7 +11,7 @@ from support import tiny
 from hyperzoo import losses, mixup, regularizers
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import RecipeError
-from hyperzoo.experiments import build
+from hyperzoo.experiments import build, image_sizes
 from hyperzoo.experiments.model_args import model_args
 from hyperzoo.layers import SphereLinear, whitening_filters
 from hyperzoo.training import seeding
@@ -159,7 +159,9 @@ def test_the_description_of_a_network_follows_the_images(channels):
     """Also its mean and standard deviation, where they are for another number of channels."""
     network, pixels = build.model(recipe(), 10, channels), tiny.image_set(20, size=6).images[:, :channels].contiguous()
     own = {key: network.pretrained_cfg[key] for key in ("mean", "std")}
-    build.describe_images(network, ImageSet("c10", "train", pixels, torch.arange(20) % 10, tuple("abcdefghij"), "made"))
+    image_sizes.describe_images(
+        network, ImageSet("c10", "train", pixels, torch.arange(20) % 10, tuple("abcdefghij"), "made")
+    )
     config = timm.data.resolve_model_data_config(network)
     if channels == 1:
         own = {

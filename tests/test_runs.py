@@ -15,7 +15,7 @@ import hyperzoo
 from hyperzoo.analysis import activation_statistics
 from hyperzoo.data import load_images
 from hyperzoo.errors import BusyError, LaunchError, RunError
-from hyperzoo.experiments import build, queue, train
+from hyperzoo.experiments import build, queue, run_lock, train
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import load_recipe
 
@@ -211,6 +211,6 @@ def test_a_narrow_network_trains_with_two_threads_and_odd_batches(tmp_path, data
 def test_every_process_of_a_run_raises_the_error_of_the_first(tmp_path, monkeypatch):
     """The second of two processes does not lock; it gets the error instead of waiting for a run that never begins."""
     second = SimpleNamespace(is_main_process=False)
-    monkeypatch.setattr(train, "broadcast_object_list", lambda _: [BusyError("process 1 is training")])
-    with pytest.raises(BusyError, match="process 1 is training"), train._locked(tmp_path, second):
+    monkeypatch.setattr(run_lock, "broadcast_object_list", lambda _: [BusyError("process 1 is training")])
+    with pytest.raises(BusyError, match="process 1 is training"), run_lock.locked(tmp_path, second):
         raise AssertionError("the run has begun")

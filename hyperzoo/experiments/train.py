@@ -1,10 +1,9 @@
 """Train a recipe into a run folder; with torchrun or accelerate launch, `-m hyperzoo train RECIPE` is distributed."""
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
-from filelock import FileLock, Timeout
+from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
 from hyperzoo import data, files, zoo
 from hyperzoo.analysis import evaluate
-from hyperzoo.errors import BusyError, HyperzooError, LaunchError, RunError
-from hyperzoo.experiments import build, pretrained
+from hyperzoo.errors import HyperzooError, LaunchError, RunError
+from hyperzoo.experiments import build, image_sizes, pretrained
 from hyperzoo.experiments.changes import recipe_changes
 from hyperzoo.experiments.model_args import model_args
+from hyperzoo.experiments.run_lock import locked
 from hyperzoo.training import allocator, checkpoint, seeding
 from hyperzoo.training.log import DESCRIBED, finished_result
 from hyperzoo.training.loop import Trainer
@@ -73,7 +72,7 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
     # without a precision, which all Accelerators of a process share; `TrainStep` has the recipe's
     engine = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     _check_processes(recipe, engine)
-    with _locked(folder, engine), _typed_errors(folder, engine):
+    with locked(folder, engine), _typed_errors(folder, engine):
         done = finished_result(folder, recipe.digest())
         if done:
             return RunResult(folder, done, trained=False)
@@ -105,9 +104,9 @@ def _run(
     started_from = _started_from(recipe, saved)
     model = build.model(recipe, train.classes, train.channels)
     model = model.to(memory_format=memory_format(model))
-    build.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
+    image_sizes.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
     if isinstance(dataset, data.OwnImages):
-        build.check_sizes(recipe, model, train.channels, dataset.fit.size_px)
+        image_sizes.check_sizes(recipe, model, train.channels, dataset.fit.size_px)
     build.initialize(recipe, model, train)
     step = build.step(recipe, model).to(engine.device)
     batches = build.batches(recipe, train, model, engine)
@@ -222,60 +221,6 @@ def _check_processes(recipe: Recipe, engine: Accelerator) -> None:
     asked_for_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
     if asked_for_fsdp and engine.distributed_type.value != "FSDP":
         raise LaunchError("ACCELERATE_USE_FSDP asks for FSDP, but accelerate does not use it on this device; unset it")
-
-
-@contextmanager
-def _locked(folder: Path, engine: Accelerator) -> Iterator[None]:
-    """Lock a run folder; the system releases the lock when the process ends, also after kill -9.
-
-    The first of several processes locks it. If it cannot, all raise its error, so that none waits for the others.
-    """
-    failed: RunError | None = None
-    with ExitStack() as stack:
-        if engine.is_main_process:
-            try:
-                _lock(folder, stack)
-            except RunError as error:
-                failed = error
-        [failed] = broadcast_object_list([failed])
-        if failed:
-            raise failed
-        yield
-
-
-def _lock(folder: Path, stack: ExitStack) -> None:
-    owner = folder / "run.pid"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(FileLock(folder / "run.lock", timeout=0))
-        stack.enter_context(_locked_directory(folder))
-        files.write_whole({owner: str(os.getpid()).encode()})
-    except (Timeout, BlockingIOError) as error:
-        process = owner.read_text(errors="replace") if owner.exists() else "unknown"
-        raise BusyError(f"process {process} is training in {folder}; use another --out") from error
-    except OSError as error:
-        raise RunError(f"cannot write to the run folder {folder}: {error}") from error
-
-
-@contextmanager
-def _locked_directory(folder: Path) -> Iterator[None]:
-    """Lock the directory itself, for the case that somebody deletes run.lock.
-
-    Raises:
-        BlockingIOError: another process has locked it.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise
-    except OSError:  # NFS locks files only, so run.lock decides alone
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -174,9 +174,8 @@ def check(manifest: Manifest, checkout: Checkout) -> list[Path]:
 
 
 def _differing(generated: Mapping[Path, str], checkout: Checkout) -> list[Path]:
-    orphans = [path for path in checkout.card_template.parent.glob("*.*_*.md") if path not in generated]
-    differing = [path for path, text in generated.items() if not path.is_file() or path.read_text("utf-8") != text]
-    return sorted(differing + orphans)
+    paths = {*generated, *checkout.card_template.parent.glob("*.*_*.md")}  # also cards without a weight
+    return sorted(path for path in paths if not path.is_file() or path.read_text("utf-8") != generated.get(path))
 
 
 def for_hub(text: str, namespace: str) -> str:

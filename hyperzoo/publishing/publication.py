@@ -61,7 +61,7 @@ def model_and_classes(recipe: Recipe, run: FinishedRun) -> tuple[nn.Module, tupl
     paper_ids = tuple(f"arXiv:{paper}" for paper in papers(parsed))
     cfg: Any = model.pretrained_cfg  # that of the default weight, if the architecture has one
     cfg["tag"], cfg["paper_ids"], cfg["num_classes"] = parsed.tag, paper_ids or None, len(classes)
-    cfg |= {key: tuple(described[key]) for key in ("input_size", "mean", "std")}  # as `build.describe_images` set them
+    cfg |= {key: tuple(described[key]) for key in ("input_size", "mean", "std")}  # as `describe_images` set them
     cfg["crop_pct"] = described["crop_pct"]
     model.load_state_dict(weight_files.same_keys(state, model))
     return model.eval(), classes
