@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent
 MIRROR = ROOT / "tests" / "assets" / "mirror"
-RUN = Path("runs") / "demo"
+RUN = Path("runs") / "make_demo"
 os.chdir(ROOT)
 os.environ["HYPERZOO_DATA"] = str(MIRROR)  # test images and a few training images of CIFAR-10
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -59,7 +59,7 @@ def draw(model: torch.nn.Module) -> None:
 
 def compare(exported: torch.nn.Module) -> None:
     """Compare the run folder, loaded by timm, with the checkpoint that it was exported from."""
-    print("\n4. The run folder is an export: timm.create_model('local-dir:runs/demo', pretrained=True)")
+    print("\n4. The run folder is an export: timm.create_model('local-dir:runs/make_demo', pretrained=True)")
     saved = checkpoint.newest(RUN / "checkpoints")
     assert saved is not None, "a finished run has a checkpoint"
     trained = timm.create_model("spherenet20").eval()

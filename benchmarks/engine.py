@@ -39,7 +39,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from hyperzoo import data
 from hyperzoo.data import ImageSet
-from hyperzoo.experiments import build
+from hyperzoo.experiments import build, image_sizes
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.step import TrainStep
 
@@ -150,7 +150,7 @@ def on_folder(folder: Path, arch: str, held: str, between: Callable[[], None], c
     finally:
         data.own.MEMORY_BYTES = limit
     network = build.model(plan, images.classes, images.channels).to(memory_format=torch.channels_last)
-    build.describe_images(network, images, SIZE)
+    image_sizes.describe_images(network, images, SIZE)
     engine = Accelerator(cpu=True)
     batches = build.batches(plan, images, network, engine)
     rates, started, epoch = [], clock(), batches.epoch
@@ -212,8 +212,13 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="of the bare loop; 0 leaves it out")
     parser.add_argument("--images", type=int, default=2560, help="PNG files; 0 leaves timm out")
     parser.add_argument("--timm-train", type=Path, help="timm's train.py")
-    parser.add_argument("--busy", action="store_true", help="CPU time instead of elapsed time, without --timm-train")
+    parser.add_argument(
+        "--busy", action="store_true", help="CPU time of one thread; without the bare loop"
+    )
     words = parser.parse_args()
+    if words.busy:
+        torch.set_num_threads(1)
+        words.updates = 0  # the bare loop is compared in elapsed time only
     if words.updates:
         against_bare_loop(words.updates)
     if words.images:

@@ -61,7 +61,8 @@ def run(name: str, busy: bool) -> str | None:
         print(f"{name}: exit code {done.returncode}", file=sys.stderr)
         return None
     print(done.stdout, flush=True)
-    return f"```text\n{' '.join([f'{file}.py', *words])}\n{done.stdout.strip()}\n```"
+    where = f"{machine()}, {time.strftime('%Y-%m-%d')}"
+    return f"{where}:\n\n```text\n{' '.join([f'{file}.py', *words])}\n{done.stdout.strip()}\n```"
 
 
 def main() -> None:
@@ -72,7 +73,6 @@ def main() -> None:
     if unknown := [name for name in args.names if name not in COMMANDS]:
         parser.error(f"no benchmark {unknown[0]}; choose from {', '.join(COMMANDS)}")
     readme, failed, begun = HERE / "README.md", [], time.perf_counter()
-    blocks.replace(readme, "machine", f"{machine()}, {time.strftime('%Y-%m-%d')}.")
     for name in args.names or COMMANDS:
         started = time.perf_counter()
         text = run(name, args.busy)

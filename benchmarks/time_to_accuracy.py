@@ -78,22 +78,24 @@ def bare_loop(recipe: Recipe, engine: Accelerator, model: nn.Module, classes: in
 def rates(recipe: Recipe, engine: Accelerator, classes: int, size: int) -> tuple[float, float]:
     """Images per second of the engine and of the bare loop."""
     data = recipe.data.model_copy(update=dict(resize_px={1: size}))
-    plan = recipe.model_copy(update=dict(data=data, train=recipe.train.model_copy(update=dict(epochs=ROUNDS, ema=0.0))))
+    short = recipe.train.model_copy(update=dict(epochs=ROUNDS, ema=0.0))
+    optim = recipe.optim.model_copy(update=dict(warmup_epochs=0.0, cycles=1))  # these would not fit into the rounds
+    plan = recipe.model_copy(update=dict(data=data, optim=optim, train=short))
     count = max(1, IMAGES_PER_ROUND // data.batch_size) * data.batch_size
     pixels, labels = (
         torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8),
         torch.randint(0, classes, (count,)),
     )
     images = ImageSet(data.name, "train", pixels, labels, tuple(map(str, range(classes))), "made")
-    model, twin = network(plan, classes), network(plan, classes)
-    for each in (model, twin):
+    model, baseline = network(plan, classes), network(plan, classes)
+    for each in (model, baseline):
         build.initialize(plan, each, images)
     updates = TRAINING_IMAGES // data.batch_size * recipe.train.epochs
     compile_model, _ = build.compiles(recipe, model, updates, engine.device)
     if compile_model:
-        twin.compile(dynamic=False)
+        baseline.compile(dynamic=False)
     step = build.step(plan, model).to(engine.device)
-    bare = bare_loop(plan, engine, twin.to(engine.device), classes, size)
+    bare = bare_loop(plan, engine, baseline.to(engine.device), classes, size)
     bare()
     measured: list[float] = []
 

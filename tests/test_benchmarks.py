@@ -37,7 +37,6 @@ def test_every_benchmark_has_its_file_and_its_place_in_a_page(module):
     for name, command in run_all.COMMANDS.items():
         assert (BENCHMARKS / f"{command.split()[0]}.py").is_file(), name
         assert readme.count(f"<!-- bench: {name} -->") == (name != "scaling"), name
-    assert readme.count("<!-- bench: machine -->") == 1
     for name in (*(curve.name for curve in scaling.CURVES), "engine"):
         assert page.count(f"<!-- bench: {name} -->") == 1, name
     for curve in scaling.CURVES:

@@ -24,7 +24,9 @@ say unpacked
 python3 -P -c "import torch, datasets, hyperzoo.experiments.queue as q; print(torch.__version__, torch.cuda.is_available(), q.__file__)"
 say imported
 [ "$minutes" != 0 ] || exit 0
-python3 -P -m hyperzoo queue recipes/queue.yaml --minutes "$minutes" --state "$zoo/runs" "$@"
+code=0  # a run that failed must not keep the results of the others here
+python3 -P -m hyperzoo queue recipes/queue.yaml --minutes "$minutes" --state "$zoo/runs" "$@" || code=$?
 say trained
 python3 tools/transfer.py bring "$OUT" --queue recipes/queue.yaml --state "$zoo/runs" "$@"
 say packed
+exit "$code"

@@ -35,7 +35,7 @@ TIMED = 3  # pairs from which on a ratio of times is stated; single times depend
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of a study against its baseline.
+    """A row of a study against its baseline of the same optimizer and learning rate.
 
     Attributes:
         study, label, baseline: names of the study and of its two rows.
@@ -174,8 +174,9 @@ def _of_study(file: Path) -> list[Comparison]:
     recipes = {label: Recipe.stored(said) for label, said in stated.items()}
     found = []
     for label, base in pairs.items():
-        method = method_of(recipes[label], recipes[base])
-        if method and by_label[label].keys() & by_label[base].keys():
+        method, optims = method_of(recipes[label], recipes[base]), (recipes[label].optim, recipes[base].optim)
+        equal = len({(optim.optimizer, optim.lr) for optim in optims}) == 1
+        if method and equal and by_label[label].keys() & by_label[base].keys():
             first = next(iter(by_label[label].values()))
             metrics = [metric_of(first["metrics"]), *([RARE] if first.get("rare") else [])]
             about = dict(study=file.stem, label=label, baseline=base, method=method, setting=setting(recipes[base]))

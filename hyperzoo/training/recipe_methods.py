@@ -56,7 +56,7 @@ class OrthogonalitySettings(Block):
 
     strength: NonNegative  # for hidden layers
     output: NonNegative = 0.0  # strength for the output layer
-    unit_rows: bool = False  # orthonormal filters, not only orthogonal ones
+    unit_rows: bool = False  # directions only, so orthogonal filters; false: also of length 1, so orthonormal ones
     layers: Layers | None = None  # as for mhe
     exclude: list[str] = []  # as for mhe
 

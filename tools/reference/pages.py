@@ -172,7 +172,7 @@ def table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
 
 
 def comments(block: type) -> dict[str, str]:
-    """The comment of each field of a class: behind it and on the lines below it."""
+    """The comment of each field of a class: after it and on the lines below it."""
     source = inspect.getsource(block)
     body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
     notes = {
