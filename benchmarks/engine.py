@@ -212,9 +212,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=60, help="of the bare loop; 0 leaves it out")
     parser.add_argument("--images", type=int, default=2560, help="PNG files; 0 leaves timm out")
     parser.add_argument("--timm-train", type=Path, help="timm's train.py")
-    parser.add_argument(
-        "--busy", action="store_true", help="CPU time of one thread; without the bare loop"
-    )
+    parser.add_argument("--busy", action="store_true", help="CPU time of one thread; without the bare loop")
     words = parser.parse_args()
     if words.busy:
         torch.set_num_threads(1)

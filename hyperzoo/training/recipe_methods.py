@@ -11,9 +11,6 @@ from pydantic import AfterValidator, Field, model_validator
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegative, Positive
 
-Layers = str | Annotated[list[str], Field(min_length=1)]
-AtLeastTwo = Annotated[int, Field(ge=2)]
-
 
 def _mixes(alpha: float) -> float:
     if alpha and not 0.01 <= alpha <= 1e6:
@@ -21,7 +18,9 @@ def _mixes(alpha: float) -> float:
     return alpha
 
 
+AtLeastTwo = Annotated[int, Field(ge=2)]
 Alpha = Annotated[NonNegative, AfterValidator(_mixes)]
+Layers = str | Annotated[list[str], Field(min_length=1)]
 
 
 class AngularSettings(Block):
