@@ -154,7 +154,7 @@ def test_the_table_has_a_line_for_each_weight_by_data_set_and_metric(zoo):
     size = f"{zoo.file(PLAIN).stat().st_size / 1e6:.2f} MB"
     cells = "CIFAR-10 | 91.25 % (n = 1) | 30"
     retrain = "40 (2 CPU cores, bf16)"
-    assert f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | {cells} | none: no method | {retrain} | {size} |" in lines
+    assert f"| [`{PLAIN}`](model_cards/{PLAIN}.md) | {cells} | no method | {retrain} | {size} |" in lines
     assert (
         f"| [`{MHE}`](model_cards/{MHE}.md) | {cells} | no baseline of the same budget | {retrain} | {size} |" in lines
     )

@@ -22,11 +22,11 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int], *, eps: floa
         images: (N, C, H, W), normalized.   return: (C kh kw, C, kh, kw), float32.
     Args:
         kernel_size: (kh, kw) of the patches, at most (H, W).
-        eps: above 0, in units of squared normalized pixels.
+        eps: 0 or more, in units of squared normalized pixels; with 0, a direction in which no patch varies is infinite.
     Raises:
         InputError: another rank, no image, images smaller than a patch, or eps out of range.
     """
-    check_number("eps", eps, above=0)
+    check_number("eps", eps, low=0)
     if images.dim() != 4 or not len(images) or images.shape[-2] < kernel_size[0] or images.shape[-1] < kernel_size[1]:
         raise InputError(
             f"whitening needs images (N, C, H, W) of at least {kernel_size[0]} x {kernel_size[1]} pixels; "

@@ -48,7 +48,7 @@ def score(info: WeightInfo) -> str:
 def baseline_text(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str:
     """The baseline of a weight with its metric, as Markdown without a link."""
     if names.parse(info.name).method == "plain":
-        return "none: no method"
+        return "no method"
     base = baselines.get(info.name)
     return f"{base.title}: {mean(info, base)}" if base else NO_BASELINE
 
