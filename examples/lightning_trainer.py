@@ -47,10 +47,10 @@ class Regularized(lightning.LightningModule):
 def main(epochs: int = 3) -> dict[str, float]:
     """Train on most of the training images; return loss and held-out accuracy (%) of the last epoch."""
     lightning.seed_everything(0)
-    parts = train, _ = data.load_images("c10", "train").hold_out(30)
+    train, held_out = data.load_images("c10", "train").hold_out(30)
     prepare = hyperzoo.preprocess("spherenet20")
-    sets = [TensorDataset(prepare(part.images), part.labels) for part in parts]
-    loaders = DataLoader(sets[0], 25, shuffle=True), DataLoader(sets[1], 25)
+    trained, validated = (TensorDataset(prepare(part.images), part.labels) for part in (train, held_out))
+    loaders = DataLoader(trained, 25, shuffle=True), DataLoader(validated, 25)
     trainer = lightning.Trainer(max_epochs=epochs, log_every_n_steps=1, logger=False, enable_checkpointing=False)
     trainer.fit(Regularized("spherenet20", len(train.classes)), *loaders)
     found = {name: value.item() for name, value in trainer.callback_metrics.items()}

@@ -122,6 +122,14 @@ def check_number(
     raise InputError(f"{name} must be a {'whole' if whole else 'finite'} number{text}; got {value!r}")
 
 
+def check_alpha(alpha: float) -> float:
+    """Return the alpha of a mixup, or raise InputError unless it is 0 (no mixing) or from 0.01 to 1e6."""
+    check_number("alpha", alpha, low=0)
+    if alpha and not 0.01 <= alpha <= 1e6:
+        raise InputError(f"alpha must be 0 (no mixing) or from 0.01 to 1e6; got {alpha!r}")
+    return alpha
+
+
 def check_seed(seed: object) -> None:
     """Raise InputError unless a `torch.Generator` takes this seed."""
     check_number("seed", seed, low=-(2**63), high=2**64 - 1, whole=True)

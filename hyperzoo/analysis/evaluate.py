@@ -179,10 +179,10 @@ def check_test_split(dataset: str | data.OwnImages) -> int:
 
 
 @contextmanager
-def _in_float32(device: torch.device) -> Iterator[None]:
-    """Disable gradients, autocast, and TF32, which CUDA otherwise uses in convolutions and LSTMs."""
+def in_float32(device: torch.device) -> Iterator[None]:
+    """Disable autocast, and TF32, which CUDA otherwise uses in convolutions and LSTMs."""
     tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False), tf32:
+    with torch.autocast(device.type, enabled=False), tf32:
         yield
 
 
@@ -227,7 +227,7 @@ def logits(
     the training.
     """
     share = batches(model, images, batch_size=batch_size, engine=engine, workers=workers)
-    with hooks.evaluating(model), _in_float32(next(model.parameters()).device):
+    with hooks.evaluating(model), torch.inference_mode(), in_float32(next(model.parameters()).device):
         # forward() skips the compiled call, which would compile the model again for evaluation
         parts = [views.averaged(model.forward, batch.images, tta).cpu() for batch in share]
     return torch.cat(parts) if parts else torch.empty(0, int(model.num_classes))  # type: ignore[arg-type]
@@ -290,7 +290,7 @@ def _language_metrics(model: nn.Module, text: data.TextSet) -> LanguageMetrics:
     pieces = data.TextBatches(text, batch_size=1, length=PIECE, device=device)
     loss, correct = (torch.zeros((), dtype=kind, device=device) for kind in (torch.float64, torch.int64))
     state = None  # the loop does not synchronize with the device
-    with hooks.evaluating(model), _in_float32(device):
+    with hooks.evaluating(model), torch.inference_mode(), in_float32(device):
         for piece in pieces.epoch(1):
             logits, state = model.run(piece.tokens, state)  # type: ignore[operator]
             loss += F.cross_entropy(logits[0].float(), piece.targets[0], reduction="sum")

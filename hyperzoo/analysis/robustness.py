@@ -97,8 +97,7 @@ def measure(
     nll = dict.fromkeys(conditions, 0.0)
     probabilities, hits = [], []
     batches = evaluate.batches(model, images, batch_size=batch_size, workers=workers, normalized=False)
-    tf32 = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with hooks.evaluating(model), torch.no_grad(), torch.autocast(where.type, enabled=False), tf32:
+    with hooks.evaluating(model), torch.no_grad(), evaluate.in_float32(where):
         for batch in _with_progress(batches, -(-len(images) // batch_size)):
             for name, changed in conditions.items():
                 logits = network(changed(batch))

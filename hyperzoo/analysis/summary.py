@@ -174,8 +174,8 @@ def _of_study(file: Path) -> list[Comparison]:
     recipes = {label: Recipe.stored(said) for label, said in stated.items()}
     found = []
     for label, base in pairs.items():
-        method, optims = method_of(recipes[label], recipes[base]), (recipes[label].optim, recipes[base].optim)
-        equal = len({(optim.optimizer, optim.lr) for optim in optims}) == 1
+        method, ours, theirs = method_of(recipes[label], recipes[base]), recipes[label].optim, recipes[base].optim
+        equal = (ours.optimizer, ours.lr) == (theirs.optimizer, theirs.lr)
         if method and equal and by_label[label].keys() & by_label[base].keys():
             first = next(iter(by_label[label].values()))
             metrics = [metric_of(first["metrics"]), *([RARE] if first.get("rare") else [])]

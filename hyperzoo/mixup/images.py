@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hyperzoo.errors import InputError, check_number, check_seed
+from hyperzoo.errors import InputError, check_alpha, check_number, check_seed
 from hyperzoo.layers.precision import full_dtype
 from hyperzoo.mixup.mix import Draw, mix
 
@@ -56,9 +56,7 @@ class Mixup:
         generator: torch.Generator | None = None,
     ) -> None:
         check_number("num_classes", num_classes, low=2, whole=True)
-        check_number("alpha", alpha, low=0)
-        if alpha and not 0.01 <= alpha <= 1e6:
-            raise InputError(f"alpha must be 0 (no mixing) or from 0.01 to 1e6; got {alpha!r}")
+        check_alpha(alpha)
         check_number("smoothing", smoothing, low=0, high=1)
         if generator is not None and generator.device.type != "cpu":
             raise InputError(f"generator must be on the CPU, whatever the device of x; got one on {generator.device}")

@@ -8,18 +8,12 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from hyperzoo.errors import check_alpha
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.strict_yaml import AtLeastOne, Block, Fraction, NonNegative, Positive
 
-
-def _mixes(alpha: float) -> float:
-    if alpha and not 0.01 <= alpha <= 1e6:
-        raise ValueError("alpha must be 0 (no mixing) or from 0.01 to 1e6")
-    return alpha
-
-
 AtLeastTwo = Annotated[int, Field(ge=2)]
-Alpha = Annotated[NonNegative, AfterValidator(_mixes)]
+Alpha = Annotated[NonNegative, AfterValidator(check_alpha)]
 Layers = str | Annotated[list[str], Field(min_length=1)]
 
 
