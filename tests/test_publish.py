@@ -110,6 +110,19 @@ def test_the_median_of_three_runs_is_published(work):
     assert "over 3 seeds" in checkout.card(NAME).read_text()
 
 
+def test_only_the_median_run_needs_its_weights(work):
+    checkout, run = work
+    stated = result(run)["metrics"]
+    better = {**stated, "accuracy": stated["accuracy"] + 6.25, "correct": stated["correct"] + 1}
+    other = another_seed(run, 3, metrics=better)
+    (other / "model.safetensors").unlink()
+    assert publish.publish(NAME, [run, other], checkout=checkout).metrics.accuracy.n == 2
+    worse = {**stated, "accuracy": stated["accuracy"] - 6.25, "correct": stated["correct"] - 1}
+    (other / "result.json").write_text(json.dumps({**result(other), "metrics": worse}))
+    with pytest.raises(errors.PublishError, match="model.safetensors is missing"):
+        publish.publish(NAME, [run, other], checkout=checkout)
+
+
 def test_a_large_weight_is_stored_in_float16_if_its_accuracy_stays(work, monkeypatch):
     checkout, run = work
     trained = load_file(run / "model.safetensors")

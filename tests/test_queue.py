@@ -103,7 +103,7 @@ def test_the_queue_of_the_package_names_what_it_trains():
     for label in dict.fromkeys(label for label, _ in runs):
         recipes = [recipe for other, recipe in runs if other == label]
         seeds = [recipe.train.seed for recipe in recipes]
-        assert len(seeds) in (3, 5) and seeds == list(range(len(seeds)))
+        assert len(seeds) in (3, 4, 5) and seeds == list(range(seeds[0], seeds[0] + len(seeds)))  # others are trained
         arch, _, rest = label.partition(".")
         method, _, dataset = rest.partition("_")
         said = recipes[0].method
@@ -216,6 +216,27 @@ def test_logs_come_first_then_finished_weights_then_the_furthest_checkpoints(tmp
         [f"{plain}/0/{last}"],
         [f"{sphere}/1/{last}"],
     ]
+
+
+def test_the_weights_that_would_be_published_come_before_those_of_other_seeds(tmp_path):
+    tasks = queue.load(write(tmp_path, QUEUE.replace("[0, 1]", "[0, 1, 2]")), tmp_path / "runs")
+    for task, accuracy in zip(tasks[:5], (90.0, 92.0, 91.0, 80.0, 70.0), strict=True):
+        log(task, 1.0)
+        result = {"recipe_sha256": task.recipe.digest(), "metrics": {"accuracy": accuracy}}
+        (task.folder / "result.json").write_text(json.dumps(result))
+        (task.folder / "model.safetensors").touch()
+    packed = [file for group in transfer.groups(tasks) for file in group]
+    models = [
+        tasks.index(next(task for task in tasks if task.folder == file.parent)) for file in packed if "mod" in file.name
+    ]
+    assert models == [2, 4, 0, 1, 3]  # the medians 91 and, of two, the lower: 70
+
+
+def test_a_sweep_is_a_queue_too(tmp_path):
+    write(tmp_path)
+    (tmp_path / "study.yaml").write_text("base: base.yaml\nrows: {a: {}, b: {optim.lr: 0.1}}\nseeds: [0, 3]\n")
+    tasks = queue.load(tmp_path / "study.yaml", tmp_path / "runs")
+    assert [str(task.folder.relative_to(tmp_path / "runs")) for task in tasks] == ["a/0", "a/3", "b/0", "b/3"]
 
 
 @pytest.mark.fault("damaged file of one run in a queue", 6)

@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # One call on a machine without network: unpack what was carried, check the imports, train by the queue, pack results.
 #
-#   OUT=results bash tools/gpu.sh build/carry/1 8 [--epochs 1]    # see gpu.md; 0 minutes: unpack and check only
+#   OUT=results bash tools/gpu.sh build/carry/1 8 [--processes 8]    # see gpu.md; 0 minutes: unpack and check only
 #
-# What was unpacked and trained stays in ZOO [default: /tmp/zoo], so that the next call goes on.
+# QUEUE is the queue or sweep [default: recipes/queue.yaml], EPOCHS shortens its runs, for a trial. What was unpacked and
+# trained stays in ZOO [default: /tmp/zoo], so that the next call goes on.
 set -euo pipefail
 carried=$1 minutes=$2
 shift 2
 zoo=${ZOO:-/tmp/zoo}
+queue=(${QUEUE:-recipes/queue.yaml} ${EPOCHS:+--epochs "$EPOCHS"})
 started=$SECONDS
 say() { echo "$((SECONDS - started)) s: $*"; }
 
@@ -25,8 +27,8 @@ python3 -P -c "import torch, datasets, hyperzoo.experiments.queue as q; print(to
 say imported
 [ "$minutes" != 0 ] || exit 0
 code=0  # a run that failed must not keep the results of the others here
-python3 -P -m hyperzoo queue recipes/queue.yaml --minutes "$minutes" --state "$zoo/runs" "$@" || code=$?
+python3 -P -m hyperzoo queue "${queue[@]}" --minutes "$minutes" --state "$zoo/runs" "$@" || code=$?
 say trained
-python3 tools/transfer.py bring "$OUT" --queue recipes/queue.yaml --state "$zoo/runs" "$@"
+python3 tools/transfer.py bring "$OUT" --queue "${queue[@]}" --state "$zoo/runs"
 say packed
 exit "$code"

@@ -25,6 +25,7 @@ from shards import reshard
 from hyperzoo.errors import HyperzooError, InputError
 from hyperzoo.experiments import queue
 from hyperzoo.training import checkpoint
+from hyperzoo.training.log import median_index, metric_of
 
 PART_BYTES, TOTAL_BYTES = 15_000_000, 60_000_000
 
@@ -124,17 +125,28 @@ class _Parts:
 
 
 def groups(tasks: list[queue.Task]) -> Iterator[list[Path]]:
-    """Groups of files to bring back, most valuable first: all logs; the weights of finished runs in the order of the
-    queue; the newest checkpoint of each other run, those nearest to their end first."""
+    """Groups of files to bring back, most valuable first: all logs; the weights of finished runs, first those that
+    would be published; the newest checkpoint of each other run, those nearest to their end first."""
     for task in tasks:
         yield _existing(task, "result.json", "metrics.jsonl", "log.txt")
-    for task in tasks:
-        if task.result():
-            yield _existing(task, "model.safetensors", "config.json", "vocab.txt")
+    for task in _medians_first(tasks):
+        yield _existing(task, "model.safetensors", "config.json", "vocab.txt")
     for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
         saved = checkpoint.folders(task.folder / "checkpoints")
         if saved and not task.result():
             yield sorted(saved[0].iterdir())
+
+
+def _medians_first(tasks: list[queue.Task]) -> list[queue.Task]:
+    """The finished runs: the median of each row, which alone needs its weights to be published, then the others."""
+    rows: dict[str, list[tuple[float, int, queue.Task]]] = {}
+    for i, task in enumerate(tasks):
+        if result := task.result():
+            metrics = result["metrics"]
+            rows.setdefault(task.label, []).append((metrics[metric_of(metrics)], i, task))
+    finished = [sorted(row, key=lambda entry: entry[:2]) for row in rows.values()]
+    medians = [row.pop(median_index(len(row))) for row in finished]
+    return [task for _, _, task in medians + [entry for row in finished for entry in row]]
 
 
 def _existing(task: queue.Task, *parts: str) -> list[Path]:

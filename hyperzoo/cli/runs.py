@@ -158,7 +158,9 @@ def plot(what: Path, out: Path | None, as_json: bool) -> None:
 @click.option("--epochs", type=click.IntRange(1), help="Train this many epochs only, to try the queue out.")
 @json_option
 def queue(file: Path, minutes: float, state: Path, processes: int | None, epochs: int | None, as_json: bool) -> int:
-    """Train the runs of QUEUE (a file like recipes/queue.yaml) in parallel, within a time limit.
+    """Train the runs of QUEUE in parallel, within a time limit.
+
+    QUEUE is a file like recipes/queue.yaml, or a sweep as for `hyperzoo train`.
 
     Exit code 1 if a run failed, 130 after SIGINT or SIGTERM.
     """

@@ -41,15 +41,17 @@ class FinishedRun(NamedTuple):
         return metrics[metric_of(metrics)]
 
 
-def finished_run(folder: Path) -> FinishedRun:
+def finished_run(folder: Path, *, weights: bool = True) -> FinishedRun:
     """Read the result of a run folder, and compare it with the other files.
 
+    Args:
+        weights: False if only result and log are needed; the weights may then be absent.
     Raises:
         PublishError: a file is missing, damaged or changed since the run ended; values that do not fit each other; a
             log of another length.
     """
-    missing = [part for part in ("result.json", "metrics.jsonl", *FILES) if not (folder / part).is_file()]
-    if missing:
+    parts = ("result.json", "metrics.jsonl", *(FILES if weights else ()))
+    if missing := [part for part in parts if not (folder / part).is_file()]:
         raise PublishError(f"{folder} is not a finished run: {', '.join(missing)} is missing")
     try:
         run = FinishedRun(folder, read_result(folder))
@@ -59,7 +61,8 @@ def finished_run(folder: Path) -> FinishedRun:
     if fault := next(_result_faults(run), None):
         raise PublishError(f"{folder / 'result.json'} is damaged: {fault}")
     stated = run.result.get("files", {})  # results of versions before 0.6 have none
-    if changed := [p for p, digest in stated.items() if not (folder / p).is_file() or sha256(folder / p) != digest]:
+    present = {part: digest for part, digest in stated.items() if weights or (folder / part).is_file()}
+    if changed := [p for p, digest in present.items() if not (folder / p).is_file() or sha256(folder / p) != digest]:
         raise PublishError(f"{folder}: {', '.join(changed)} has changed since the run ended; train again with --out")
     if last != run.result["epochs"]:
         raise PublishError(

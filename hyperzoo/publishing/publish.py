@@ -31,6 +31,7 @@ from hyperzoo.publishing.finished_run import FinishedRun, finished_run
 from hyperzoo.publishing.publication import Publication, in_half, model_and_classes
 from hyperzoo.publishing.push import send
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
+from hyperzoo.training.log import median_index
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest
 from hyperzoo.zoo.model_folder import save_model
@@ -60,7 +61,8 @@ def publish(
     publication in the same checkout waits for the first.
 
     Args:
-        folders: run folders, one per seed. One is enough; the card then reports a single run.
+        folders: run folders, one per seed. One is enough; the card then reports a single run. Only the median run
+            needs its weights.
         checkout: where to write [default: the checkout that this package is imported from].
         push: also push to the Hub as `<namespace>/<name>`, in one commit; every file is read back and compared, and the
             commit is pinned in the manifest. Without a push, a pinned commit that holds these bytes stays pinned.
@@ -80,11 +82,12 @@ def publish(
     with checkout.locked(), tempfile.TemporaryDirectory() as scratch:
         manifest = _manifest(name, checkout, namespace)
         recipe, recipe_path = _recipe(name, checkout)
-        runs = sorted((finished_run(folder) for folder in folders), key=lambda run: (run.score, run.result["seed"]))
+        runs = [finished_run(folder, weights=False) for folder in folders]
+        runs.sort(key=lambda run: (run.score, run.result["seed"]))
         if not runs:
             raise PublishError(f"{name}: pass at least one run folder")
         _check_runs(recipe, runs, checkout)
-        median = runs[(len(runs) - 1) // 2]
+        median = finished_run(runs[median_index(len(runs))].folder)
         publication = Publication(recipe, recipe_path, tuple(runs), median, *model_and_classes(recipe, median))
         return _publish(in_half(publication, FULL_BYTES), manifest, checkout, Path(scratch), push=push)
 

@@ -21,6 +21,11 @@ def metric_of(metrics: Mapping[str, Any]) -> str:
     return "perplexity" if "perplexity" in metrics else "accuracy"
 
 
+def median_index(count: int) -> int:
+    """The place of the published run among runs sorted by their metric: the median, or the lower one of the middle."""
+    return (count - 1) // 2
+
+
 def read_log(metrics: Path) -> list[dict[str, Any]]:
     """The epochs of a run.
 

@@ -139,11 +139,15 @@ class Queue(Block):
 
 
 def load_queue(path: Path) -> list[Run]:
-    """The runs of all jobs of a queue file, in order.
+    """The runs of all jobs of a queue file, in order, or those of a sweep.
 
+    Args:
+        path: of a queue, or a sweep as for `load_sweep`.
     Raises:
         RecipeError: as for `load_sweep`; two jobs share a label.
     """
+    if is_sweep(path):
+        return load_sweep(path)[1]
     reader, values = read_yaml(path)
     queue = validated(Queue, values, reader, path.name)
     labels = [label for job in queue.jobs.values() for label, _ in job.lines()]
