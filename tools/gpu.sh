@@ -1,34 +1,61 @@
-#!/usr/bin/env bash
-# One call on a machine without network: unpack what was carried, check the imports, train by the queue, pack results.
+# Functions for calls on a GPU machine without network; see gpu.md. Read them in each call, at the root of the checkout:
 #
-#   OUT=results bash tools/gpu.sh build/carry/1 8 [--processes 8]    # see gpu.md; 0 minutes: unpack and check only
+#   . tools/gpu.sh; unpack build/carry/1; start fast recipes/queue.yaml 8 4; await fast 60; show fast; pack fast
 #
-# QUEUE is the queue or sweep [default: recipes/queue.yaml], EPOCHS shortens its runs, for a trial. What was unpacked and
-# trained stays in ZOO [default: /tmp/zoo], so that the next call goes on.
-set -euo pipefail
-carried=$1 minutes=$2
-shift 2
+# OUT is the folder whose files come back. What was unpacked and trained stays in ZOO [default: /tmp/zoo] for later calls.
 zoo=${ZOO:-/tmp/zoo}
-queue=(${QUEUE:-recipes/queue.yaml} ${EPOCHS:+--epochs "$EPOCHS"})
-started=$SECONDS
-say() { echo "$((SECONDS - started)) s: $*"; }
-
 mkdir -p "$zoo/runs"
-[ ! -d "$carried" ] || cp -r "$carried/." "$zoo"
-[ ! -e "$zoo/site.zip" ] || { rm -rf "$zoo/site"; python3 -m zipfile -e "$zoo/site.zip" "$zoo/site"; rm "$zoo/site.zip"; }
-if compgen -G "$zoo/runs.tar.*" > /dev/null; then
-  cat "$zoo"/runs.tar.* | tar x -C "$zoo/runs"
-  rm "$zoo"/runs.tar.*
-fi
-export PYTHONPATH=$zoo/site HF_HOME=$zoo/cache HYPERZOO_DATA=$zoo/data PYTHONUNBUFFERED=1
+export PYTHONPATH=$zoo/site HF_HOME=$zoo/cache HYPERZOO_DATA=$zoo/data PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} TORCHINDUCTOR_COMPILE_THREADS=4
-say unpacked
-python3 -P -c "import torch, datasets, hyperzoo.experiments.queue as q; print(torch.__version__, torch.cuda.is_available(), q.__file__)"
-say imported
-[ "$minutes" != 0 ] || exit 0
-code=0  # a run that failed must not keep the results of the others here
-python3 -P -m hyperzoo queue "${queue[@]}" --minutes "$minutes" --state "$zoo/runs" "$@" || code=$?
-say trained
-python3 tools/transfer.py bring "$OUT" --queue "${queue[@]}" --state "$zoo/runs"
-say packed
-exit "$code"
+say() { echo "$(date +%T) $*"; }
+
+# unpack FOLDER: what `transfer.py send` made; packages and runs of another machine are unpacked, imports are tried.
+unpack() {
+  cp -r "$1/." "$zoo"
+  if [ -e "$zoo/site.zip" ]; then
+    rm -rf "$zoo/site"
+    python3 -m zipfile -e "$zoo/site.zip" "$zoo/site" && rm "$zoo/site.zip"
+    python3 -P -c "import torch, datasets, hyperzoo.experiments.queue as q; print(torch.__version__, torch.cuda.is_available(), q.__file__)"
+  fi
+  if compgen -G "$zoo/runs.tar.*" > /dev/null; then
+    cat "$zoo"/runs.tar.* | tar x -C "$zoo/runs" && rm "$zoo"/runs.tar.*
+  fi
+  say "unpacked $1"
+}
+
+# start NAME FILE PROCESSES MINUTES: train a queue or sweep in the background; it outlives the call while the machine is held.
+start() {
+  rm -rf "$zoo/recipes" && cp -r recipes "$zoo/recipes"
+  cp "$2" "$zoo/recipes/$1.queue.yaml"
+  cd "$zoo" || return
+  setsid nohup python3 -P -m hyperzoo queue "recipes/$1.queue.yaml" --processes "$3" --minutes "$4" \
+    --state "$zoo/runs/$1" ${EPOCHS:+--epochs "$EPOCHS"} > "$1.log" 2>&1 &
+  echo $! > "$zoo/$1.pid"
+  cd - > /dev/null || return
+  say "started $1"
+}
+
+# await NAME SECONDS: until a queue ends, at most so long.
+await() {
+  local until=$((SECONDS + $2))
+  while kill -0 "$(cat "$zoo/$1.pid")" 2> /dev/null && [ $SECONDS -lt $until ]; do sleep 0.5; done
+  say "$1: $(tail -1 "$zoo/$1.log")"
+}
+
+# show NAME: what a queue said, and the last epoch of each of its runs.
+show() {
+  cat "$zoo/$1.log"
+  tail -qn 1 "$zoo/runs/$1"/*/*/log.txt
+}
+
+# table NAME STUDY: the table of a finished study; its sweep.json comes back, though not the weights.
+table() {
+  (cd "$zoo" && python3 -P -m hyperzoo train "recipes/studies/$2.yaml" --out "$zoo/runs/$1") | tail -n 30
+  cp "$zoo/runs/$1/sweep.json" "$OUT/$2.json"
+}
+
+# pack NAME: logs, results and weights of a queue, for `cat runs.tar.* | tar x -C FOLDER`.
+pack() {
+  python3 tools/transfer.py bring "$OUT" --queue "$zoo/recipes/$1.queue.yaml" --state "$zoo/runs/$1" ${EPOCHS:+--epochs "$EPOCHS"}
+  say "packed $1"
+}
