@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from support import finished
 from support.finished import NAME, another_seed, change, contents, result, stamp
 
 from hyperzoo import errors
-from hyperzoo.analysis import neuron_energy
+from hyperzoo.analysis import evaluate, neuron_energy
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.publishing import cards, publication, publish, verify
 from hyperzoo.zoo.manifest import Manifest
@@ -121,6 +122,32 @@ def test_only_the_median_run_needs_its_weights(work):
     (other / "result.json").write_text(json.dumps({**result(other), "metrics": worse}))
     with pytest.raises(errors.PublishError, match="model.safetensors is missing"):
         publish.publish(NAME, [run, other], checkout=checkout)
+
+
+def test_a_run_without_weights_must_still_be_whole(work):
+    checkout, run = work
+    stated = result(run)["metrics"]
+    better = {**stated, "accuracy": stated["accuracy"] + 6.25, "correct": stated["correct"] + 1}
+    other = another_seed(run, 3, metrics=better)
+    log = other / "metrics.jsonl"
+    for damage in (lambda: (other / "model.safetensors").write_bytes(b"changed"), lambda: log.write_text("{}\n")):
+        before = {path: path.read_bytes() for path in other.iterdir() if path.is_file()}
+        damage()
+        with pytest.raises(errors.PublishError, match="changed since the run ended|metrics.jsonl"):
+            publish.publish(NAME, [run, other], checkout=checkout)
+        for path, content in before.items():
+            path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("change", "dtype"), [(0.05, torch.float16), (-0.05, torch.float16), (0.06, torch.float32)])
+def test_float16_may_change_a_twentieth_of_a_point(work, monkeypatch, change, dtype):
+    checkout, run = work
+    recipe, path = publish._recipe(NAME, checkout)
+    done = publish.finished_run(run)
+    model, classes = publication.model_and_classes(recipe, done)
+    monkeypatch.setattr(evaluate, "test_metrics", lambda *_: SimpleNamespace(score=done.score + change))
+    given = publication.Publication(recipe, path, (done,), done, model, classes)
+    assert publication.in_half(given, above=0).dtype == dtype
 
 
 def test_a_large_weight_is_stored_in_float16_if_its_accuracy_stays(work, monkeypatch):

@@ -232,11 +232,23 @@ def test_the_weights_that_would_be_published_come_before_those_of_other_seeds(tm
     assert models == [2, 4, 0, 1, 3]  # the medians 91 and, of two, the lower: 70
 
 
+def test_of_equal_scores_and_of_perplexities_the_published_median_comes_first(tmp_path):
+    tasks = queue.load(write(tmp_path, QUEUE.replace("[0, 1]", "[3, 1, 2]")), tmp_path / "runs")
+    scores = [{"accuracy": 90.0}] * 3 + [{"perplexity": value} for value in (80.0, 90.0, 100.0)]
+    for task, metrics in zip(tasks[:6], scores, strict=True):
+        log(task, 1.0)
+        (task.folder / "result.json").write_text(
+            json.dumps({"recipe_sha256": task.recipe.digest(), "metrics": metrics})
+        )
+    assert transfer._medians_first(tasks)[:2] == [tasks[2], tasks[4]]  # seed 2 of 1, 2, 3; perplexity 90
+
+
 def test_a_sweep_is_a_queue_too(tmp_path):
     write(tmp_path)
     (tmp_path / "study.yaml").write_text("base: base.yaml\nrows: {a: {}, b: {optim.lr: 0.1}}\nseeds: [0, 3]\n")
     tasks = queue.load(tmp_path / "study.yaml", tmp_path / "runs")
     assert [str(task.folder.relative_to(tmp_path / "runs")) for task in tasks] == ["a/0", "a/3", "b/0", "b/3"]
+    assert len(load_queue(Path("fast_cnn_methods"))) == 12  # by the name of a sweep of the package
 
 
 @pytest.mark.fault("damaged file of one run in a queue", 6)

@@ -140,13 +140,13 @@ def groups(tasks: list[queue.Task]) -> Iterator[list[Path]]:
 def _medians_first(tasks: list[queue.Task]) -> list[queue.Task]:
     """The finished runs: the median of each row, which alone needs its weights to be published, then the others."""
     rows: dict[str, list[tuple[float, int, queue.Task]]] = {}
-    for i, task in enumerate(tasks):
+    for task in tasks:
         if result := task.result():
             metrics = result["metrics"]
-            rows.setdefault(task.label, []).append((metrics[metric_of(metrics)], i, task))
-    finished = [sorted(row, key=lambda entry: entry[:2]) for row in rows.values()]
+            rows.setdefault(task.label, []).append((metrics[metric_of(metrics)], task.recipe.train.seed, task))
+    finished = [sorted(row, key=lambda scored: scored[:2]) for row in rows.values()]
     medians = [row.pop(median_index(len(row))) for row in finished]
-    return [task for _, _, task in medians + [entry for row in finished for entry in row]]
+    return [task for _, _, task in medians + [scored for row in finished for scored in row]]
 
 
 def _existing(task: queue.Task, *parts: str) -> list[Path]:
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     packing.add_argument("--rows", type=int, help="only the first rows of each split, for a trial")
     bringing = commands.add_parser("bring", help="pack logs, weights and checkpoints of a queue into files of 15 MB")
     bringing.add_argument("out", type=Path, help="output folder")
-    bringing.add_argument("--queue", type=Path, required=True, help="a file like recipes/queue.yaml")
+    bringing.add_argument("--queue", type=Path, required=True, help="a file like recipes/queue.yaml, or a sweep")
     bringing.add_argument("--state", type=Path, default=Path("runs", "queue"), help="folder of the runs")
     bringing.add_argument("--epochs", type=int, help="as for `hyperzoo queue`")
     given = parser.parse_args(arguments)

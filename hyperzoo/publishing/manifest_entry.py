@@ -44,7 +44,7 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         values=tuple(values),
     )
     before = manifest.weights.get(name)
-    threads = f"{env['threads']} thread{'s' if env['threads'] != 1 else ''}"
+    processor = f"{env['device']}, {env['threads']} thread{'s' * (env['threads'] != 1)}, {env['cpu_capability']}"
     return WeightInfo(
         name=name,
         default=before.default if before else not manifest.names(parsed.arch),
@@ -65,7 +65,7 @@ def weight_info(publication: Publication, this_file: ThisFile | ThisText, manife
         training=Training(
             epochs=result["epochs"],
             minutes=float(result["minutes"]),
-            machine=f"{env['device']}, {threads}, {env['cpu_capability']}",
+            machine=processor if env["device"].startswith("cpu") else env["device"],
             precision=result["precision"],
         ),
         recipe=publication.recipe_path.as_posix(),

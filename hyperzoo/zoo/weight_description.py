@@ -94,7 +94,7 @@ class Training:
 
     epochs: int  # of each run
     minutes: float  # of the published run
-    machine: str  # device, threads and instruction set
+    machine: str  # the GPU, or cpu with threads and instruction set
     precision: str  # arithmetic: fp32, or bf16 mixed
 
 
