@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -18,15 +17,12 @@ import transfer
 from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
-from support import tiny
 
 from hyperzoo import names
-from hyperzoo.analysis import evaluate
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.data import sources
 from hyperzoo.errors import RecipeError
 from hyperzoo.experiments import queue, train
-from hyperzoo.training import seeding
 from hyperzoo.training.recipe import load_recipe, recipe_folders
 from hyperzoo.training.sweep_file import load_queue
 
@@ -114,6 +110,14 @@ def test_the_queue_of_the_package_names_what_it_trains():
         assert used == ({method.removesuffix("half")} & terms.keys()), label
         assert method in {*names.METHODS, "mhehalf", "fast"}
         assert not recipes[0].data.hold_out and not recipes[0].data.choice  # the test split is read, once
+
+
+def test_a_sweep_is_a_queue_too(tmp_path):
+    write(tmp_path)
+    (tmp_path / "study.yaml").write_text("base: base.yaml\nrows: {a: {}, b: {optim.lr: 0.1}}\nseeds: [0, 3]\n")
+    tasks = queue.load(tmp_path / "study.yaml", tmp_path / "runs")
+    assert [str(task.folder.relative_to(tmp_path / "runs")) for task in tasks] == ["a/0", "a/3", "b/0", "b/3"]
+    assert len(load_queue(Path("fast_cnn_methods"))) == 12  # by the name of a sweep of the package
 
 
 # How many side by side
@@ -243,14 +247,6 @@ def test_of_equal_scores_and_of_perplexities_the_published_median_comes_first(tm
     assert transfer._medians_first(tasks)[:2] == [tasks[2], tasks[4]]  # seed 2 of 1, 2, 3; perplexity 90
 
 
-def test_a_sweep_is_a_queue_too(tmp_path):
-    write(tmp_path)
-    (tmp_path / "study.yaml").write_text("base: base.yaml\nrows: {a: {}, b: {optim.lr: 0.1}}\nseeds: [0, 3]\n")
-    tasks = queue.load(tmp_path / "study.yaml", tmp_path / "runs")
-    assert [str(task.folder.relative_to(tmp_path / "runs")) for task in tasks] == ["a/0", "a/3", "b/0", "b/3"]
-    assert len(load_queue(Path("fast_cnn_methods"))) == 12  # by the name of a sweep of the package
-
-
 @pytest.mark.fault("damaged file of one run in a queue", 6)
 @pytest.mark.parametrize("damage", ["", "{", "null", "[" * 200_000, "\0\xff", "3\n"], ids=range(6))
 def test_one_damaged_run_keeps_no_other_from_being_packed(tmp_path, damage):
@@ -278,34 +274,6 @@ def test_a_copy_of_a_checkpoint_is_not_packed(tmp_path):
         (task.folder / "checkpoints" / name).mkdir(parents=True)
         (task.folder / "checkpoints" / name / "state.json").touch()
     assert list(transfer.groups([task]))[-1] == [task.folder / "checkpoints" / "epoch-00001" / "state.json"]
-
-
-def test_a_run_of_an_installed_package_names_the_commit_that_pip_noted(monkeypatch):
-    def no_git(*words, **more):
-        raise FileNotFoundError("git")
-
-    noted = {"url": "file:///somewhere", "vcs_info": {"vcs": "git", "commit_id": "4f2a"}}
-    monkeypatch.setattr(seeding.subprocess, "run", no_git)
-    for text, commit, dirty in (
-        (json.dumps(noted), "4f2a", False),
-        ('{"dir_info": {}}', None, None),
-        (None, None, None),
-    ):
-        monkeypatch.setattr(
-            seeding, "distribution", lambda name, text=text: SimpleNamespace(read_text=lambda file: text)
-        )
-        found = seeding.environment()
-        assert (found["commit"], found["dirty"]) == (commit, dirty)
-
-
-def test_the_evaluation_takes_no_tf32_for_float32():
-    seen = []
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
-    model.num_classes, model.pretrained_cfg = 10, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
-    model[1].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
-    before = torch.backends.cudnn.allow_tf32
-    evaluate.logits(model, tiny.image_set(20))
-    assert seen == [False] and torch.backends.cudnn.allow_tf32 is before
 
 
 # The command

@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from support import tiny
 
 from hyperzoo.analysis import evaluate, robustness
 from hyperzoo.analysis.deform import DEFORMATIONS, deform
@@ -112,6 +113,16 @@ def test_a_gpu_computes_in_float32_too():
     model.conv1.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     robustness.measure(model, made(), only=["clean"])
     assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
+
+
+def test_the_evaluation_takes_no_tf32_for_float32():
+    seen = []
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    model.num_classes, model.pretrained_cfg = 10, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    model[1].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    before = torch.backends.cudnn.allow_tf32
+    evaluate.logits(model, tiny.image_set(20))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 is before
 
 
 def test_some_conditions_alone_give_the_numbers_of_all():

@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,3 +62,21 @@ def test_the_repository_around_an_environment_is_not_ours(checkout, monkeypatch,
     monkeypatch.setattr(seeding, "distribution", lambda name: Distribution())
     expected = {"commit": recorded, "dirty": False if recorded else None}
     assert expected.items() <= seeding.environment().items()
+
+
+def test_a_run_of_an_installed_package_names_the_commit_that_pip_noted(monkeypatch):
+    def no_git(*words, **more):
+        raise FileNotFoundError("git")
+
+    noted = {"url": "file:///somewhere", "vcs_info": {"vcs": "git", "commit_id": "4f2a"}}
+    monkeypatch.setattr(seeding.subprocess, "run", no_git)
+    for text, commit, dirty in (
+        (json.dumps(noted), "4f2a", False),
+        ('{"dir_info": {}}', None, None),
+        (None, None, None),
+    ):
+        monkeypatch.setattr(
+            seeding, "distribution", lambda name, text=text: SimpleNamespace(read_text=lambda file: text)
+        )
+        found = seeding.environment()
+        assert (found["commit"], found["dirty"]) == (commit, dirty)

@@ -74,6 +74,7 @@ def test_every_image_once_an_epoch_with_its_label_and_color(images):
     assert sorted(seen) == list(range(12)) and seen != sorted(seen)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core, by torch
 def test_neither_workers_nor_processes_change_the_crops(folder):
     generator = torch.Generator().manual_seed(0)
     for path in sorted(folder.rglob("train/*/*.JPEG")):  # noise, so that another crop is seen

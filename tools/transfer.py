@@ -25,7 +25,7 @@ from shards import reshard
 from hyperzoo.errors import HyperzooError, InputError
 from hyperzoo.experiments import queue
 from hyperzoo.training import checkpoint
-from hyperzoo.training.log import median_index, metric_of
+from hyperzoo.training.log import median_run, metric_of
 
 PART_BYTES, TOTAL_BYTES = 15_000_000, 60_000_000
 
@@ -129,24 +129,24 @@ def groups(tasks: list[queue.Task]) -> Iterator[list[Path]]:
     would be published; the newest checkpoint of each other run, those nearest to their end first."""
     for task in tasks:
         yield _existing(task, "result.json", "metrics.jsonl", "log.txt")
-    for task in _medians_first(tasks):
+    finished = _medians_first(tasks)
+    for task in finished:
         yield _existing(task, "model.safetensors", "config.json", "vocab.txt")
     for task in sorted(tasks, key=lambda task: -len(task.rows()) / task.recipe.train.epochs):
         saved = checkpoint.folders(task.folder / "checkpoints")
-        if saved and not task.result():
+        if saved and task not in finished:
             yield sorted(saved[0].iterdir())
 
 
 def _medians_first(tasks: list[queue.Task]) -> list[queue.Task]:
     """The finished runs: the median of each row, which alone needs its weights to be published, then the others."""
-    rows: dict[str, list[tuple[float, int, queue.Task]]] = {}
+    rows: dict[str, dict[tuple[float, int], queue.Task]] = {}
     for task in tasks:
         if result := task.result():
             metrics = result["metrics"]
-            rows.setdefault(task.label, []).append((metrics[metric_of(metrics)], task.recipe.train.seed, task))
-    finished = [sorted(row, key=lambda scored: scored[:2]) for row in rows.values()]
-    medians = [row.pop(median_index(len(row))) for row in finished]
-    return [task for _, _, task in medians + [scored for row in finished for scored in row]]
+            rows.setdefault(task.label, {})[metrics[metric_of(metrics)], task.recipe.train.seed] = task
+    medians = [row.pop(median_run(row)) for row in rows.values()]
+    return [*medians, *(task for row in rows.values() for task in row.values())]
 
 
 def _existing(task: queue.Task, *parts: str) -> list[Path]:

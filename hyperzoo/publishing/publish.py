@@ -31,7 +31,7 @@ from hyperzoo.publishing.finished_run import FinishedRun, finished_run
 from hyperzoo.publishing.publication import SLACK, Publication, in_half, model_and_classes
 from hyperzoo.publishing.push import send
 from hyperzoo.publishing.verify import TEST_SLACK, golden_input, golden_outputs
-from hyperzoo.training.log import median_index
+from hyperzoo.training.log import median_run
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.zoo.manifest import NAMESPACE, TASKS, Manifest
 from hyperzoo.zoo.model_folder import save_model
@@ -83,11 +83,11 @@ def publish(
         manifest = _manifest(name, checkout, namespace)
         recipe, recipe_path = _recipe(name, checkout)
         runs = [finished_run(folder, weights=False) for folder in folders]
-        runs.sort(key=lambda run: (run.score, run.result["seed"]))
         if not runs:
             raise PublishError(f"{name}: pass at least one run folder")
         _check_runs(recipe, runs, checkout)
-        median = finished_run(runs[median_index(len(runs))].folder)
+        scored = {(run.score, run.result["seed"]): run.folder for run in runs}
+        median = finished_run(scored[median_run(scored)])
         publication = Publication(recipe, recipe_path, tuple(runs), median, *model_and_classes(recipe, median))
         return _publish(in_half(publication, FULL_BYTES), manifest, checkout, Path(scratch), push=push)
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ def metric_of(metrics: Mapping[str, Any]) -> str:
     return "perplexity" if "perplexity" in metrics else "accuracy"
 
 
-def median_index(count: int) -> int:
-    """The place of the published run among runs sorted by their metric: the median, or the lower one of the middle."""
-    return (count - 1) // 2
+def median_run(scored: Iterable[tuple[float, int]]) -> tuple[float, int]:
+    """The run that is published, among the (metric, seed) of each: the median, or the lower of two in the middle."""
+    ordered = sorted(scored)
+    return ordered[(len(ordered) - 1) // 2]
 
 
 def read_log(metrics: Path) -> list[dict[str, Any]]:
