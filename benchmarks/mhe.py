@@ -27,6 +27,8 @@ STEPS = [
     ("all layers", "resnet32_cifar", 32, 128, {}, 1.02),
     ("all layers", "resnet18", 224, 16, {}, 1.02),
     ("128 neurons a layer", "resnet18", 224, 16, {"neurons": 128}, 1.02),
+    ("all layers", "resnet50", 224, 16, {}, 1.02),
+    ("128 neurons a layer", "resnet50", 224, 16, {"neurons": 128}, 1.02),
 ]
 HEAD_LIMIT = 1.50
 LABEL_MEMORY_LIMIT = 1e9

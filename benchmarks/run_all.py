@@ -24,6 +24,7 @@ LIMIT_S = 900
 # name of the block: command; the first word is the file
 COMMANDS = {
     "sphere_layers": "sphere_layers",
+    "sphere_layers_float32": "sphere_layers --dtype float32 --quick",
     "angular_softmax": "angular_softmax",
     "mhe": "mhe",
     "per": "per",

@@ -1,5 +1,8 @@
 """Images per second of parallel training runs on one device: 1, 2, 3, ... processes; eager, compiled, CUDA graphs.
 
+Processes share the cores of a CPU evenly; there it also measures one run in so many processes, which share each batch
+and average their gradients, as under `torchrun`.
+
     python benchmarks/side_by_side.py                            # spherenet20; 1, 2, 3, 4 processes
     python benchmarks/side_by_side.py resnet20_cifar --counts 1 4 --updates 400
 
@@ -14,6 +17,7 @@ without a vmap rule, and hooks see a single model.
 import argparse
 import multiprocessing
 import os
+import socket
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 
@@ -25,12 +29,15 @@ from hyperzoo.data import ImageSet
 from hyperzoo.experiments import build
 from hyperzoo.training.recipe import Recipe
 
-EPOCHS, BATCH = 4, 128
-KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1")}
+EPOCHS, BATCH, CORES = 4, 128, os.cpu_count() or 1
+ONE_RUN = "one run"
+# train.compile, CUDA graphs
+KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1"), ONE_RUN: ("off", "0")}
 
 
-def train(arch: str, compiled: str, updates: int, together: Barrier, rates: Queue) -> None:
-    """Body of one process."""
+def train(arch: str, compiled: str, updates: int, together: Barrier, rates: Queue, group: dict[str, str]) -> None:
+    """Body of one process; `group` has the environment of a process of `torchrun`."""
+    os.environ.update(group)
     try:
         rates.put(rate(arch, compiled, updates, together))
     except BaseException:
@@ -68,13 +75,29 @@ def total(arch: str, kind: str, count: int, updates: int) -> float | None:
     """Images per second of `count` processes together; None if one failed."""
     context = multiprocessing.get_context("spawn")
     compiled, os.environ["TORCHINDUCTOR_CUDAGRAPHS"] = KINDS[kind]
+    os.environ["OMP_NUM_THREADS"] = str(max(1, CORES // count))
     together, rates = context.Barrier(count, timeout=300), context.Queue()
-    crew = [context.Process(target=train, args=(arch, compiled, updates, together, rates)) for _ in range(count)]
+    one_run, port, crew = kind == ONE_RUN, free_port(), []
+    for rank in range(count):
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        group |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        words = arch, compiled, updates, together, rates, group if one_run and count > 1 else {}
+        crew.append(context.Process(target=train, args=words))
     for process in crew:
         process.start()
     for process in crew:
         process.join()
-    return None if any(process.exitcode for process in crew) else sum(rates.get() for _ in crew)
+    if any(process.exitcode for process in crew):
+        return None
+    found = [rates.get() for _ in crew]
+    return found[0] if one_run else sum(found)  # each process of one run knows the rate of all
+
+
+def free_port() -> str:
+    """A free port of this machine, for the processes of one run to meet at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
 
 
 def main() -> None:
@@ -83,7 +106,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of processes")
     parser.add_argument("--updates", type=int, default=200, help="updates per epoch")
     args = parser.parse_args()
-    kinds = KINDS if torch.cuda.is_available() else ("eager", "compiled")
+    kinds = [kind for kind in KINDS if kind != (ONE_RUN if torch.cuda.is_available() else "CUDA graphs")]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.arch}, batch {BATCH}, {where}; images/s of all processes, and relative to the first")
     for kind in kinds:
