@@ -33,6 +33,7 @@ COMMANDS = {
     "mixup": "mixup",
     "engine": "engine --updates 30 --images 1280",
     "language": "language 20",
+    "traffic": "traffic",
     "start_up": "start_up",
     "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 15",
     "scaling": "scaling",
@@ -55,8 +56,8 @@ def run(name: str, busy: bool) -> str | None:
     command = [sys.executable, str(HERE / f"{file}.py"), *words]
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        print(f"{name}: stopped after {LIMIT_S} s", file=sys.stderr)
+    except subprocess.TimeoutExpired as stopped:
+        print(f"{(stopped.output or b'').decode()}\n{name}: stopped after {LIMIT_S} s", file=sys.stderr)
         return None
     if done.returncode:
         print(f"{name}: exit code {done.returncode}", file=sys.stderr)

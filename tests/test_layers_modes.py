@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 from timm.optim import create_optimizer_v2
 
-from hyperzoo.layers import SphereConv2d, SphereLinear
+from hyperzoo.layers import SphereConv2d, SphereLinear, functional, precision
 from hyperzoo.layers.operators import OPERATORS, FusedLearnable, angular
 
 EACH_OPERATOR = pytest.mark.parametrize("operator", OPERATORS)
@@ -372,3 +372,17 @@ def test_eager_training_in_bfloat16_is_a_few_roundings_away(groups):
     for got, expected in ((out, exact(wide)), (half.grad, wide.grad), (layer.weight.grad, exact.weight.grad)):
         error = (got.double() - expected).norm() / expected.norm()
         assert error < 0.01  # filter, product, inverse norm and result are rounded by up to 2^-9 each
+
+
+@EACH_OPERATOR
+def test_eager_training_in_parts_has_the_gradients_of_the_definition_and_saves_two_activations(operator, monkeypatch):
+    monkeypatch.setattr(precision, "_HELD", 700)  # parts of two images
+    layer, x, saved = net(operator).conv1.double(), images(5).double(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(x.requires_grad_())
+    large = {t.data_ptr() for t in saved if t.numel() >= x.numel()}
+    assert len(large) == 2 and x.data_ptr() in large  # the images and the cosines
+    found = outputs_and_gradients(layer, x)
+    monkeypatch.setattr(functional, "_in_eager_training", lambda *_: False)
+    for got, expected in zip(found, outputs_and_gradients(layer, x), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)

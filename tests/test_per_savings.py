@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from test_per_term import LAYERS, gradients, images, net, step, traces
 
 from hyperzoo.errors import InputError
+from hyperzoo.layers import precision
 from hyperzoo.regularizers import PER, exact_error, projections
 from hyperzoo.training.recipe_methods import PERSettings
 
@@ -111,7 +112,7 @@ def test_groups_of_samples_change_no_bit(dtype, memory, monkeypatch):
     x = torch.randn(7, 5, 4, 3).to(dtype).contiguous(memory_format=memory).requires_grad_()
     onto, found = torch.randn_like(x), []
     for held in (1, 150, 2**20):  # one sample at a time, two, all
-        monkeypatch.setattr(exact_error, "_HELD", held)
+        monkeypatch.setattr(precision, "_HELD", held)
         alias, errors, energy, total = exact_error.ExactError.apply(x, (1,))
         (grad,) = torch.autograd.grad([alias, errors], x, [onto, torch.full_like(errors, 0.3)])
         found.append((errors, energy, total, grad))

@@ -9,6 +9,7 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 training.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.operators import angular, steepness
-from hyperzoo.layers.precision import full_precision, inverse_root
+from hyperzoo.layers.precision import full_precision, inverse_root, parts
 
 
 class Geometry(NamedTuple):
@@ -68,6 +69,16 @@ def _energy(x: Tensor, groups: int) -> Tensor:
 def lean_energy(x: Tensor, groups: int) -> Tensor:
     """As `_energy`, without a copy of bfloat16 in full precision: its squares are rounded."""
     return channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
+
+
+def _by_parts(sums: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Sums over channels, part by part, so that the products stay in the cache: up to four times faster for float32.
+
+    In bfloat16 all at once, because `channel_sums` is then a convolution, which takes long to start.
+    """
+    if tensors[0].dtype == torch.bfloat16:
+        return sums(*tensors)
+    return torch.cat([sums(*part) for part in zip(*map(parts, tensors), strict=True)])
 
 
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
@@ -120,7 +131,7 @@ class _EagerConv(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
         product = F.conv2d(x, unit_rows(weight, eps), None, *geometry)
         groups = geometry.groups
-        energy = lean_energy(x, groups)
+        energy = _by_parts(lambda part: lean_energy(part, groups), x)
         inverse = inverse_norm(energy, weight, geometry, eps)
         out = product.mul_(per_filter(_in_range_of(product, inverse), weight.size(0)))
         ctx.save_for_backward(x, weight, out, energy)
@@ -144,7 +155,7 @@ class _EagerConv(torch.autograd.Function):
             filters = weight.detach().requires_grad_()
             rows = unit_rows(filters, eps)
         r = inverse.detach()
-        along = channel_sums(grad * out, groups)
+        along = _by_parts(lambda a, b: channel_sums(a * b, groups), grad, out)
         grad_product = (grad * per_filter(_in_range_of(grad, r), weight.size(0))).to(out.dtype)
         grad_x, grad_rows, _ = torch.ops.aten.convolution_backward(
             grad_product, x.to(out.dtype), rows.detach().to(out.dtype), None, stride, padding, dilation, False, [0, 0],
@@ -153,10 +164,45 @@ class _EagerConv(torch.autograd.Function):
         if grad_x is not None:
             (grad_energy,) = torch.autograd.grad(inverse, energy, along / r)
             factor = per_filter(_in_range_of(grad_x, 2 * grad_energy), x.size(1))
-            grad_x = torch.addcmul(grad_x, x.to(grad_x.dtype), factor)
+            grad_x.addcmul_(x.to(grad_x.dtype), factor)
         if grad_rows is not None:
             (grad_rows,) = torch.autograd.grad(rows, filters, grad_rows.to(rows.dtype))
         return grad_x, grad_rows, None, None
+
+
+class _EagerAngular(torch.autograd.Function):
+    """`angular` for eager training on a CPU: saves the cosine alone, and computes in parts that stay in the cache.
+
+    The backward pass computes each part again and differentiates it by autograd.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, cosine: Tensor, operator: str, k: float | Tensor) -> Tensor:
+        ctx.save_for_backward(cosine, *([k] if isinstance(k, Tensor) else []))
+        ctx.operator, ctx.k = operator, None if isinstance(k, Tensor) else k
+        return torch.cat([_rounded_angular(part, operator, k) for part in parts(cosine)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        cosine, k = (*ctx.saved_tensors, ctx.k)[:2]
+        needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        twice = torch.is_grad_enabled()  # create_graph: the plain form has second derivatives
+        pairs = [(cosine, grad)] if twice else [*zip(parts(cosine.detach()), parts(grad), strict=True)]
+        k = k.detach().requires_grad_() if needed[1] and not twice else k
+        found = []
+        with torch.enable_grad():
+            for part, onto in pairs:
+                part = part if twice else part.requires_grad_()
+                wanted = [t for t, is_needed in zip((part, k), needed, strict=True) if is_needed]
+                again = _rounded_angular(part, ctx.operator, k)
+                found.append(torch.autograd.grad(again, wanted, onto, create_graph=twice))
+        grads = [*zip(*found, strict=True)]
+        of_cosine = torch.cat(grads.pop(0)) if needed[0] else None
+        return of_cosine, None, torch.stack(grads.pop(0)).sum(0) if needed[1] else None
+
+
+def _rounded_angular(cosine: Tensor, operator: str, k: float | Tensor) -> Tensor:
+    return angular(full_precision(cosine), operator, k).to(cosine.dtype)
 
 
 def sphere_conv2d(
@@ -181,7 +227,8 @@ def _sphere_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, response: Resp
             if response.operator == "cosine":
                 return cosine
             k = response.k if raw_k is None else steepness(raw_k)[:, None, None]
-            return angular(full_precision(cosine), response.operator, k).to(cosine.dtype)
+            on_cpu = cosine.device.type == "cpu"
+            return (_EagerAngular.apply if on_cpu else _rounded_angular)(cosine, response.operator, k)
     return _plain_conv(x, weight, geometry, response, raw_k)
 
 

@@ -1,7 +1,14 @@
-"""Full precision: float64 stays float64, every other dtype becomes float32; and inverse lengths in it."""
+"""Full precision: float64 stays float64, every other dtype becomes float32.
+
+Inverse lengths in it, and parts of a batch whose copies in it stay in the cache.
+"""
 
 import torch
 from torch import Tensor
+
+from hyperzoo.layers._torch import is_in_functorch
+
+_HELD = 2**17  # entries of a part
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -22,3 +29,15 @@ def full_dtype(x: Tensor) -> torch.dtype:
 def inverse_root(squares: Tensor, eps: float) -> Tensor:
     """1 / sqrt(squares + eps), but NaN where the squares overflow: 0 would hide it, and its gradient is NaN anyway."""
     return torch.add(torch.rsqrt(squares + eps), squares, alpha=0)
+
+
+def parts(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
+    """The samples of x in groups whose copies in full precision stay in the cache of a CPU.
+
+    Args:
+        like: the tensor that determines the number of samples in a group [default: x].
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or is_in_functorch():
+        return (x,)  # a compiler needs no groups
+    entries = (x if like is None else like).shape[1:].numel()
+    return x.split(max(1, _HELD // max(1, entries)))

@@ -18,12 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.first_order import first_only
-from hyperzoo.layers.precision import full_precision
+from hyperzoo.layers.precision import full_precision, parts
 
 _NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
-_HELD = 2**17  # entries of a group of samples
 _OFFSET = 8  # r^2 = |h|^2 + d + 8; this value gives the shortest sums
 
 
@@ -38,7 +36,7 @@ class ExactError(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        measured = [_moments(full_precision(part), axes) for part in _parts(x)]
+        measured = [_moments(full_precision(part), axes) for part in parts(x)]
         energy, total = (torch.cat(found) for found in zip(*measured, strict=True))
         d = _entries(x, axes)
         r = torch.sqrt(energy + (d + _OFFSET))
@@ -66,20 +64,8 @@ class ExactError(torch.autograd.Function):
             return (x * pull).to(x.dtype), None
         if x.dtype == pull.dtype:
             return torch.addcmul(onto, x, pull), None
-        sums = [torch.addcmul(*part).to(x.dtype) for part in zip(_parts(onto), _parts(x), _parts(pull, x), strict=True)]
+        sums = [torch.addcmul(*part).to(x.dtype) for part in zip(parts(onto), parts(x), parts(pull, x), strict=True)]
         return torch.cat(sums), None
-
-
-def _parts(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
-    """The samples of x in groups whose copies in full precision stay in the cache; a compiler needs no groups.
-
-    Args:
-        like: the tensor that determines the number of samples in a group [default: x].
-    """
-    entries = (x if like is None else like)[0].numel()
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or is_in_functorch():
-        return (x,)
-    return x.split(max(1, _HELD // max(1, entries)))
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

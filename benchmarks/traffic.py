@@ -1,0 +1,98 @@
+"""What limits a step: bytes and FLOPs of its operations, with and without a method, and the time of both.
+
+    python benchmarks/traffic.py            # about 2 minutes on two cores
+
+Every operation counts what it reads and writes (views count nothing; a multiply-add counts as two FLOPs). Small layers
+are limited by memory, so the ratio of bytes is about the least ratio of time for this list of operations; only fewer
+passes over the activations, such as those that a compiler fuses, are faster. Where time grows more than bytes do, the
+number of operations decides. Eager; networks, batches and methods are those of `sphere_layers.py` and `per.py`.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import per
+import sphere_layers
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+ONE = (1, 3, 32, 32)
+# label: plain step, step with the method
+PAIRS: dict[str, tuple[Callable[[], Callable[[], None]], Callable[[], Callable[[], None]]]] = {
+    **{
+        f"{arch}, training step": (
+            lambda: sphere_layers.make_step("resnet20_cifar", "eager", True, sphere_layers.native_dtype()),
+            lambda arch=arch: sphere_layers.make_step(arch, "eager", True, sphere_layers.native_dtype()),
+        )
+        for arch in ("spherenet20", "spherenet20_linear", "spherenet20_learnable")
+    },
+    "spherenet20, folded, one image": (
+        lambda: sphere_layers.make_step("resnet20_cifar", "eager", False, torch.float32, ONE),
+        lambda: sphere_layers.make_step("spherenet20", "eager", False, torch.float32, ONE),
+    ),
+    "PER, all directions, Fixup ResNet-56": (
+        lambda: per.make_step("fixup_resnet56_cifar", False, {}),
+        lambda: per.make_step("fixup_resnet56_cifar", True, {}),
+    ),
+    "PER, 256 directions, rows=0.1": (
+        lambda: per.make_step("fixup_resnet56_cifar", False, {}),
+        lambda: per.make_step("fixup_resnet56_cifar", True, {"slices": 256, "rows": 0.1}),
+    ),
+}
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the operations that are not views, and the bytes of their arguments and results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.operations = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+            self.bytes += sum(t.numel() * t.element_size() for t in tensors)
+            self.operations += 1
+        return out
+
+
+def count(step: Callable[[], None]) -> tuple[int, int, int]:
+    """Bytes, FLOPs and operations of a step."""
+    step()
+    with FlopCounterMode(display=False) as flops:
+        step()
+    with Traffic() as traffic:
+        step()
+    return traffic.bytes, flops.get_total_flops(), traffic.operations
+
+
+def seconds(steps: tuple[Callable[[], None], ...], repeats: int = 7) -> list[float]:
+    """Median seconds of each step; they alternate."""
+    times: list[list[float]] = [[] for _ in steps]
+    for _ in range(repeats):
+        for step, spent in zip(steps, times, strict=True):
+            started = time.perf_counter()
+            step()
+            spent.append(time.perf_counter() - started)
+    return [statistics.median(spent) for spent in times]
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    print(f"{sphere_layers.native_dtype()} in training of sphere layers, float32 elsewhere; ratios to the plain step")
+    print(f"{'what':40}{'GB':>8}{'GFLOP':>8}{'calls':>7}{'bytes':>8}{'FLOPs':>8}{'calls':>8}{'time':>8}")
+    for what, pair in PAIRS.items():
+        steps = (pair[0](), pair[1]())
+        plain, own = (count(step) for step in steps)
+        a, b = seconds(steps)
+        ratios = "".join(f"{after / before:8.2f}" for before, after in zip(plain, own, strict=True))
+        print(f"{what:40}{plain[0] / 1e9:8.3f}{plain[1] / 1e9:8.2f}{plain[2]:7}{ratios}{b / a:8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
