@@ -4,9 +4,10 @@
     python benchmarks/mixup.py --quick    # resnet20_cifar, eager only, few repeats
     python benchmarks/mixup.py --busy     # one thread, CPU time: for a busy machine
 
-Batch 128 of 32 x 32, channels-last, layers 'input', layer1 and layer2. The plain and the mixed step alternate on models
-with equal weights, so that other load affects both equally; a ratio is the median over adjacent pairs. Both build soft
-targets. Compiled graphs are counted in a separate epoch, after which no recompilation is allowed.
+Batch 128 (resnet20_cifar) or 32 of 32 x 32, channels-last, layers 'input', layer1 and layer2. The plain and the mixed
+step alternate on models with equal weights, so that other load affects both equally; a ratio is the median over
+adjacent pairs. Both build soft targets. Compiled graphs are counted in a separate epoch, after which no recompilation
+is allowed.
 """
 
 import argparse
@@ -23,19 +24,22 @@ from torch._dynamo.utils import counters
 import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.mixup import ManifoldMixup
 
-BATCH, CLASSES, LIMIT = 128, 10, 1.02
+CLASSES, LIMIT = 10, 1.02
 LAYERS = ("input", "layer1", "layer2")
 DRAWS = 24  # steps per epoch, enough to draw every layer
-REPEATS = {"resnet20_cifar": DRAWS, "preact_resnet18": DRAWS // 3}
+# network: batch, pairs of steps
+NETWORKS = {"resnet20_cifar": (128, DRAWS), "preact_resnet18": (32, DRAWS)}
 
 
-def make_steps(arch: str, compiled: bool, device: torch.device) -> tuple[Callable[[], None], Callable[[], None]]:
+def make_steps(
+    arch: str, batch: int, compiled: bool, device: torch.device
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """The plain and the mixed step on resident tensors: forward, backward and SGD."""
     torch.manual_seed(0)
     models = [timm.create_model(arch, num_classes=CLASSES).to(device, memory_format=torch.channels_last).train()]
     models.append(copy.deepcopy(models[0]))
-    x = torch.randn(BATCH, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    y = torch.randint(CLASSES, (BATCH,), device=device)
+    x = torch.randn(batch, 3, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
+    y = torch.randint(CLASSES, (batch,), device=device)
     optimizers = [torch.optim.SGD(m.parameters(), lr=0.01, momentum=0.9, nesterov=True) for m in models]
     if compiled:
         for model in models:
@@ -84,10 +88,10 @@ def main() -> None:
         f"{device}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, torch {torch.__version__}"
     )
     print(f"{'model':20}{'mode':10}{'plain':>10}{'mixed':>10}{'ratio':>8}{'at most':>9}{'late graphs':>13}")
-    for arch, repeats in ({"resnet20_cifar": 6} if args.quick else REPEATS).items():
+    for arch, (batch, repeats) in ({"resnet20_cifar": (128, 6)} if args.quick else NETWORKS).items():
         for compiled in (False,) if args.quick else (False, True):
             torch.compiler.reset()
-            plain, mixed = make_steps(arch, compiled, device)
+            plain, mixed = make_steps(arch, batch, compiled, device)
             for _ in range(DRAWS if compiled else 3):  # compile and warm up
                 mixed()
             plain()

@@ -20,7 +20,7 @@ import blocks
 import torch
 
 HERE = Path(__file__).parent
-LIMIT_S = 900
+LIMIT_S = 1500
 # name of the block: command; the first word is the file
 COMMANDS = {
     "sphere_layers": "sphere_layers",
