@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, and write what they print into benchmarks/README.md.
 
-    python benchmarks/run_all.py              # under 40 minutes on two idle cores
+    python benchmarks/run_all.py              # 42 minutes on two idle cores, the first time 52
     python benchmarks/run_all.py --busy       # CPU time of one thread, where a benchmark has it: for a busy machine
     python benchmarks/run_all.py per mixup    # some of them
 

@@ -13,6 +13,7 @@ import argparse
 import ctypes
 import gc
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -181,19 +182,25 @@ def least(call: Call) -> tuple[float, float]:
 
 
 def growth(call: Call) -> tuple[float, float]:
-    """Peak growth of the resident set during a call in MB, as counted by the kernel, and its CPU time in seconds."""
+    """Peak growth of the resident set during a call in MB, as counted by the kernel, and its CPU time in seconds.
+
+    NaN where the kernel's peak cannot be reset, as in some containers and outside of Linux.
+    """
 
     def resident(key: str) -> float:
         with open("/proc/self/status") as f:
             return next(int(line.split()[1]) / 1024 for line in f if line.startswith(key))
 
+    resets = os.access("/proc/self/clear_refs", os.W_OK)
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # kept buffers would hide the growth
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # reset the peak
-    before, started = resident("VmRSS"), time.thread_time()
+    if resets:
+        ctypes.CDLL(None).malloc_trim(0)  # kept buffers would hide the growth
+        with open("/proc/self/clear_refs", "w") as f:
+            f.write("5")  # reset the peak
+    before, started = resident("VmRSS") if resets else math.nan, time.thread_time()
     call()
-    return resident("VmHWM") - before, time.thread_time() - started
+    spent = time.thread_time() - started
+    return resident("VmHWM") - before if resets else math.nan, spent
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:

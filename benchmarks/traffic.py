@@ -1,11 +1,11 @@
-"""What limits a step: bytes and FLOPs of its operations, with and without a method, and the time of both.
+"""What limits a step: bytes, FLOPs and number of its operations, with and without a method, and the time of both.
 
     python benchmarks/traffic.py            # about 2 minutes on two cores
 
-Every operation counts what it reads and writes (views count nothing; a multiply-add counts as two FLOPs). Small layers
-are limited by memory, so the ratio of bytes is about the least ratio of time for this list of operations; only fewer
-passes over the activations, such as those that a compiler fuses, are faster. Where time grows more than bytes do, the
-number of operations decides. Eager; networks, batches and methods are those of `sphere_layers.py` and `per.py`.
+Every operation counts what it reads and writes, in the cache or not (views count nothing). FLOPs are those of
+convolutions and matrix products, a multiply-add being two. Where time grows less than bytes do, part of the traffic
+stays in the cache; where it grows more, the number of operations decides. Eager; networks, batches and methods are
+those of `sphere_layers.py` and `per.py`.
 """
 
 import statistics

@@ -76,7 +76,7 @@ def _by_parts(sums: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
     In bfloat16 all at once, because `channel_sums` is then a convolution, which takes long to start.
     """
-    if tensors[0].dtype == torch.bfloat16:
+    if tensors[0].dtype == torch.bfloat16 or tensors[0].device.type != "cpu":
         return sums(*tensors)
     return torch.cat([sums(*part) for part in zip(*map(parts, tensors), strict=True)])
 

@@ -28,7 +28,7 @@ def full_dtype(x: Tensor) -> torch.dtype:
 
 def inverse_root(squares: Tensor, eps: float) -> Tensor:
     """1 / sqrt(squares + eps), but NaN where the squares overflow: 0 would hide it, and its gradient is NaN anyway."""
-    return torch.add(torch.rsqrt(squares + eps), squares, alpha=0)
+    return torch.rsqrt(squares + eps) + 0 * squares
 
 
 def parts(x: Tensor, like: Tensor | None = None) -> tuple[Tensor, ...]:
