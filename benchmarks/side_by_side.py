@@ -17,12 +17,12 @@ without a vmap rule, and hooks see a single model.
 import argparse
 import multiprocessing
 import os
-import socket
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.other import get_free_port
 from engine_rate import median_rate
 
 from hyperzoo.data import ImageSet
@@ -77,7 +77,7 @@ def total(arch: str, kind: str, count: int, updates: int) -> float | None:
     compiled, os.environ["TORCHINDUCTOR_CUDAGRAPHS"] = KINDS[kind]
     os.environ["OMP_NUM_THREADS"] = str(max(1, CORES // count))
     together, rates = context.Barrier(count, timeout=300), context.Queue()
-    one_run, port, crew = kind == ONE_RUN, free_port(), []
+    one_run, port, crew = kind == ONE_RUN, str(get_free_port()), []
     for rank in range(count):
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
         group |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
@@ -91,13 +91,6 @@ def total(arch: str, kind: str, count: int, updates: int) -> float | None:
         return None
     found = [rates.get() for _ in crew]
     return found[0] if one_run else sum(found)  # each process of one run knows the rate of all
-
-
-def free_port() -> str:
-    """A free port of this machine, for the processes of one run to meet at."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return str(one.getsockname()[1])
 
 
 def main() -> None:

@@ -8,11 +8,11 @@ stays in the cache; where it grows more, the number of operations decides. Eager
 those of `sphere_layers.py` and `per.py`.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
+import mhe
 import per
 import sphere_layers
 import torch
@@ -20,27 +20,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-ONE = (1, 3, 32, 32)
-# label: plain step, step with the method
-PAIRS: dict[str, tuple[Callable[[], Callable[[], None]], Callable[[], Callable[[], None]]]] = {
-    **{
-        f"{arch}, training step": (
-            lambda: sphere_layers.make_step("resnet20_cifar", "eager", True, sphere_layers.native_dtype()),
-            lambda arch=arch: sphere_layers.make_step(arch, "eager", True, sphere_layers.native_dtype()),
-        )
-        for arch in ("spherenet20", "spherenet20_linear", "spherenet20_learnable")
-    },
-    "spherenet20, folded, one image": (
-        lambda: sphere_layers.make_step("resnet20_cifar", "eager", False, torch.float32, ONE),
-        lambda: sphere_layers.make_step("spherenet20", "eager", False, torch.float32, ONE),
-    ),
-    "PER, all directions, Fixup ResNet-56": (
-        lambda: per.make_step("fixup_resnet56_cifar", False, {}),
-        lambda: per.make_step("fixup_resnet56_cifar", True, {}),
-    ),
+Step = Callable[[], None]
+FIXUP = "fixup_resnet56_cifar"
+
+
+def sphere(arch: str, training: bool = True) -> Step:
+    """A training step in the dtype of the machine, or the folded network on one image in float32."""
+    if training:
+        return sphere_layers.make_step(arch, "eager", True, sphere_layers.native_dtype())
+    return sphere_layers.make_step(arch, "eager", False, torch.float32, (1, 3, 32, 32))
+
+
+# label: what makes a step, its arguments for the plain step, those for the step with the method
+PAIRS: dict[str, tuple[Callable[..., Step], tuple[Any, ...], tuple[Any, ...]]] = {
+    "spherenet20, training step": (sphere, ("resnet20_cifar",), ("spherenet20",)),
+    "spherenet20_linear, training step": (sphere, ("resnet20_cifar",), ("spherenet20_linear",)),
+    "spherenet20_learnable, training step": (sphere, ("resnet20_cifar",), ("spherenet20_learnable",)),
+    "spherenet20, folded, one image": (sphere, ("resnet20_cifar", False), ("spherenet20", False)),
+    "PER, all directions, Fixup ResNet-56": (per.make_step, (FIXUP, False, {}), (FIXUP, True, {})),
     "PER, 256 directions, rows=0.1": (
-        lambda: per.make_step("fixup_resnet56_cifar", False, {}),
-        lambda: per.make_step("fixup_resnet56_cifar", True, {"slices": 256, "rows": 0.1}),
+        per.make_step,
+        (FIXUP, False, {}),
+        (FIXUP, True, {"slices": 256, "rows": 0.1}),
     ),
 }
 
@@ -61,7 +62,7 @@ class Traffic(TorchDispatchMode):
         return out
 
 
-def count(step: Callable[[], None]) -> tuple[int, int, int]:
+def count(step: Step) -> tuple[int, int, int]:
     """Bytes, FLOPs and operations of a step."""
     step()
     with FlopCounterMode(display=False) as flops:
@@ -71,25 +72,14 @@ def count(step: Callable[[], None]) -> tuple[int, int, int]:
     return traffic.bytes, flops.get_total_flops(), traffic.operations
 
 
-def seconds(steps: tuple[Callable[[], None], ...], repeats: int = 7) -> list[float]:
-    """Median seconds of each step; they alternate."""
-    times: list[list[float]] = [[] for _ in steps]
-    for _ in range(repeats):
-        for step, spent in zip(steps, times, strict=True):
-            started = time.perf_counter()
-            step()
-            spent.append(time.perf_counter() - started)
-    return [statistics.median(spent) for spent in times]
-
-
 def main() -> None:
     torch.set_num_threads(2)
     print(f"{sphere_layers.native_dtype()} in training of sphere layers, float32 elsewhere; ratios to the plain step")
     print(f"{'what':40}{'GB':>8}{'GFLOP':>8}{'calls':>7}{'bytes':>8}{'FLOPs':>8}{'calls':>8}{'time':>8}")
-    for what, pair in PAIRS.items():
-        steps = (pair[0](), pair[1]())
+    for what, (make, *arguments) in PAIRS.items():
+        steps = tuple(make(*words) for words in arguments)
         plain, own = (count(step) for step in steps)
-        a, b = seconds(steps)
+        a, b = mhe.medians(mhe.rounds(steps, 7, time.perf_counter))
         ratios = "".join(f"{after / before:8.2f}" for before, after in zip(plain, own, strict=True))
         print(f"{what:40}{plain[0] / 1e9:8.3f}{plain[1] / 1e9:8.2f}{plain[2]:7}{ratios}{b / a:8.2f}", flush=True)
 

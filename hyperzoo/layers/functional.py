@@ -186,16 +186,16 @@ class _EagerAngular(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cosine, k = (*ctx.saved_tensors, ctx.k)[:2]
         needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        twice = torch.is_grad_enabled()  # create_graph: the plain form has second derivatives
-        pairs = [(cosine, grad)] if twice else [*zip(parts(cosine.detach()), parts(grad), strict=True)]
-        k = k.detach().requires_grad_() if needed[1] and not twice else k
+        pairs, create_graph = [(cosine, grad)], torch.is_grad_enabled()
+        if not create_graph:
+            pairs = [(c.detach().requires_grad_(), g) for c, g in zip(parts(cosine), parts(grad), strict=True)]
+            k = k.detach().requires_grad_() if needed[1] else k
         found = []
         with torch.enable_grad():
             for part, onto in pairs:
-                part = part if twice else part.requires_grad_()
                 wanted = [t for t, is_needed in zip((part, k), needed, strict=True) if is_needed]
                 again = _rounded_angular(part, ctx.operator, k)
-                found.append(torch.autograd.grad(again, wanted, onto, create_graph=twice))
+                found.append(torch.autograd.grad(again, wanted, onto, create_graph=create_graph))
         grads = [*zip(*found, strict=True)]
         of_cosine = torch.cat(grads.pop(0)) if needed[0] else None
         return of_cosine, None, torch.stack(grads.pop(0)).sum(0) if needed[1] else None
