@@ -113,14 +113,14 @@ def test_groups_of_samples_change_no_bit(dtype, memory, monkeypatch):
     onto, found = torch.randn_like(x), []
     for held in (1, 150, 2**20):  # one sample at a time, two, all
         monkeypatch.setattr(precision, "_HELD", held)
-        alias, errors, energy, total = exact_error.ExactError.apply(x, (1,))
-        (grad,) = torch.autograd.grad([alias, errors], x, [onto, torch.full_like(errors, 0.3)])
-        found.append((errors, energy, total, grad))
+        alias, squares, total = exact_error.SquaredNorm.apply(x, (1,))
+        (grad,) = torch.autograd.grad([alias, squares], x, [onto, torch.full_like(squares, 0.3)])
+        found.append((squares, total, grad))
     for other in found[:-1]:
         assert all(torch.equal(a, b) for a, b in zip(other, found[-1], strict=True))
     wide = x.detach().double()
-    torch.testing.assert_close(found[0][1].double(), wide.square().sum(1), rtol=1e-6, atol=0)
-    torch.testing.assert_close(found[0][2].double(), wide.sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[0][0].double(), wide.square().sum(1), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[0][1].double(), wide.sum((1, 2, 3)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3, 4, 5, 16])

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hyperzoo.layers.functional import Geometry, inverse_norm, lean_energy, pad_tf_same, per_filter, unit_rows
+from hyperzoo.layers.functional import pad_tf_same, per_filter, unit_rows
 from hyperzoo.layers.operators import angular, steepness
+from hyperzoo.layers.patches import Geometry, inverse_norm, lean_energy
 from hyperzoo.layers.precision import full_precision, inverse_root
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.layers.sphere_norm import SphereNorm

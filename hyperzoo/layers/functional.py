@@ -9,7 +9,6 @@ Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), secti
 training.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +18,17 @@ from torch.autograd.forward_ad import unpack_dual
 
 from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.operators import angular, steepness
-from hyperzoo.layers.precision import full_precision, inverse_root, parts
-
-
-class Geometry(NamedTuple):
-    """Where a convolution applies its filters: the arguments of `torch.nn.functional.conv2d`."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int
+from hyperzoo.layers.patches import (
+    Geometry,
+    box_transpose,
+    by_parts,
+    channel_sums,
+    energy,
+    inverse_norm,
+    lean_box_sum,
+    lean_energy,
+)
+from hyperzoo.layers.precision import full_precision, inverse_root, on_cpu, parts
 
 
 class Response(NamedTuple):
@@ -39,67 +39,22 @@ class Response(NamedTuple):
     eps: float
 
 
+def inverse_filter_norms(w: Tensor, eps: float) -> Tensor:
+    """1 / sqrt(|w|^2 + eps) of every filter, (O, 1, ...)."""
+    dims = list(range(1, w.dim()))
+    return inverse_root((w * w).sum(dims, keepdim=True), eps)
+
+
 def unit_rows(weight: Tensor, eps: float) -> Tensor:
     """Filters scaled to length |w| / sqrt(|w|^2 + eps), in the dtype of the weight."""
     w = full_precision(weight)
-    dims = list(range(1, w.dim()))
-    return (w * inverse_root((w * w).sum(dims, keepdim=True), eps)).to(weight.dtype)
-
-
-def channel_sums(x: Tensor, groups: int) -> Tensor:
-    """Sums over the channels of each group in full precision, (B, groups, H, W).
-
-    For bfloat16 by a convolution with ones, which accumulates in float32 and rounds once: on a CPU this takes a quarter
-    of the time of a sum that converts every element first.
-    """
-    if x.dtype == torch.bfloat16:
-        return F.conv2d(x, x.new_ones(groups, x.size(-3) // groups, 1, 1), groups=groups).float()
-    x = full_precision(x)
-    if groups == 1:
-        return x.sum(-3, keepdim=True)
-    return x.unflatten(-3, [groups, x.size(-3) // groups]).sum(-3)
-
-
-def _energy(x: Tensor, groups: int) -> Tensor:
-    """Sum of squares over the channels of each group in full precision, (B, groups, H, W)."""
-    x = full_precision(x)
-    return channel_sums(x * x, groups)
-
-
-def lean_energy(x: Tensor, groups: int) -> Tensor:
-    """As `_energy`, without a copy of bfloat16 in full precision: its squares are rounded."""
-    return channel_sums(x * x, groups) if x.dtype == torch.bfloat16 else _energy(x, groups)
-
-
-def _by_parts(sums: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Sums over channels, part by part, so that the products stay in the cache: up to four times faster for float32.
-
-    In bfloat16 all at once, because `channel_sums` is then a convolution, which takes long to start.
-    """
-    if tensors[0].dtype == torch.bfloat16 or tensors[0].device.type != "cpu":
-        return sums(*tensors)
-    return torch.cat([sums(*part) for part in zip(*map(parts, tensors), strict=True)])
+    return (w * inverse_filter_norms(w, eps)).to(weight.dtype)
 
 
 def _in_range_of(x: Tensor, factor: Tensor) -> Tensor:
     """The factor in the dtype of x, because products of one dtype are several times faster on a CPU; for float16, whose
     range is too small, the factor stays float32."""
     return factor if x.dtype == torch.float16 else factor.to(x.dtype)
-
-
-def inverse_norm(energy: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
-    """1 / sqrt(|p|^2 + eps) of every patch, (B, groups, H', W'): a box sum of the energy, rows then columns."""
-    kernel, stride, padding, dilation = weight.shape[-2:], geometry.stride, geometry.padding, geometry.dilation
-    energy = F.pad(energy, [padding[1], padding[1], padding[0], padding[0]])
-    height = (energy.size(-2) - dilation[0] * (kernel[0] - 1) - 1) // stride[0] * stride[0] + 1
-    rows = energy[..., : height : stride[0], :]
-    for i in range(1, kernel[0]):
-        rows = rows + energy[..., i * dilation[0] : i * dilation[0] + height : stride[0], :]
-    width = (energy.size(-1) - dilation[1] * (kernel[1] - 1) - 1) // stride[1] * stride[1] + 1
-    box = rows[..., : width : stride[1]]
-    for j in range(1, kernel[1]):
-        box = box + rows[..., j * dilation[1] : j * dilation[1] + width : stride[1]]
-    return inverse_root(box, eps)
 
 
 def per_filter(inverse: Tensor, filters: int) -> Tensor:
@@ -113,7 +68,7 @@ def _plain_conv(
 ) -> Tensor:
     stride, padding, dilation, groups = geometry
     product = F.conv2d(x, unit_rows(weight, response.eps), None, stride, padding, dilation, groups)
-    inverse = inverse_norm(_energy(x, groups), weight, geometry, response.eps)
+    inverse = inverse_norm(energy(x, groups), weight, geometry, response.eps)
     cosine = full_precision(product) * per_filter(inverse, weight.size(0))
     if raw_k is not None:
         return angular(cosine, response.operator, steepness(raw_k)[:, None, None]).to(product.dtype)
@@ -123,24 +78,31 @@ def _plain_conv(
 class _EagerConv(torch.autograd.Function):
     """The cosine in `_plain_conv` for eager training: saves only input and output, which the neighbors save anyway.
 
-    With r the inverse patch norm, out = product r, so the gradient with respect to r is sum_o grad_o out_o / r. The
-    backward pass recomputes the small parts (norms of patches and filters) and differentiates them by autograd.
+    With r and s the inverse norms of patches and filters, and u = s w, out = r <p, u>. A gradient g of out gives
+
+        dx = conv_transpose(g r, u) - x box_transpose(r^2 sum_o g_o out_o)
+        dw = s (v - u <u, v>),    v = the gradient of u
+
+    Written out because on a GPU, where each small operation takes as long to start as a large one takes to run,
+    differentiating the norms by autograd doubles the time of a step.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, geometry: Geometry, eps: float) -> Tensor:
-        product = F.conv2d(x, unit_rows(weight, eps), None, *geometry)
         groups = geometry.groups
-        energy = _by_parts(lambda part: lean_energy(part, groups), x)
-        inverse = inverse_norm(energy, weight, geometry, eps)
+        w = full_precision(weight)
+        s = inverse_filter_norms(w, eps)
+        product = F.conv2d(x, (w * s).to(weight.dtype), None, *geometry)
+        squares = by_parts(lambda part: lean_energy(part, groups), x)
+        inverse = inverse_root(lean_box_sum(squares, weight, geometry), eps)
         out = product.mul_(per_filter(_in_range_of(product, inverse), weight.size(0)))
-        ctx.save_for_backward(x, weight, out, energy)
+        ctx.save_for_backward(x, weight, out, inverse, s)
         ctx.settings = geometry, eps
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, out, energy = ctx.saved_tensors
+        x, weight, out, r, s = ctx.saved_tensors
         geometry, eps = ctx.settings
         stride, padding, dilation, groups = geometry
         if torch.is_grad_enabled():  # create_graph: the plain form has second derivatives
@@ -149,25 +111,22 @@ class _EagerConv(torch.autograd.Function):
             wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad, strict=False) if needed]
             grads = list(torch.autograd.grad(again, wanted, grad, create_graph=True))
             return *(grads.pop(0) if needed else None for needed in ctx.needs_input_grad[:2]), None, None
-        with torch.enable_grad():
-            energy = energy.detach().requires_grad_()
-            inverse = inverse_norm(energy, weight, geometry, eps)
-            filters = weight.detach().requires_grad_()
-            rows = unit_rows(filters, eps)
-        r = inverse.detach()
-        along = _by_parts(lambda a, b: channel_sums(a * b, groups), grad, out)
+        rows = full_precision(weight) * s
         grad_product = (grad * per_filter(_in_range_of(grad, r), weight.size(0))).to(out.dtype)
-        grad_x, grad_rows, _ = torch.ops.aten.convolution_backward(
-            grad_product, x.to(out.dtype), rows.detach().to(out.dtype), None, stride, padding, dilation, False, [0, 0],
+        grad_x, v, _ = torch.ops.aten.convolution_backward(
+            grad_product, x.to(out.dtype), rows.to(out.dtype), None, stride, padding, dilation, False, [0, 0],
             groups, [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False],
         )  # fmt: skip
         if grad_x is not None:
-            (grad_energy,) = torch.autograd.grad(inverse, energy, along / r)
-            factor = per_filter(_in_range_of(grad_x, 2 * grad_energy), x.size(1))
-            grad_x.addcmul_(x.to(grad_x.dtype), factor)
-        if grad_rows is not None:
-            (grad_rows,) = torch.autograd.grad(rows, filters, grad_rows.to(rows.dtype))
-        return grad_x, grad_rows, None, None
+            along = by_parts(lambda a, b: channel_sums(a * b, groups), grad, out)
+            per_pixel = box_transpose(along * r * r, weight, geometry, x)
+            factor = per_filter(_in_range_of(grad_x, per_pixel), x.size(1))
+            grad_x.addcmul_(x.to(grad_x.dtype), factor, value=-1)
+        if v is not None:
+            v = v.to(rows.dtype)
+            across = torch.addcmul(v, rows, (v * rows).sum([1, 2, 3], keepdim=True), value=-1)
+            v = (across * s).to(weight.dtype)
+        return grad_x, v, None, None
 
 
 class _EagerAngular(torch.autograd.Function):
@@ -227,8 +186,7 @@ def _sphere_conv2d(x: Tensor, weight: Tensor, geometry: Geometry, response: Resp
             if response.operator == "cosine":
                 return cosine
             k = response.k if raw_k is None else steepness(raw_k)[:, None, None]
-            on_cpu = cosine.device.type == "cpu"
-            return (_EagerAngular.apply if on_cpu else _rounded_angular)(cosine, response.operator, k)
+            return (_EagerAngular.apply if on_cpu(cosine) else _rounded_angular)(cosine, response.operator, k)
     return _plain_conv(x, weight, geometry, response, raw_k)
 
 

@@ -12,6 +12,7 @@ series: with r = sqrt(|h|^2 + d + 8), L / r and r |dL/dh| / |h| are smooth in t 
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,45 +20,41 @@ import torch
 from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
-from hyperzoo.layers.precision import full_precision, parts
+from hyperzoo.layers.precision import full_dtype, full_precision, joined, on_cpu, parts
 
 _NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
 _OFFSET = 8  # r^2 = |h|^2 + d + 8; this value gives the shortest sums
 
 
-class ExactError(torch.autograd.Function):
-    """Returns x itself, L of each vector along the given axes, and without gradients |h|^2 and the sum of x per sample.
+class SquaredNorm(torch.autograd.Function):
+    """Returns x itself, |h|^2 of each vector h along the given axes, and without gradient the sum of each sample.
 
-    Use the first output downstream: its backward adds the gradient of L, in one pass over memory and without storing
-    a separate gradient.
+    Use the first output downstream: its backward adds the gradient of |h|^2, in one pass over memory and without
+    storing a separate gradient.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        measured = [_moments(full_precision(part), axes) for part in parts(x)]
-        energy, total = (torch.cat(found) for found in zip(*measured, strict=True))
-        d = _entries(x, axes)
-        r = torch.sqrt(energy + (d + _OFFSET))
-        return x.detach(), r * _chebyshev(_series(d, r.dtype)[0], _position(r, d)), energy, total
+    def forward(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+        measured = [_moments(part, axes) for part in parts(x)]
+        squares, total = (joined(found) for found in zip(*measured, strict=True))
+        return x.detach(), squares, total
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        (x, ctx.axes), (energy, total) = inputs, output[2:]
-        ctx.save_for_backward(x, energy)
+        x, ctx.axes = inputs
+        ctx.save_for_backward(x)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(energy, total)
+        ctx.mark_non_differentiable(output[2])
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, onto: Tensor | None, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, onto: Tensor | None, grad: Tensor | None, _: Any) -> tuple[Tensor | None, None]:
         if grad is None:
             return onto, None
-        x, energy = ctx.saved_tensors
-        d = _entries(x, ctx.axes)
-        r = torch.sqrt(energy + (d + _OFFSET))
-        pull = grad / r * _chebyshev(_series(d, r.dtype)[1], _position(r, d))
+        (x,) = ctx.saved_tensors
+        pull = 2 * grad
         for axis in ctx.axes:
             pull = pull.unsqueeze(axis)
         if onto is None:
@@ -65,15 +62,56 @@ class ExactError(torch.autograd.Function):
         if x.dtype == pull.dtype:
             return torch.addcmul(onto, x, pull), None
         sums = [torch.addcmul(*part).to(x.dtype) for part in zip(parts(onto), parts(x), parts(pull, x), strict=True)]
-        return torch.cat(sums), None
+        return joined(sums), None
+
+
+class ExactError(torch.autograd.Function):
+    """L of vectors of d entries as a function of |h|^2, in any shape."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(squares: Tensor, d: int) -> Tensor:
+        r = torch.sqrt(squares + (d + _OFFSET))
+        return r * _chebyshev(_series(d, r.dtype)[0], _position(r, d))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        squares, ctx.d = inputs
+        ctx.save_for_backward(squares)
+
+    @staticmethod
+    @first_only
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (squares,) = ctx.saved_tensors
+        r = torch.sqrt(squares + (ctx.d + _OFFSET))
+        slope = _chebyshev(_series(ctx.d, r.dtype)[1], _position(r, ctx.d))  # r |dL/dh| / |h|
+        return grad / r * slope / 2, None
+
+
+def exact_errors(kept: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """L for several tensors (squared norms, d), those of one d together: on a GPU one launch instead of many."""
+    errors: dict[int, Tensor] = {}
+    for kind in dict.fromkeys((d, squares.dtype, squares.device) for squares, d in kept):
+        members = [i for i, (squares, d) in enumerate(kept) if (d, squares.dtype, squares.device) == kind]
+        shapes = [kept[i][0].shape for i in members]
+        together = ExactError.apply(torch.cat([kept[i][0].flatten() for i in members]), kind[0])
+        pieces = together.split([shape.numel() for shape in shapes])
+        errors |= {i: piece.view(shape) for i, piece, shape in zip(members, pieces, shapes, strict=True)}
+    return [errors[i] for i in range(len(kept))]
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Sums of squares along the axes, and sums of each sample."""
-    return x.square().sum(axes), x.sum(tuple(range(1, x.dim())))
+    """Sums of squares along the axes, and sums of each sample, in full precision."""
+    samples, wide = tuple(range(1, x.dim())), full_dtype(x)
+    if not on_cpu(x):  # without a copy in full precision
+        return torch.linalg.vector_norm(x, dim=axes, dtype=wide).square(), x.sum(samples, dtype=wide)
+    x = full_precision(x)
+    return x.square().sum(axes), x.sum(samples)
 
 
-def _entries(x: Tensor, axes: tuple[int, ...]) -> int:
+def entries(x: Tensor, axes: tuple[int, ...]) -> int:
+    """The number d of entries of a vector."""
     d = 1
     for axis in axes:  # math.prod does not compile
         d *= x.shape[axis]

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
-from hyperzoo.layers.precision import inverse_root
+from hyperzoo.layers.precision import inverse_root, on_cpu
 
-BLOCK = 512  # rows: a block of float32 cosines is 1 MB, which fits the cache of a core
+# Rows of a block of cosines: in float32 1 MB, which fits the cache of a core, or 64 MB on a GPU, so that there are few.
+BLOCK, BLOCK_ON_GPU = 512, 4096
 MARGIN = 1e-6  # cosines closer to a collision are clamped to this distance and have no gradient
 
 
@@ -46,12 +47,20 @@ def repulsion(c: Tensor, power: int, angular: bool, authors_code: bool) -> tuple
 def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: bool) -> tuple[Tensor, Tensor]:
     """F and dF/dc of each pair: f(c), in half space f(c) + f(-c); zero slope within `MARGIN` of a collision."""
     safe = c.clamp(MARGIN - 1 if half_space else -1, 1 - MARGIN)
-    value, slope = repulsion(safe, power, angular, authors_code)
-    if half_space:
-        mirrored, back = repulsion(-safe, power, angular, authors_code)
-        value, slope = value.add_(mirrored), slope.sub_(back)
+    if half_space and power == 2 and not angular:  # 1 / (2 - 2c) + 1 / (2 + 2c) = 1 / (1 - c^2), in half the operations
+        value = ((1 - safe) * (1 + safe)).reciprocal_()
+        slope = (value * value).mul_(safe).mul_(2)
+    else:
+        value, slope = repulsion(safe, power, angular, authors_code)
+        if half_space:
+            mirrored, back = repulsion(-safe, power, angular, authors_code)
+            value, slope = value.add_(mirrored), slope.sub_(back)
     collided = (c.abs() if half_space else c) > 1 - MARGIN
     return value, slope.masked_fill_(collided, 0)
+
+
+def _block(w: Tensor) -> int:
+    return BLOCK if on_cpu(w) else BLOCK_ON_GPU
 
 
 def _inverse_norms(w: Tensor, eps: float) -> Tensor:
@@ -76,7 +85,8 @@ class PairMean(torch.autograd.Function):
         inverse = _inverse_norms(w, eps)
         total, pull = w.new_zeros(w.size(0)), torch.zeros_like(inverse)
         grad = torch.zeros_like(w) if wanted else None
-        blocks = [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+        size = _block(w)
+        blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
         for a, i in enumerate(blocks):
             for b in (
                 *range(a + 1, len(blocks)),
@@ -139,8 +149,9 @@ class LabelMean(torch.autograd.Function):
         x, inverse_x = w[labels], inverse[labels]
         total, pull_x = w.new_zeros(()), torch.zeros_like(inverse_x)
         grad, grad_x = torch.empty_like(w), torch.zeros_like(x)
-        for start in range(0, n, BLOCK):
-            j = slice(start, min(start + BLOCK, n))
+        size = _block(w)
+        for start in range(0, n, size):
+            j = slice(start, min(start + size, n))
             scale = inverse_x[:, None] * inverse[None, j]
             c = torch.mm(x, w[j].mT).mul_(scale)
             itself = labels[:, None] == torch.arange(j.start, j.stop, device=w.device)

@@ -4,8 +4,9 @@ Regularizing activations in neural networks via distribution matching with the W
 (arXiv 2002.05366; equation numbers are those of the submission). See `projections.py` for the formulas.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number, check_seed
 from hyperzoo.layers.precision import full_dtype
 from hyperzoo.regularizers.activation_term import ActivationTerm
-from hyperzoo.regularizers.exact_error import ExactError
+from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries, exact_errors
 from hyperzoo.regularizers.projections import (
     SampledError,
     as_vectors,
@@ -90,6 +91,7 @@ class PER(ActivationTerm):
         self.rows = float(rows)
         self._passes = 0  # since the last seed
         self._rests = False
+        self._measured: dict[str, list[Callable[[], list[Tensor]]]] = {}
         self._generator = torch.Generator()
         self.seed(seed)
 
@@ -116,18 +118,25 @@ class PER(ActivationTerm):
         """Per layer, for the last call that acted: error (mean over vectors, without strength), mean and variance of
         entries."""
         table: dict[str, float] = {}
-        for name, numbers in self._reported.items():
-            error, mean, square = numbers.tolist()
+        for name, calls in self._measured.items():
+            error, mean, square = torch.stack([torch.stack(measures()) for measures in calls]).mean(0).tolist()
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
         return table
 
+    def _take(self) -> dict[str, list[Any]]:
+        """As in the base class; with all directions, the errors of all layers in place of their squared norms."""
+        taken, self._measured = super()._take(), {}
+        if self.slices is not None:
+            return taken
+        errors = iter(exact_errors([kept[:2] for calls in taken.values() for kept in calls]))
+        return {name: [(next(errors), *kept) for kept in calls] for name, calls in taken.items()}
+
     def _penalties(self, name: str, calls: list[Any]) -> Iterator[Tensor]:
-        measured = []
+        self._measured[name] = []
         for kept in calls:
-            errors, numbers = kept if self.slices is None else self._sampled(kept, self.slices)
-            measured.append(torch.stack([errors.detach().mean(), *numbers]))
+            errors, squares, d, total = kept if self.slices is None else self._sampled(kept, self.slices)
+            self._measured[name].append(partial(_measures, errors.detach(), squares.detach(), d, total))
             yield reduced(errors, len(errors), self.reduce)
-        self._reported[name] = torch.stack(measured).mean(0)
 
     def _total(self) -> Tensor:
         total = super()._total()
@@ -138,24 +147,28 @@ class PER(ActivationTerm):
         return total
 
     def _attach(self, output: Tensor) -> tuple[Tensor, Any]:
-        """An alias of the output whose backward also adds the gradient of the errors, and these errors."""
+        """An alias of the output whose backward also adds the gradient of the errors, and what they are made of."""
+        axes = axes_of(output, self.view)
         with _not_checkpointed():
-            alias, errors, *sums = ExactError.apply(output, axes_of(output, self.view))
-        return alias, (errors, _moments(output, *sums))
+            alias, squares, total = SquaredNorm.apply(output, axes)
+        return alias, (squares, entries(output, axes), total)
 
-    def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Any]:
+    def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Tensor, int, Tensor]:
         x, axis = as_vectors(output, self.view)
-        _, errors, *sums = ExactError.apply(x.detach(), (axis,))
+        d = x.shape[axis]
+        _, squares, total = SquaredNorm.apply(x.detach(), (axis,))
+        errors = ExactError.apply(squares, d)
         directions = draw_directions(x, axis, slices, self._generator)
         rows = None
         if self.rows < 1:
             rows = draw_rows(errors.numel(), self.rows, self._generator).to(x.device, non_blocking=x.is_cuda)
-        return SampledError.apply(x, axis, directions, errors, rows), _moments(output, *sums)
+        return SampledError.apply(x, axis, directions, errors, rows), squares, d, total
 
 
-def _moments(output: Tensor, energy: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of all entries, and of their squares."""
-    return total.sum() / output.numel(), energy.sum() / output.numel()
+def _measures(errors: Tensor, squares: Tensor, d: int, total: Tensor) -> list[Tensor]:
+    """The mean error, and the means of all entries and of their squares; computed when reported."""
+    count = squares.numel() * d
+    return [errors.mean(), total.sum() / count, squares.sum() / count]
 
 
 def _not_checkpointed() -> AbstractContextManager[Any]:

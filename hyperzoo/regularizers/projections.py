@@ -18,7 +18,7 @@ from torch import Tensor
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import full_dtype
-from hyperzoo.regularizers.exact_error import ExactError
+from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries
 
 REDUCTIONS = ("mean", "batch", "sum")
 VIEWS = ("location", "flatten")
@@ -60,7 +60,8 @@ def projected_error(
     """
     check_choices(slices, reduce, view)
     if slices is None:
-        _, errors, *_ = ExactError.apply(x, axes_of(x, view))
+        axes = axes_of(x, view)
+        errors = ExactError.apply(SquaredNorm.apply(x, axes)[1], entries(x, axes))
     else:
         x, axis = as_vectors(x, view)
         errors = SampledError.apply(x, axis, draw_directions(x, axis, slices, generator), None, None)

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers.precision import on_cpu
 from hyperzoo.regularizers.neurons import Layer, select
 
-LARGEST_COPY = 2**18  # elements: up to this size, stacking layers of one shape is cheaper than separate operations
+# Elements up to which stacking layers of one shape is cheaper than separate operations. On a GPU an operation takes as
+# long to start as the copy of a million elements.
+LARGEST_COPY, LARGEST_COPY_ON_GPU = 2**18, 2**22
 
 
 class WeightTerm:
@@ -104,7 +107,7 @@ def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
     groups: dict[tuple[object, ...], list[Layer]] = {}
     for layer in layers:
         rows = layer.rows().detach()
-        large = rows.numel() > LARGEST_COPY
+        large = rows.numel() > (LARGEST_COPY if on_cpu(rows) else LARGEST_COPY_ON_GPU)
         groups.setdefault((rows.shape, rows.dtype, rows.device, layer.name if large else ""), []).append(layer)
     return [tuple(group) for group in groups.values()]
 
