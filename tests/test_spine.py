@@ -16,7 +16,7 @@ from hyperzoo.zoo import weight_files
 
 CHECKOUT = find_checkout()
 PUBLISHED = hyperzoo.list_weights()
-MAX_BYTES, MAX_TOTAL_BYTES = 12_000_000, 72_000_000  # the wheel stays well below 100 MB
+MAX_BYTES, MAX_TOTAL_BYTES = 12_000_000, 90_000_000  # with the rest a wheel below the 100 MB that PyPI takes
 
 
 def stems(folder, pattern, suffix):

@@ -145,7 +145,7 @@ def test_the_wheel_holds_the_package_its_weights_and_recipes_and_no_more(wheel):
     expected = {f"hyperzoo/{name}" if name.startswith("recipes/") else name for name in tracked}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
-    assert wheel.stat().st_size < 45_000_000 + 2_000_000
+    assert wheel.stat().st_size < 95_000_000  # PyPI takes 100 MB
 
 
 def test_the_sdist_holds_what_the_wheel_is_built_of(dist):
