@@ -199,7 +199,8 @@ def operations(row: Row) -> list[str]:
     with mock.patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()):
         for model, method in ((plain, ""), (own, row.method)):
             model.to("meta")
-            batch = torch.empty(8, *row.shape[1:], device="meta"), torch.zeros(8, dtype=torch.int64, device="meta")
+            labels = torch.zeros(row.shape[0], dtype=torch.int64, device="meta")
+            batch = torch.empty(row.shape, device="meta"), labels
             loss = with_method(method, model)
             loss(batch)  # computes what is kept for later steps
             with Traffic() as traffic:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hyperzoo.layers import SphereConv2d, functional, patches
+from hyperzoo.layers import SphereConv2d, functional, patches, precision
 from hyperzoo.regularizers import (
     MHE,
     PER,
@@ -38,7 +38,7 @@ class Launches(TorchDispatchMode):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    for module in (patches, functional, exact_error, pair_energy, weight_term):
+    for module in (precision, patches, functional, exact_error, pair_energy, weight_term):
         monkeypatch.setattr(module, "on_cpu", lambda x: False)
 
 
@@ -121,13 +121,11 @@ def mean_error(h):
 @pytest.mark.parametrize("dtype, close", [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_per_is_that_of_the_definition(as_on_a_gpu, dtype, close):
     torch.manual_seed(0)
-    x = (2 * torch.randn(5, 2, 3)).to(dtype).requires_grad_()  # (batch, steps, features): a vector has 3 entries
     pair = torch.randn(7, 2).to(dtype).requires_grad_()
     wide = pair.detach().double().requires_grad_()
     (wanted,) = torch.autograd.grad(mean_error(wide).mean(), wide)
     (found,) = torch.autograd.grad(projected_error(pair), pair)
     assert found.dtype == dtype and (found.double() - wanted).norm() < close * wanted.norm()
-    assert float(projected_error(x)) > 0
 
 
 def test_per_of_several_layers_is_the_sum_of_single_layers(as_on_a_gpu):
@@ -150,6 +148,25 @@ def test_per_of_several_layers_is_the_sum_of_single_layers(as_on_a_gpu):
     assert {key: term.report()[key] for key in errors} == pytest.approx({key: float(e) for key, e in errors.items()})
 
 
+def test_per_joins_vectors_up_to_a_limit(as_on_a_gpu, monkeypatch):
+    monkeypatch.setattr(exact_error, "_JOINED", 5)
+    kept = [(torch.rand(size), d) for size, d in ((2, 3), (4, 7), (3, 3), (1, 3), (9, 7), (4, 3), (1, 3))]
+    assert exact_error._groups(kept) == [[0, 2], [1], [3, 5], [4], [6]]
+    for (squares, d), errors in zip(kept, exact_error.exact_errors(kept), strict=True):
+        torch.testing.assert_close(errors, exact_error.ExactError.apply(squares, d))
+
+
+def test_batched_gradients_of_groups(as_on_a_gpu):
+    torch.manual_seed(0)
+    layer = SphereConv2d(4, 2, 3, groups=2)
+    x = torch.randn(1, 4, 4, 4, requires_grad=True)
+    out = layer(x)
+    directions = torch.eye(out.numel()).view(-1, *out.shape)
+    found = torch.autograd.grad(out, x, directions, is_grads_batched=True, retain_graph=True)[0]
+    wanted = torch.stack([torch.autograd.grad(out, x, each, retain_graph=True)[0] for each in directions])
+    torch.testing.assert_close(found, wanted)
+
+
 def test_per_starts_few_kernels_for_a_further_layer(as_on_a_gpu):
     counts = []
     for depth in (2, 12):
@@ -166,7 +183,8 @@ def test_per_starts_few_kernels_for_a_further_layer(as_on_a_gpu):
 
 @pytest.mark.parametrize("half_space", [False, True])
 def test_energies_are_those_of_a_double_loop(as_on_a_gpu, half_space, monkeypatch):
-    monkeypatch.setattr(pair_energy, "BLOCK_ON_GPU", 5)
+    monkeypatch.setattr(pair_energy, "BLOCK", 5)
+    monkeypatch.setattr(pair_energy, "ENTRIES_ON_GPU", 36)
     torch.manual_seed(0)
     w = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
     unit = w / (w.square().sum(1, keepdim=True) + 1e-4).sqrt()
@@ -182,11 +200,13 @@ def test_energies_are_those_of_a_double_loop(as_on_a_gpu, half_space, monkeypatc
     torch.testing.assert_close(torch.autograd.grad(found, w), torch.autograd.grad(wanted, w))
 
 
-def test_mhe_stacks_equal_layers(as_on_a_gpu):
+def test_mhe_stacks_equal_layers(as_on_a_gpu, monkeypatch):
     net = nn.Sequential(*(nn.Linear(600, 600, bias=False) for _ in range(4)), nn.Linear(600, 3))
     term = MHE(net, hidden=1.0, output=0.0)
     with Launches() as launches:
         term().backward()
     assert launches.counts["bmm"] == 1, launches.counts
+    monkeypatch.setattr(weight_term, "LARGEST_STACK_ON_GPU", 3 * 600 * 600)
+    assert [len(group) for _, _, group in MHE(net, hidden=1.0, output=0.0)._groups] == [3, 1]
     alone = sum(hyperspherical_energy(layer.weight) for layer in net[:4])
     torch.testing.assert_close(term(), alone)

@@ -108,7 +108,7 @@ def _run(
     if isinstance(dataset, data.OwnImages):
         image_sizes.check_sizes(recipe, model, train.channels, dataset.fit.size_px)
     build.initialize(recipe, model, train)
-    step = build.step(recipe, model).to(engine.device)
+    step = build.step(recipe, model.to(engine.device)).to(engine.device)  # terms group layers by device
     batches = build.batches(recipe, train, model, engine)
     progress = Progress(
         recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process, unit=step.unit

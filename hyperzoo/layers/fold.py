@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hyperzoo.layers.functional import pad_tf_same, per_filter, unit_rows
 from hyperzoo.layers.operators import angular, steepness
-from hyperzoo.layers.patches import Geometry, inverse_norm, lean_energy
+from hyperzoo.layers.patches import Geometry, fits_pooling, inverse_norm, lean_energy
 from hyperzoo.layers.precision import full_precision, inverse_root
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 from hyperzoo.layers.sphere_norm import SphereNorm
@@ -92,9 +92,8 @@ class FoldedConv2d(_Folded):
         super().__init__(layer, (-1, 1, 1))
         self.geometry = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
         self.tf_same = layer.tf_same
-        # a pooling of one operation, where `inverse_norm` takes a dozen; it has no dilation and little padding
-        fits = all(2 * p <= size for p, size in zip(layer.padding, layer.kernel_size, strict=True))
-        self.pools = fits and layer.dilation == (1, 1)
+        # one operation, where `inverse_norm` takes a dozen
+        self.pools = fits_pooling(layer.kernel_size, layer.padding, layer.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.geometry

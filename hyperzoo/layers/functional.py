@@ -76,15 +76,14 @@ def _plain_conv(
 
 
 class _EagerConv(torch.autograd.Function):
-    """The cosine in `_plain_conv` for eager training: saves only input and output, which the neighbors save anyway.
+    """The cosine in `_plain_conv` for eager training: saves input, output, which neighbors save anyway, and norms.
 
     With r and s the inverse norms of patches and filters, and u = s w, out = r <p, u>. A gradient g of out gives
 
         dx = conv_transpose(g r, u) - x box_transpose(r^2 sum_o g_o out_o)
         dw = s (v - u <u, v>),    v = the gradient of u
 
-    Written out because on a GPU, where each small operation takes as long to start as a large one takes to run,
-    differentiating the norms by autograd doubles the time of a step.
+    Written out, because autograd of the norms takes about twice as many operations, and their number decides on a GPU.
     """
 
     @staticmethod

@@ -90,7 +90,7 @@ class ActivationTerm:
         return total
 
     def _penalties(self, name: str, calls: list[Any]) -> Iterable[Tensor]:
-        """The summands of one layer, given its recorded outputs, one per call; sets `_reported[name]`."""
+        """The summands of one layer, given its recorded outputs, one per call; keeps what `report` shows."""
         raise NotImplementedError
 
     def _sum_and_report(self, name: str, penalties: Iterable[Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import full_dtype, full_precision, joined, on_cpu, parts
 
 _NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
+_JOINED = 2**20  # vectors: a series holds about six numbers for each
 _OFFSET = 8  # r^2 = |h|^2 + d + 8; this value gives the shortest sums
 
 
@@ -90,15 +91,29 @@ class ExactError(torch.autograd.Function):
 
 
 def exact_errors(kept: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
-    """L for several tensors (squared norms, d), those of one d together: on a GPU one launch instead of many."""
+    """L for several tensors (squared norms, d); on a GPU one series for several of equal d, up to `_JOINED` vectors."""
     errors: dict[int, Tensor] = {}
-    for kind in dict.fromkeys((d, squares.dtype, squares.device) for squares, d in kept):
-        members = [i for i, (squares, d) in enumerate(kept) if (d, squares.dtype, squares.device) == kind]
-        shapes = [kept[i][0].shape for i in members]
-        together = ExactError.apply(torch.cat([kept[i][0].flatten() for i in members]), kind[0])
-        pieces = together.split([shape.numel() for shape in shapes])
-        errors |= {i: piece.view(shape) for i, piece, shape in zip(members, pieces, shapes, strict=True)}
+    for members in _groups(kept):
+        squares, d = [kept[i][0] for i in members], kept[members[0]][1]
+        together = ExactError.apply(joined([each.flatten() for each in squares]), d)
+        pieces = together.split([each.numel() for each in squares])
+        errors |= {i: piece.view(each.shape) for i, piece, each in zip(members, pieces, squares, strict=True)}
     return [errors[i] for i in range(len(kept))]
+
+
+def _groups(kept: Sequence[tuple[Tensor, int]]) -> list[list[int]]:
+    """Numbers of tensors to compute together: each alone on a CPU, where joining them costs time and memory."""
+    groups: list[list[int]] = []
+    last: dict[Any, tuple[list[int], int]] = {}
+    for i, (squares, d) in enumerate(kept):
+        kind, count = (d, squares.dtype, squares.device), squares.numel()
+        members, size = last.get(kind, ([], 0))
+        if not members or on_cpu(squares) or size + count > _JOINED:
+            members, size = [], 0
+            groups.append(members)
+        members.append(i)
+        last[kind] = members, size + count
+    return groups
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

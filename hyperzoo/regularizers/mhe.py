@@ -192,11 +192,11 @@ class MHE(WeightTerm):
             if labels is None:
                 raise InputError("output_by_labels needs the labels of the batch: call term(labels)")
             return torch.stack([_label_energy(layer.rows(), labels, rule) for layer in layers])
-        rows = stack(layers)
-        count = rows.size(1)
+        rows = [layer.rows() for layer in layers]
+        count = len(rows[0])
         if count > self._neurons:
-            rows = torch.stack([r[self._draw(count).to(r.device, non_blocking=r.is_cuda)] for r in rows])
-        return _energies(rows, rule, count)
+            rows = [r[self._draw(count).to(r.device, non_blocking=r.is_cuda)] for r in rows]
+        return _energies(stack(rows), rule, count)
 
     @torch.compiler.disable
     def _draw(self, count: int) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import inverse_root, on_cpu
 
-# Rows of a block of cosines: in float32 1 MB, which fits the cache of a core, or 64 MB on a GPU, so that there are few.
-BLOCK, BLOCK_ON_GPU = 512, 4096
+BLOCK = 512  # rows: a block of float32 cosines is 1 MB, which fits the cache of a core
+ENTRIES_ON_GPU = 2**22  # cosines of all layers in a block, 16 MB in float32
 MARGIN = 1e-6  # cosines closer to a collision are clamped to this distance and have no gradient
 
 
@@ -60,7 +60,9 @@ def _pair(c: Tensor, power: int, half_space: bool, angular: bool, authors_code: 
 
 
 def _block(w: Tensor) -> int:
-    return BLOCK if on_cpu(w) else BLOCK_ON_GPU
+    """Rows of a block: on a GPU more, so that there are few blocks."""
+    layers = 1 if w.dim() == 2 else len(w)
+    return BLOCK if on_cpu(w) else max(BLOCK, math.isqrt(ENTRIES_ON_GPU // layers))
 
 
 def _inverse_norms(w: Tensor, eps: float) -> Tensor:

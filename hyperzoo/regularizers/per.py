@@ -4,9 +4,8 @@ Regularizing activations in neural networks via distribution matching with the W
 (arXiv 2002.05366; equation numbers are those of the submission). See `projections.py` for the formulas.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +90,7 @@ class PER(ActivationTerm):
         self.rows = float(rows)
         self._passes = 0  # since the last seed
         self._rests = False
-        self._measured: dict[str, list[Callable[[], list[Tensor]]]] = {}
+        self._measured: dict[str, list[tuple[Tensor, Tensor, Tensor, int]]] = {}
         self._generator = torch.Generator()
         self.seed(seed)
 
@@ -119,13 +118,15 @@ class PER(ActivationTerm):
         entries."""
         table: dict[str, float] = {}
         for name, calls in self._measured.items():
-            error, mean, square = torch.stack([torch.stack(measures()) for measures in calls]).mean(0).tolist()
+            found = [[error, total / count, squares / count] for error, total, squares, count in calls]
+            error, mean, square = torch.tensor(found, dtype=torch.float64, device="cpu").mean(0).tolist()
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
         return table
 
     def _take(self) -> dict[str, list[Any]]:
         """As in the base class; with all directions, the errors of all layers in place of their squared norms."""
-        taken, self._measured = super()._take(), {}
+        self._measured = {}
+        taken = super()._take()
         if self.slices is not None:
             return taken
         errors = iter(exact_errors([kept[:2] for calls in taken.values() for kept in calls]))
@@ -135,7 +136,8 @@ class PER(ActivationTerm):
         self._measured[name] = []
         for kept in calls:
             errors, squares, d, total = kept if self.slices is None else self._sampled(kept, self.slices)
-            self._measured[name].append(partial(_measures, errors.detach(), squares.detach(), d, total))
+            sums = errors.detach().mean(), total.sum(), squares.detach().sum()
+            self._measured[name].append((*sums, squares.numel() * d))
             yield reduced(errors, len(errors), self.reduce)
 
     def _total(self) -> Tensor:
@@ -163,12 +165,6 @@ class PER(ActivationTerm):
         if self.rows < 1:
             rows = draw_rows(errors.numel(), self.rows, self._generator).to(x.device, non_blocking=x.is_cuda)
         return SampledError.apply(x, axis, directions, errors, rows), squares, d, total
-
-
-def _measures(errors: Tensor, squares: Tensor, d: int, total: Tensor) -> list[Tensor]:
-    """The mean error, and the means of all entries and of their squares; computed when reported."""
-    count = squares.numel() * d
-    return [errors.mean(), total.sum() / count, squares.sum() / count]
 
 
 def _not_checkpointed() -> AbstractContextManager[Any]:

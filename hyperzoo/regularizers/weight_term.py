@@ -11,16 +11,16 @@ from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.precision import on_cpu
 from hyperzoo.regularizers.neurons import Layer, select
 
-# Elements up to which stacking layers of one shape is cheaper than separate operations. On a GPU an operation takes as
-# long to start as the copy of a million elements.
-LARGEST_COPY, LARGEST_COPY_ON_GPU = 2**18, 2**22
+LARGEST_COPY = 2**18  # elements: up to this size, stacking layers of one shape is cheaper than separate operations
+LARGEST_STACK_ON_GPU = 2**23  # elements of a stack, 32 MB in float32
 
 
 class WeightTerm:
     """hidden * sum over hidden layers of f(rows) + output * f(rows of the output layer), f = `_values` of a subclass.
 
     Use it like every term: `with term: loss = task_loss(model(x), y) + term()`. It registers no hooks, so the `with` is
-    optional. Create it after the last change to the model: replaced modules (`reset_classifier`) are not tracked.
+    optional. Create it after the last change to the model: replaced modules (`reset_classifier`) are not tracked, and
+    on a GPU larger groups of layers are computed together than on a CPU.
 
     Args:
         hidden, output: strengths, 0 or more; 0 skips that kind of layer.
@@ -71,7 +71,10 @@ class WeightTerm:
 
     def __call__(self) -> Tensor:
         """The term: (), float32 (float64 for float64 weights)."""
-        parts = [strength * self._values(stack(layers), out).sum() for strength, out, layers in self._groups]
+        parts = [
+            strength * self._values(stack([layer.rows() for layer in layers]), out).sum()
+            for strength, out, layers in self._groups
+        ]
         return torch.stack(parts).sum()
 
     def _values(self, rows: Tensor, is_output: bool) -> Tensor:
@@ -87,7 +90,7 @@ class WeightTerm:
         """The value of each layer by name, over all its neurons and without strength."""
         values: dict[str, float] = {}
         for _, out, layers in self._groups:
-            found = self._values(stack(layers), out).tolist()
+            found = self._values(stack([layer.rows() for layer in layers]), out).tolist()
             values |= zip((layer.name for layer in layers), found, strict=True)
         return {name: values[name] for name in self._order if name in values}
 
@@ -97,19 +100,28 @@ class WeightTerm:
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 
 
-def stack(layers: Sequence[Layer]) -> Tensor:
-    """Layers of one shape as one tensor, (L, N, D)."""
-    return layers[0].rows().unsqueeze(0) if len(layers) == 1 else torch.stack([layer.rows() for layer in layers])
+def stack(rows: Sequence[Tensor]) -> Tensor:
+    """The rows of layers of one shape as one tensor, (L, N, D)."""
+    return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack([*rows])
 
 
 def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
-    """Groups of layers: small ones of equal shape together, each large one alone, so that it is not copied."""
-    groups: dict[tuple[object, ...], list[Layer]] = {}
+    """Groups of layers of equal shape: on a CPU of small ones, on a GPU of as many as a stack may hold."""
+    groups: list[list[Layer]] = []
+    last: dict[tuple[object, ...], list[Layer]] = {}
     for layer in layers:
         rows = layer.rows().detach()
-        large = rows.numel() > (LARGEST_COPY if on_cpu(rows) else LARGEST_COPY_ON_GPU)
-        groups.setdefault((rows.shape, rows.dtype, rows.device, layer.name if large else ""), []).append(layer)
-    return [tuple(group) for group in groups.values()]
+        kind = (rows.shape, rows.dtype, rows.device)
+        members = last.get(kind, [])
+        large = (
+            rows.numel() > LARGEST_COPY if on_cpu(rows) else (len(members) + 1) * rows.numel() > LARGEST_STACK_ON_GPU
+        )
+        if not members or large:
+            members = []
+            groups.append(members)
+        members.append(layer)
+        last[kind] = members
+    return [tuple(group) for group in groups]
 
 
 def _why(skipped: dict[str, str]) -> str:
