@@ -18,7 +18,6 @@ from hyperzoo.regularizers import (
     weight_term,
 )
 
-VIEWS = {"view", "_unsafe_view", "t", "detach", "unsqueeze", "expand", "alias", "permute", "select", "slice", "split"}
 EMPTY = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 
 
@@ -31,7 +30,7 @@ class Launches(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function._schema.name.removeprefix("aten::")
-        if name not in VIEWS | EMPTY:
+        if not function.is_view and name not in EMPTY:
             self.counts[name] += 1
         return function(*args, **(kwargs or {}))
 

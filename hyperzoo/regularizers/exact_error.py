@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hyperzoo.layers.first_order import first_only
 from hyperzoo.layers.precision import full_dtype, full_precision, joined, on_cpu, parts
+from hyperzoo.regularizers.bundles import bundles
 
 _NODES = 48  # Chebyshev nodes, enough for 1e-13 at d = 1, which needs the most
 _JOINED = 2**20  # vectors: a series holds about six numbers for each
@@ -103,17 +104,7 @@ def exact_errors(kept: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
 
 def _groups(kept: Sequence[tuple[Tensor, int]]) -> list[list[int]]:
     """Numbers of tensors to compute together: each alone on a CPU, where joining them costs time and memory."""
-    groups: list[list[int]] = []
-    last: dict[Any, tuple[list[int], int]] = {}
-    for i, (squares, d) in enumerate(kept):
-        kind, count = (d, squares.dtype, squares.device), squares.numel()
-        members, size = last.get(kind, ([], 0))
-        if not members or on_cpu(squares) or size + count > _JOINED:
-            members, size = [], 0
-            groups.append(members)
-        members.append(i)
-        last[kind] = members, size + count
-    return groups
+    return bundles(((d, x.dtype, x.device), x.numel(), 0 if on_cpu(x) else _JOINED) for x, d in kept)
 
 
 def _moments(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:

@@ -118,8 +118,8 @@ class PER(ActivationTerm):
         entries."""
         table: dict[str, float] = {}
         for name, calls in self._measured.items():
-            found = [[error, total / count, squares / count] for error, total, squares, count in calls]
-            error, mean, square = torch.tensor(found, dtype=torch.float64, device="cpu").mean(0).tolist()
+            found = [torch.stack([error, total / count, squares / count]) for error, total, squares, count in calls]
+            error, mean, square = torch.stack(found).mean(0).tolist()
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
         return table
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.precision import on_cpu
+from hyperzoo.regularizers.bundles import bundles
 from hyperzoo.regularizers.neurons import Layer, select
 
 LARGEST_COPY = 2**18  # elements: up to this size, stacking layers of one shape is cheaper than separate operations
@@ -71,11 +72,12 @@ class WeightTerm:
 
     def __call__(self) -> Tensor:
         """The term: (), float32 (float64 for float64 weights)."""
-        parts = [
-            strength * self._values(stack([layer.rows() for layer in layers]), out).sum()
-            for strength, out, layers in self._groups
-        ]
+        parts = [strength * self._of(layers, out).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
+
+    def _of(self, layers: Sequence[Layer], is_output: bool) -> Tensor:
+        """f of layers of one shape, over all their neurons: (L,)."""
+        return self._values(stack([layer.rows() for layer in layers]), is_output)
 
     def _values(self, rows: Tensor, is_output: bool) -> Tensor:
         """f of L layers with these rows, all hidden or all output layers: (L, N, D) -> (L,)."""
@@ -90,7 +92,7 @@ class WeightTerm:
         """The value of each layer by name, over all its neurons and without strength."""
         values: dict[str, float] = {}
         for _, out, layers in self._groups:
-            found = self._values(stack([layer.rows() for layer in layers]), out).tolist()
+            found = self._of(layers, out).tolist()
             values |= zip((layer.name for layer in layers), found, strict=True)
         return {name: values[name] for name in self._order if name in values}
 
@@ -106,22 +108,15 @@ def stack(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _batches(layers: Sequence[Layer]) -> list[tuple[Layer, ...]]:
-    """Groups of layers of equal shape: on a CPU of small ones, on a GPU of as many as a stack may hold."""
-    groups: list[list[Layer]] = []
-    last: dict[tuple[object, ...], list[Layer]] = {}
+    """Groups of layers of equal shape: on a CPU of all small ones, on a GPU of as many as a stack may hold."""
+    items = []
     for layer in layers:
         rows = layer.rows().detach()
-        kind = (rows.shape, rows.dtype, rows.device)
-        members = last.get(kind, [])
-        large = (
-            rows.numel() > LARGEST_COPY if on_cpu(rows) else (len(members) + 1) * rows.numel() > LARGEST_STACK_ON_GPU
-        )
-        if not members or large:
-            members = []
-            groups.append(members)
-        members.append(layer)
-        last[kind] = members
-    return [tuple(group) for group in groups]
+        cost, limit = rows.numel(), LARGEST_STACK_ON_GPU
+        if on_cpu(rows):
+            cost, limit = cost if cost > LARGEST_COPY else 0, LARGEST_COPY
+        items.append(((rows.shape, rows.dtype, rows.device), cost, limit))
+    return [tuple(layers[i] for i in group) for group in bundles(items)]
 
 
 def _why(skipped: dict[str, str]) -> str:
