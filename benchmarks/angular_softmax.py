@@ -11,14 +11,9 @@ ratio is the median over adjacent pairs. Memory: the peak of one eager step abov
 """
 
 import argparse
-import gc
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 
+import measure
 import torch
 import torch.nn.functional as F
 
@@ -61,42 +56,15 @@ def make_step(
     return step
 
 
-def seconds(step: Callable[[], None], clock: Callable[[], float], device: str) -> float:
-    start = clock()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def print_peak_bytes(operator: str | None, margin: float, sizes: tuple[int, int, int], device: str) -> None:
-    """Memory growth during the second step: peak of the allocator on a GPU, of the kernel (Linux) on a CPU."""
+    """Peak growth of memory during the second step."""
     step = make_step(operator, margin, sizes, device, torch.float32, compiled=False)
     step()
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        print(torch.cuda.max_memory_allocated() - before)
-        return
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # reset the peak
-    before = resident()["VmRSS"]
-    step()
-    print(resident()["VmHWM"] - before)
+    print(measure.growth(step, device))
 
 
-def resident() -> dict[str, int]:
-    with open("/proc/self/status") as f:
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f if line.startswith(("VmRSS", "VmHWM"))}
-
-
-def peak_bytes(name: str, sizes: tuple[int, int, int], device: str) -> int:
-    command = [sys.executable, __file__, "--memory-of", name, "--sizes", *map(str, sizes), "--device", device]
-    # a fixed threshold: each matrix is mapped separately and returned to the system when freed
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    return int(subprocess.check_output(command, env=env, text=True).split()[-1])
+def peak_bytes(name: str, sizes: tuple[int, int, int], device: str) -> float:
+    return measure.in_own_process(__file__, "--memory-of", name, "--sizes", *map(str, sizes), "--device", device)
 
 
 def row(name: str, plain: str, own: str, value: str, limit: str, missed: bool) -> None:
@@ -117,22 +85,17 @@ def main() -> None:
         operator, _, margin = args.memory_of.partition(":")
         print_peak_bytes(None if operator == "plain" else operator, float(margin), tuple(args.sizes), args.device)
         return
-    clock = time.process_time if args.busy else time.perf_counter
     dtype = getattr(torch, args.dtype)
     compiled, repeats = not args.quick, 5 if args.quick else 60
-    threads = f"{torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time"
-    print(f"{args.device}, {dtype}, {threads}, {'compiled' if compiled else 'eager'}, torch {torch.__version__}")
+    print(f"{measure.conditions(dtype, args.busy, args.device)}, {'compiled' if compiled else 'eager'}")
     print(f"{'':28}{'plain':>12}{'angular':>12}{'':>12}{'at most':>12}")
     sizes = (128, 512, 1000)
     plain = make_step(None, 1, sizes, args.device, dtype, compiled)
     for operator, margin in LOSSES:
         own = make_step(operator, margin, sizes, args.device, dtype, compiled)
-        for _ in range(3):  # compile and warm up
-            plain()
-            own()
-        pairs = [(seconds(plain, clock, args.device), seconds(own, clock, args.device)) for _ in range(repeats)]
-        a, b = (statistics.median(pair[i] for pair in pairs) * 1e3 for i in range(2))
-        ratio = statistics.median(second / first for first, second in pairs)
+        times = measure.rounds(plain, own, repeats=repeats, warm_up=3, now=measure.clock(args.busy))
+        a, b = (1e3 * one for one in measure.medians(times))
+        ratio = measure.ratio(times)
         row(
             f"step, {operator}, margin {margin:g}",
             f"{a:.2f} ms",

@@ -15,13 +15,12 @@ counted; each starts a kernel, which takes 5 to 25 us of the CPU, whatever its s
 import argparse
 import contextlib
 import copy
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -150,28 +149,7 @@ def make_step(model: nn.Module, loss: Loss, batch: Batch, device: torch.device) 
     return step
 
 
-def seconds(step: Callable[[], None], steps: int, device: torch.device) -> float:
-    """Seconds of one step, over a group of steps."""
-    wait: Any = torch.cuda.synchronize if device.type == "cuda" else contextlib.nullcontext
-    wait()
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    wait()
-    return (time.perf_counter() - started) / steps
-
-
-def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """Peak of allocated memory during a step above what is allocated before; 0 on a CPU."""
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return torch.cuda.max_memory_allocated() - before
-
-
-def measure(row: Row, device: torch.device, compiled: bool, rounds: int) -> list[str]:
+def cells(row: Row, device: torch.device, compiled: bool, repeats: int) -> list[str]:
     """The cells of a table row after method and network."""
     models = [model.to(device).to(memory_format=torch.channels_last) for model in both(row)]
     x, y = draw(row.shape, device)
@@ -182,12 +160,16 @@ def measure(row: Row, device: torch.device, compiled: bool, rounds: int) -> list
         losses = torch.compile(losses[0], dynamic=False), torch.compile(losses[1], dynamic=False)
     plain, own = (make_step(model, loss, batch, device) for model, loss in zip(models, losses, strict=True))
     for step in (plain, own):
-        seconds(step, 12 if compiled else 3, device)  # compile and warm up; 12 steps draw every layer of Manifold Mixup
-    pairs = [(seconds(plain, row.steps, device), seconds(own, row.steps, device)) for _ in range(rounds)]
-    memory = [peak_bytes(step, device) for step in (plain, own)]
-    plain_ms, own_ms = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
-    ratio = statistics.median(b / a for a, b in pairs)
-    return [f"{plain_ms:.2f}", f"{own_ms:.2f}", f"{ratio:.3f}", f"{memory[1] / memory[0]:.2f}" if memory[0] else "-"]
+        measure.group(step, 12 if compiled else 3)()  # compile and warm up; 12 steps draw every layer of Manifold Mixup
+    groups = [measure.group(step, row.steps) for step in (plain, own)]
+    times = measure.rounds(*groups, repeats=repeats, warm_up=0)
+    plain_ms, own_ms = (1e3 * one / row.steps for one in measure.medians(times))
+    if device.type == "cuda":
+        memory = [measure.growth(step, "cuda") for step in (plain, own)]
+        grown = f"{memory[1] / memory[0]:.2f}"
+    else:
+        grown = "-"
+    return [f"{plain_ms:.2f}", f"{own_ms:.2f}", f"{measure.ratio(times):.3f}", grown]
 
 
 def operations(row: Row) -> list[str]:
@@ -237,7 +219,7 @@ def main() -> None:
         if args.quick:
             row = row._replace(shape=(8, 3, 32, 32), steps=1)
         loss, gradient = difference(row, device)
-        cells = measure(row, device, args.compiled, 1 if args.quick else ROUNDS)
+        found = cells(row, device, args.compiled, 1 if args.quick else ROUNDS)
         what = [
             row.method,
             f"`{row.network}`",
@@ -245,7 +227,7 @@ def main() -> None:
             f"{loss:.0e}",
             f"{gradient:.0e}",
         ]
-        print(f"| {' | '.join(what + cells)} |", flush=True)
+        print(f"| {' | '.join(what + found)} |", flush=True)
 
 
 if __name__ == "__main__":

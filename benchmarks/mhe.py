@@ -10,11 +10,9 @@ it varies less than the difference of two long times. Memory: the growth of the 
 """
 
 import argparse
-import gc
-import statistics
-import time
 from collections.abc import Callable
 
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -58,24 +56,6 @@ def make_steps(arch: str, size: int, batch: int, **settings: int) -> tuple[Calla
     return lambda: step(task), lambda: step(lambda: task() + term()), alone
 
 
-def seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
-    start = clock()
-    call()
-    return clock() - start
-
-
-def rounds(
-    calls: tuple[Callable[[], object], ...], repeats: int, clock: Callable[[], float]
-) -> list[tuple[float, ...]]:
-    for call in calls:  # warm up
-        call()
-    return [tuple(seconds(call, clock) for call in calls) for _ in range(repeats)]
-
-
-def medians(times: list[tuple[float, ...]]) -> list[float]:
-    return [statistics.median(column) for column in zip(*times, strict=True)]
-
-
 def verdict(ratio: float, limit: float) -> str:
     return f"{ratio:8.3f}{limit:9.2f}  {'MISSED' if ratio > limit else 'ok'}"
 
@@ -91,52 +71,33 @@ def energy_of(rows: int, columns: int) -> tuple[Callable[[], object], ...]:
     )
 
 
-def resident(key: str) -> int:
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) * 1024 for line in f if line.startswith(key))
-
-
-def growth(call: Callable[[], object]) -> int:
-    """Peak growth of the resident set during a call in bytes, as counted by the kernel."""
-    gc.collect()
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # reset the peak
-    before = resident("VmRSS")
-    call()
-    return resident("VmHWM") - before
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of MHE.")
     parser.add_argument("--quick", action="store_true", help="two repeats, smaller layers")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     args = parser.parse_args()
     torch.set_num_threads(1 if args.busy else 2)
-    clock = time.process_time if args.busy else time.perf_counter
-    print(
-        f"float32, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, half space, s = 2, eager"
-    )
+    now = measure.clock(args.busy)
+    print(f"{measure.conditions(torch.float32, args.busy)}, half space, s = 2, eager")
     print(f"\n{'training step':32}{'model':18}{'plain':>10}{'with MHE':>10}{'alone':>8}{'ratio':>8}{'at most':>9}")
     for what, arch, size, batch, settings, limit in STEPS:
-        times = rounds(make_steps(arch, size, batch, **settings), 2 if args.quick else 7, clock)
-        plain, own, alone = medians(times)
-        ratio = statistics.median(b / a for a, b, _ in times)
+        times = measure.rounds(*make_steps(arch, size, batch, **settings), repeats=2 if args.quick else 7, now=now)
+        plain, own, alone = measure.medians(times)
         text = f"{what:32}{arch:18}{plain * 1e3:7.0f} ms{own * 1e3:7.0f} ms{1 + alone / plain:8.3f}"
-        print(text + verdict(ratio, limit), flush=True)
+        print(text + verdict(measure.ratio(times), limit), flush=True)
 
     sizes = (64, 500, 2000) if args.quick else (64, 256, 1000, 4000, 10_000)
     print(f"\n{'rows x 512, full space':24}{'energy, forward + backward':>30}{'over Gram':>11}{'over its both':>22}")
     for n in sizes:
         repeats = 2 if args.quick else max(3, min(100, 10_000 // n))
-        energy, gram, both = medians(rounds(energy_of(n, 512), repeats, clock))
+        energy, gram, both = measure.medians(measure.rounds(*energy_of(n, 512), repeats=repeats, now=now))
         limit = f"  (at most {HEAD_LIMIT})" if n == 10_000 else ""
         print(f"{n:<24}{energy * 1e3:27.2f} ms{energy / gram:11.2f}{energy / both:22.2f}{limit}", flush=True)
 
     classes = 20_000 if args.quick else 100_000
     w, labels = torch.randn(classes, 512, requires_grad=True), torch.randint(classes, (128,))
     w.grad = torch.zeros_like(w)  # exists in training anyway
-    grown = growth(lambda: label_energy(w, labels).backward())
+    grown = measure.growth(lambda: label_energy(w, labels).backward())
     note = "MISSED" if grown > LABEL_MEMORY_LIMIT else "ok"
     print(f"\nlabel_energy, {classes:,} x 512, 128 labels: {grown / 1e6:.0f} MB more (at most 1000)  {note}")
 

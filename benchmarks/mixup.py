@@ -12,10 +12,9 @@ is allowed.
 
 import argparse
 import copy
-import statistics
-import time
 from collections.abc import Callable
 
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -66,27 +65,14 @@ def make_steps(
     return plain, mixed
 
 
-def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = clock()
-    step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return clock() - start
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ratios of a step with Manifold Mixup to the plain one.")
     parser.add_argument("--quick", action="store_true", help="resnet20_cifar, eager only, few repeats")
     parser.add_argument("--busy", action="store_true", help="one thread and CPU time instead of two and wall time")
     args = parser.parse_args()
     torch.set_num_threads(1 if args.busy else 2)
-    clock = time.process_time if args.busy else time.perf_counter
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(
-        f"{device}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, torch {torch.__version__}"
-    )
+    print(measure.conditions(torch.float32, args.busy, device.type))
     print(f"{'model':20}{'mode':10}{'plain':>10}{'mixed':>10}{'ratio':>8}{'at most':>9}{'late graphs':>13}")
     for arch, (batch, repeats) in ({"resnet20_cifar": (128, 6)} if args.quick else NETWORKS).items():
         for compiled in (False,) if args.quick else (False, True):
@@ -96,10 +82,10 @@ def main() -> None:
                 mixed()
             plain()
             before = counters["stats"]["unique_graphs"]
-            pairs = [(seconds(plain, clock), seconds(mixed, clock)) for _ in range(repeats)]
+            times = measure.rounds(plain, mixed, repeats=repeats, warm_up=0, now=measure.clock(args.busy))
             late = counters["stats"]["unique_graphs"] - before
-            ratio = statistics.median(b / a for a, b in pairs)
-            mixed_ms, plain_ms = (1e3 * statistics.median(pair[i] for pair in pairs) for i in (1, 0))
+            plain_ms, mixed_ms = (1e3 * one for one in measure.medians(times))
+            ratio = measure.ratio(times)
             verdict = "ok" if ratio <= LIMIT and not late else "MISSED"
             print(
                 f"{arch:20}{'compiled' if compiled else 'eager':10}{plain_ms:7.1f} ms{mixed_ms:7.1f} ms"

@@ -14,15 +14,10 @@ that other load affects both equally. Memory: the growth of the resident set ove
 
 import argparse
 import contextlib
-import gc
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -42,6 +37,7 @@ SPEED: list[tuple[str, str, dict[str, Any], float | None]] = [
     ("256 directions", "cnn11_elu", {"slices": 256}, None),
     ("256 directions, rows=0.1", "cnn11_elu", {"slices": 256, "rows": 0.1}, None),
 ]
+GROUP = 4  # steps that are timed together, a whole cycle of `every`
 COMPILED_LIMIT = 1.03
 MEMORY_LIMIT = 1.10
 
@@ -81,58 +77,16 @@ def make_step(
     return train
 
 
-def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    start = clock()
-    step()
-    return clock() - start
-
-
-def compare(
-    plain: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Seconds per step of both, medians over groups of steps, and the median ratio over adjacent groups.
-
-    A group has four steps, so that each has a whole cycle of `every`.
-    """
-    for _ in range(2):
-        plain()
-    group(step)
-    pairs = [(seconds(lambda: group(plain), clock), seconds(lambda: group(step), clock)) for _ in range(repeats)]
-    return (
-        statistics.median(a for a, _ in pairs) / 4,
-        statistics.median(b for _, b in pairs) / 4,
-        statistics.median(b / a for a, b in pairs),
-    )
-
-
-def group(step: Callable[[], None]) -> None:
-    for _ in range(4):
-        step()
-
-
 def print_peak_bytes(term: bool) -> None:
-    """Peak growth of the resident set during the third step, as counted by the kernel (Linux)."""
+    """Peak growth of memory during the third step."""
     step = make_step("fixup_resnet56_cifar", term, {})
     step()
     step()
-    gc.collect()
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # reset the peak
-    before = resident()["VmRSS"]
-    step()
-    print(resident()["VmHWM"] - before)
+    print(measure.growth(step))
 
 
-def resident() -> dict[str, int]:
-    with open("/proc/self/status") as f:
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f if line.startswith(("VmRSS", "VmHWM"))}
-
-
-def peak_bytes(term: bool) -> int:
-    command = [sys.executable, __file__, "--memory-of", "per" if term else "plain"]
-    # a fixed threshold: each activation is mapped separately and returned to the system when freed
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    return int(subprocess.check_output(command, env=env, text=True).split()[-1])
+def peak_bytes(term: bool) -> float:
+    return measure.in_own_process(__file__, "--memory-of", "per" if term else "plain")
 
 
 def row(what: str, network: str, plain: str, own: str, ratio: float, limit: float | None) -> None:
@@ -154,20 +108,18 @@ def main() -> None:
     if args.memory_of:
         print_peak_bytes(args.memory_of == "per")
         return
-    clock = time.process_time if args.busy else time.perf_counter
     repeats = 1 if args.quick else 3
-    dtype = "bfloat16" if args.bf16 else "float32"
-    print(
-        f"{dtype}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    )
+    print(measure.conditions(torch.bfloat16 if args.bf16 else torch.float32, args.busy))
     print(f"{'what':28}{'network':24}{'plain':>10}{'PER':>10}{'ratio':>8}{'at most':>9}")
     for what, network, settings, limit in SPEED:
         if args.only not in (None, network) or (args.compiled and settings):
             continue
         form = (args.channels_last, args.compiled, args.bf16)
-        plain_step, step = (make_step(network, term, settings, *form) for term in (False, True))
-        a, b, ratio = compare(plain_step, step, repeats * (4 if network == "lstm200" else 1), clock)
+        steps = [measure.group(make_step(network, term, settings, *form), GROUP) for term in (False, True)]
+        count = repeats * (4 if network == "lstm200" else 1)
+        times = measure.rounds(*steps, repeats=count, now=measure.clock(args.busy))
+        a, b = (one / GROUP for one in measure.medians(times))
+        ratio = measure.ratio(times)
         row(what, network, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, COMPILED_LIMIT if args.compiled else limit)
     if args.only:
         return

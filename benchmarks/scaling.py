@@ -10,10 +10,7 @@ growth of the resident set during a call (Linux).
 """
 
 import argparse
-import ctypes
-import gc
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -21,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import blocks
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -172,35 +170,13 @@ def least(call: Call) -> tuple[float, float]:
 
     The first call only warms up, unless it takes longer than `LONG_S`: then it is the only one.
     """
-    grown, first = growth(call)
+    started = time.thread_time()
+    grown = measure.growth(call) / 1e6
+    first = time.thread_time() - started
     times: list[float] = [first] if first > LONG_S else []
     while first <= LONG_S and (len(times) < CALLS or (sum(times) < LEAST_S and len(times) < 200)):
-        started = time.thread_time()
-        call()
-        times.append(time.thread_time() - started)
+        times.append(measure.seconds(call, time.thread_time))
     return min(times), grown
-
-
-def growth(call: Call) -> tuple[float, float]:
-    """Peak growth of the resident set during a call in MB, as counted by the kernel, and its CPU time in seconds.
-
-    NaN where the kernel's peak cannot be reset, as in some containers and outside of Linux.
-    """
-
-    def resident(key: str) -> float:
-        with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) / 1024 for line in f if line.startswith(key))
-
-    resets = os.access("/proc/self/clear_refs", os.W_OK)
-    gc.collect()
-    if resets:
-        ctypes.CDLL(None).malloc_trim(0)  # kept buffers would hide the growth
-        with open("/proc/self/clear_refs", "w") as f:
-            f.write("5")  # reset the peak
-    before, started = resident("VmRSS") if resets else math.nan, time.thread_time()
-    call()
-    spent = time.thread_time() - started
-    return resident("VmHWM") - before if resets else math.nan, spent
 
 
 def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
@@ -217,7 +193,7 @@ def exponent(sizes: Sequence[float], times: Sequence[float]) -> float:
     return float((x * y).sum() / x.square().sum())
 
 
-def measure(curve: Curve) -> tuple[dict[str, list[float]], str]:
+def time_of(curve: Curve) -> tuple[dict[str, list[float]], str]:
     """The times in seconds by form, and the table in Markdown."""
     times: dict[str, list[float]] = {form: [] for form in curve.forms}
     first, *others = curve.forms
@@ -288,7 +264,7 @@ def main() -> None:
     for curve in CURVES:
         if args.names and not curve.name.startswith(tuple(args.names)):
             continue
-        times, table = measure(curve)
+        times, table = time_of(curve)
         print(f"{curve.name}\n{table}\n", flush=True)
         if not args.print:
             draw(curve, times, DOCS / f"scaling_{curve.name}.png")

@@ -12,15 +12,10 @@ float32: emulated bfloat16 is ten times slower, and its ratios mean nothing for 
 """
 
 import argparse
-import gc
-import os
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import measure
 import timm
 import torch
 import torch.nn.functional as F
@@ -109,27 +104,6 @@ def make_step(
     return train
 
 
-def seconds(step: Callable[[], None], clock: Callable[[], float]) -> float:
-    start = clock()
-    step()
-    return clock() - start
-
-
-def compare(
-    baseline: Callable[[], None], step: Callable[[], None], repeats: int, clock: Callable[[], float]
-) -> tuple[float, float, float]:
-    """Median seconds of both, and the median ratio over adjacent pairs."""
-    for _ in range(3):  # compile and warm up
-        baseline()
-        step()
-    pairs = [(seconds(baseline, clock), seconds(step, clock)) for _ in range(repeats)]
-    return (
-        statistics.median(a for a, _ in pairs),
-        statistics.median(b for _, b in pairs),
-        statistics.median(b / a for a, b in pairs),
-    )
-
-
 def profile(step: Callable[[], None]) -> str:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as record:
         for _ in range(3):
@@ -138,28 +112,16 @@ def profile(step: Callable[[], None]) -> str:
 
 
 def print_peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> None:
-    """Peak growth of the resident set during the third step, as counted by the kernel (Linux)."""
+    """Peak growth of memory during the third step."""
     step = make_step(arch, "compiled" if compiled else "eager", True, dtype)
     step()
     step()
-    gc.collect()
-    with open("/proc/self/clear_refs", "w") as f:
-        f.write("5")  # reset the peak
-    before = resident()["VmRSS"]
-    step()
-    print(resident()["VmHWM"] - before)
+    print(measure.growth(step))
 
 
-def resident() -> dict[str, int]:
-    with open("/proc/self/status") as f:
-        return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in f if line.startswith(("VmRSS", "VmHWM"))}
-
-
-def peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> int:
-    command = [sys.executable, __file__, "--memory-of", arch, "--dtype", str(dtype).removeprefix("torch.")]
-    # a fixed threshold: each activation is mapped separately and returned to the system when freed
-    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    return int(subprocess.check_output(command + ["--compiled"] * compiled, env=env, text=True).split()[-1])
+def peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> float:
+    words = "--memory-of", arch, "--dtype", str(dtype).removeprefix("torch.")
+    return measure.in_own_process(__file__, *words, *["--compiled"] * compiled)
 
 
 def row(what: str, arch: str, baseline: str, own: str, ratio: float, limit: float) -> bool:
@@ -187,12 +149,8 @@ def main() -> None:
     if args.memory_of:
         print_peak_bytes(args.memory_of, args.compiled, dtype)
         return
-    clock = time.process_time if args.busy else time.perf_counter
     repeats = 3 if args.quick else 9
-    print(
-        f"{dtype}, {torch.get_num_threads()} threads, {'CPU' if args.busy else 'wall'} time, "
-        f"{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
-    )
+    print(measure.conditions(dtype, args.busy))
     print(f"{'what':34}{'model':22}{'baseline':>10}{'sphere':>10}{'ratio':>8}{'at most':>9}")
     baselines: dict[tuple[str, Mode, bool, tuple[int, ...]], Callable[[], None]] = {}
     profiles = []
@@ -205,7 +163,9 @@ def main() -> None:
             torch.compiler.reset()
             baselines[key] = make_step(one.baseline, one.mode, training, dtype, one.shape)
         step = make_step(one.model, one.mode, training, dtype, one.shape)
-        a, b, ratio = compare(baselines[key], step, repeats, clock)
+        times = measure.rounds(baselines[key], step, repeats=repeats, warm_up=3, now=measure.clock(args.busy))
+        a, b = measure.medians(times)
+        ratio = measure.ratio(times)
         missed = row(what, one.model, f"{a * 1e3:.4g} ms", f"{b * 1e3:.4g} ms", ratio, one.limit)
         if missed and args.profile:
             profiles.append(f"{what}, {one.model}:\n{profile(step)}")

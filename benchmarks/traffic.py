@@ -8,11 +8,10 @@ stays in the cache; where it grows more, the number of operations decides. Eager
 those of `sphere_layers.py` and `per.py`.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
-import mhe
+import measure
 import per
 import sphere_layers
 import torch
@@ -79,7 +78,7 @@ def main() -> None:
     for what, (make, *arguments) in PAIRS.items():
         steps = tuple(make(*words) for words in arguments)
         plain, own = (count(step) for step in steps)
-        a, b = mhe.medians(mhe.rounds(steps, 7, time.perf_counter))
+        a, b = measure.medians(measure.rounds(*steps, repeats=7))
         ratios = "".join(f"{after / before:8.2f}" for before, after in zip(plain, own, strict=True))
         print(f"{what:40}{plain[0] / 1e9:8.3f}{plain[1] / 1e9:8.2f}{plain[2]:7}{ratios}{b / a:8.2f}", flush=True)
 

@@ -1,12 +1,11 @@
 """The 8-bit pixels of any picture that Pillow opens."""
 
+import functools
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
 from hyperzoo.errors import DataError, InputError
-
-_HIGH_BYTE = [value >> 8 for value in range(65536)]
 
 
 def gray_or_rgb(image: Image.Image) -> Image.Image:
@@ -22,7 +21,7 @@ def gray_or_rgb(image: Image.Image) -> Image.Image:
     if upright.mode in ("L", "RGB"):
         return upright
     if upright.mode.startswith("I;16"):
-        return upright.convert("I").point(_HIGH_BYTE, "L")
+        return upright.convert("I").point(_high_bytes(), "L")
     if upright.mode in ("1", "LA"):
         return upright.convert("L")
     try:
@@ -45,3 +44,9 @@ def read(file: Path) -> Image.Image:
             return gray_or_rgb(image)
     except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
         raise DataError(f"the image {file} cannot be decoded: {error}. Remove or replace it") from error
+
+
+@functools.cache
+def _high_bytes() -> list[int]:
+    """The high byte of each 16-bit number."""
+    return [high for high in range(256) for _ in range(256)]

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -43,6 +44,32 @@ def test_every_benchmark_has_its_file_and_its_place_in_a_page(module):
         assert f"](scaling_{curve.name}.png)" in page
 
 
+def test_calls_alternate_and_are_timed_apart(module, monkeypatch):
+    measure, calls, clock = module("measure"), [], [0.0]
+
+    def call(name, *seconds):
+        left = iter(seconds)
+
+        def run():
+            calls.append(name)
+            clock[0] += next(left)
+
+        return run
+
+    times = measure.rounds(call("a", 9, 1, 2, 8), call("b", 9, 4, 4, 24), repeats=3, now=lambda: clock[0])
+    assert calls == ["a", "b"] * 4
+    assert times == [(1, 4), (2, 4), (8, 24)]
+    assert measure.medians(times) == [2, 4]
+    assert measure.ratio(times) == 3  # of 4, 2 and 3
+    monkeypatch.setattr(measure, "LONGEST_S", 0.0)
+    assert len(measure.rounds(lambda: None, repeats=100)) == measure.LEAST
+
+
+def test_the_memory_of_a_call_is_its_peak(module):
+    held = []
+    assert module("measure").growth(lambda: held.append(torch.ones(20 * 2**20))) == pytest.approx(80 * 2**20, rel=0.1)
+
+
 def test_the_exponent_is_the_slope_of_the_upper_half(module):
     exponent = module("scaling").exponent
     assert exponent([1, 10, 100, 1000], [1.0, 5e-3 * 10**3, 5e-3 * 100**3, 5e-3 * 1000**3]) == pytest.approx(3)
@@ -52,7 +79,7 @@ def test_the_exponent_is_the_slope_of_the_upper_half(module):
 def test_a_table_has_times_ratios_memory_and_exponents(module):
     scaling = module("scaling")
     sleepless = {"once": lambda n: lambda: work(n), "twice": lambda n: lambda: work(2 * n)}
-    times, table = scaling.measure(scaling.Curve("x", "size", (1, 2, 4, 8), sleepless, memory=True))
+    times, table = scaling.time_of(scaling.Curve("x", "size", (1, 2, 4, 8), sleepless, memory=True))
     assert [len(found) for found in times.values()] == [4, 4]
     lines = [line.strip("| ").split(" | ") for line in table.splitlines()]
     assert lines[0] == ["size", "once (ms)", "twice (ms)", "twice: ratio", "memory of twice (MB)"]

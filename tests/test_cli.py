@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from support.published import ARCH, MHE, MIXUP, PLAIN, publish, withdraw
 
 from hyperzoo import errors
@@ -248,6 +249,17 @@ def test_verify_sees_each_kind_of_damage(zoo, command, monkeypatch):
     zoo.file(MHE).write_bytes(zoo.file(MHE).read_bytes()[:-1] + b"\0")
     code, out, _ = command("verify", MHE)
     assert code == 1 and len(out.splitlines()) == 2 and "Reinstall hyperzoo" in out
+
+
+def test_rounding_is_relative_to_the_largest_output():
+    """Between AVX2 and AMX, features of a wide network of up to 16.4 differ by 2.7e-5, also where they are near 0."""
+    large, small = torch.tensor([16.4, 0.0]), torch.tensor([0.4, 0.0])
+    off = torch.tensor([0.0, 2.7e-5])
+    assert verify.agree(large + off, large)
+    assert not verify.agree(small + off, small)
+    assert verify.agree(small + off, small, slack=3e-5)
+    assert not verify.agree(large * (1 + 2e-5), large)
+    assert not verify.agree(large + torch.nan, large)
 
 
 def test_verify_compares_golden_outputs(zoo, tmp_path, monkeypatch):

@@ -124,6 +124,9 @@ KINDS = {
     "float8": lambda value: value.to(torch.float8_e4m3fn),
     "NaN": lambda value: value.fill_(torch.nan),
     "infinity": lambda value: value.fill_(torch.inf),
+    "both infinities": lambda value: value.index_fill_(0, torch.tensor(0), torch.inf).index_fill_(
+        0, torch.tensor(1), -torch.inf
+    ),
 }
 
 
@@ -134,6 +137,11 @@ def test_tensors_of_another_kind_are_refused(run, kind, door):
     retensor(run, lambda state: state.update({"fc.weight": KINDS[kind](state["fc.weight"])}))
     with pytest.raises(errors.WeightFileError, match=r"(other dtype|NaN or infinity): fc\.weight"):
         DOORS[door](run)
+
+
+def test_finite_numbers_whose_sum_is_infinite_are_loaded(run):
+    retensor(run, lambda state: state["fc.weight"].fill_(torch.finfo(torch.float32).max))
+    assert zoo.load(str(run)).model.fc.weight.unique().tolist() == [torch.finfo(torch.float32).max]
 
 
 @pytest.mark.fault("weight of another kind of number, or NaN")

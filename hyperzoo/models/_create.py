@@ -76,7 +76,7 @@ def register(entry: Entry) -> Entry:
                 f"cannot register {name!r} for {entry.__module__}: {held.__module__} has this name. Choose another"
             )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", f"Overwriting {name} in registry", UserWarning)
+        warnings.simplefilter("ignore", UserWarning)  # timm's only one says that a name is registered again
         register_model(entry)
     return entry
 

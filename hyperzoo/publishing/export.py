@@ -23,7 +23,7 @@ from hyperzoo.errors import ExportError, InputError, MissingExtraError
 from hyperzoo.files import sha256, write_whole
 from hyperzoo.layers import fold
 from hyperzoo.publishing.checkout import find_checkout
-from hyperzoo.publishing.verify import ATOL, RTOL, golden_input
+from hyperzoo.publishing.verify import agree, golden_input
 
 EXTRA_FILE = "hyperzoo.json"  # the metadata inside a program
 FREE_BATCH = ({0: torch.export.Dim("batch")},)
@@ -90,8 +90,8 @@ def export(name: str, out: Path) -> Exported:
         raise ExportError(f"cannot export {what}: {_first_cause(error)}") from error
     pairs = [(got, wanted) for got, (_, wanted) in zip(found, cases, strict=True)]
     difference = max(float((got - wanted).abs().max()) for got, wanted in pairs)
-    atol = ATOL + 2 * _rounding(model, x)
-    if not all(torch.allclose(got, wanted, rtol=RTOL, atol=atol) for got, wanted in pairs):
+    rounding = 2 * _rounding(model, x)
+    if not all(agree(got, wanted, rounding) for got, wanted in pairs):
         raise ExportError(f"{what} gives other outputs than the network: largest difference {difference:.1e}")
     try:
         write_whole({out: content})

@@ -25,7 +25,7 @@ from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.weight_description import Sample, ThisText, WeightInfo
 
-RTOL, ATOL = 1e-4, 1e-5  # of golden outputs on other CPUs; measured differences are below 1e-6
+ROUNDING = 1e-5  # of golden outputs on other CPUs, relative to the largest of a tensor; measured: 3.1e-6, AMX to AVX2
 SAMPLE_SLACK, TEST_SLACK = 1, 2  # correct answers; ties flip between CPUs
 
 
@@ -103,6 +103,17 @@ def golden_outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     return {key: value.contiguous() for key, value in values.items()}
 
 
+def agree(found: Tensor, stored: Tensor, slack: float = 0.0) -> bool:
+    """Whether outputs of other kernels differ by rounding only.
+
+    The rounding of a sum follows its largest terms, so a value near 0 may be off by as much as the largest value.
+
+    Args:
+        slack: absolute difference that is allowed too.
+    """
+    return torch.allclose(found, stored, rtol=0, atol=slack + ROUNDING * float(stored.abs().max()))
+
+
 def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
     checkout = find_checkout()
     if checkout is None:
@@ -116,7 +127,7 @@ def _golden(info: WeightInfo, model: nn.Module) -> tuple[bool | None, str]:
         found = golden_outputs(model, x)
         if not torch.equal(stored["input"], x):
             return False, f"{file.relative_to(checkout.root)} is damaged: its input is not the golden input"
-        differing = [key for key in found if not torch.allclose(found[key], stored[key], rtol=RTOL, atol=ATOL)]
+        differing = [key for key in found if not agree(found[key], stored[key])]
     except (KeyError, RuntimeError) as error:  # a malformed file, a missing tensor, one of another shape or dtype
         return False, f"{file.relative_to(checkout.root)} is damaged: {error!r}"
     largest = max(float((found[key] - stored[key]).abs().max()) for key in found)

@@ -51,7 +51,7 @@ class Manifest:
 
     def names(self, arch: str | None = None) -> list[str]:
         """Sorted names of the published weights, of all architectures or of one."""
-        return sorted(name for name, info in self.weights.items() if arch in (None, info.arch))
+        return sorted(name for name in self.weights if arch is None or name.startswith(f"{arch}."))
 
     def info(self, name: str) -> WeightInfo:
         """The entry of a full name, or InvalidNameError, or UnknownNameError."""

@@ -1,19 +1,23 @@
 """Read JSON values strictly into dataclasses: no unknown key, no missing one, no other type."""
 
 import dataclasses
+import functools
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from hyperzoo import names
 from hyperzoo.errors import WeightFileError
+
+_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 
 
 def read(kind: Any, value: Any, where: str) -> Any:
     """Check a JSON value against a type annotation and turn objects into dataclasses and lists into tuples."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(value, dict):
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         if missing := [key for key in hints if key not in value]:
             raise WeightFileError(f"{where} lacks {', '.join(missing)}")
         if unknown := [key for key in value if key not in hints]:
@@ -25,7 +29,7 @@ def read(kind: Any, value: Any, where: str) -> Any:
         if value is None and types.NoneType in args:
             return None
         keys = value.keys() if isinstance(value, dict) else ()
-        fitting = [kind for kind in args if dataclasses.is_dataclass(kind) and set(typing.get_type_hints(kind)) == keys]
+        fitting = [kind for kind in args if dataclasses.is_dataclass(kind) and _hints(kind).keys() == keys]
         return read((fitting or args)[0], value, where)
     if origin is tuple and isinstance(value, list):
         return tuple(read(args[0], item, where) for item in value)
