@@ -67,8 +67,8 @@ def peak_bytes(name: str, sizes: tuple[int, int, int], device: str) -> float:
     return measure.in_own_process(__file__, "--memory-of", name, "--sizes", *map(str, sizes), "--device", device)
 
 
-def row(name: str, plain: str, own: str, value: str, limit: str, missed: bool) -> None:
-    print(f"{name:28}{plain:>12}{own:>12}{value:>12}{limit:>12}  {'MISSED' if missed else 'ok'}", flush=True)
+def row(name: str, plain: str, own: str, value: str, limit: str, verdict: str) -> None:
+    print(f"{name:28}{plain:>12}{own:>12}{value:>12}{limit:>12}  {verdict}", flush=True)
 
 
 def main() -> None:
@@ -102,7 +102,7 @@ def main() -> None:
             f"{b:.2f} ms",
             f"{ratio:.3f}",
             f"{SPEED_LIMIT:.2f}",
-            compiled and ratio > SPEED_LIMIT,
+            measure.verdict(ratio, SPEED_LIMIT) if compiled else "",
         )
     sizes = (64, 512, 10_000 if args.quick else 100_000)
     base = peak_bytes("plain:1", sizes, args.device)
@@ -114,7 +114,7 @@ def main() -> None:
             f"{peak / 1e6:.0f} MB",
             f"+{(peak - base) / 1e6:.0f} MB",
             f"+{MEMORY_LIMIT / 1e6:.0f} MB",
-            peak - base > MEMORY_LIMIT,
+            measure.verdict(peak - base, MEMORY_LIMIT),
         )
 
 

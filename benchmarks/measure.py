@@ -1,4 +1,4 @@
-"""Time and memory of calls, as all benchmarks measure them."""
+"""Time and memory of calls, as most benchmarks measure them."""
 
 import ctypes
 import gc
@@ -19,20 +19,31 @@ LEAST, LONGEST_S = 3, 20.0
 
 def clock(busy: bool = False) -> Clock:
     """Elapsed seconds, after all work of a GPU; with `busy` the CPU time of this process."""
-    return time.process_time if busy else _elapsed
+    return _cpu_time if busy else _elapsed
 
 
 def _elapsed() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    _wait()
     return time.perf_counter()
 
 
-def rounds(*calls: Call, repeats: int, warm_up: int = 1, now: Clock = _elapsed) -> list[tuple[float, ...]]:
+def _cpu_time() -> float:
+    _wait()
+    return time.process_time()
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def rounds(
+    *calls: Call, repeats: int, least: int = LEAST, warm_up: int = 1, now: Clock = _elapsed
+) -> list[tuple[float, ...]]:
     """Seconds of each call. The calls alternate, so that other load on the machine affects all of them.
 
     Args:
-        repeats: rounds, each with every call; of long calls fewer, at least `LEAST`, after `LONGEST_S` seconds.
+        repeats: rounds, each with every call; after `LONGEST_S` seconds no more than `least`.
         warm_up: rounds that are not measured.
     """
     for _ in range(warm_up):
@@ -40,7 +51,7 @@ def rounds(*calls: Call, repeats: int, warm_up: int = 1, now: Clock = _elapsed) 
             call()
     times: list[tuple[float, ...]] = []
     started = time.perf_counter()
-    while len(times) < repeats and (len(times) < LEAST or time.perf_counter() - started < LONGEST_S):
+    while len(times) < repeats and (len(times) < least or time.perf_counter() - started < LONGEST_S):
         times.append(tuple(seconds(call, now) for call in calls))
     return times
 
@@ -59,6 +70,11 @@ def medians(times: list[tuple[float, ...]]) -> list[float]:
 def ratio(times: list[tuple[float, ...]]) -> float:
     """The second call to the first, the median over rounds."""
     return statistics.median(second / first for first, second, *_ in times)
+
+
+def verdict(value: float, limit: float) -> str:
+    """Whether a value is at most its limit."""
+    return "not measured" if math.isnan(value) else "ok" if value <= limit else "MISSED"
 
 
 def group(call: Call, count: int) -> Call:

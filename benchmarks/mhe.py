@@ -56,10 +56,6 @@ def make_steps(arch: str, size: int, batch: int, **settings: int) -> tuple[Calla
     return lambda: step(task), lambda: step(lambda: task() + term()), alone
 
 
-def verdict(ratio: float, limit: float) -> str:
-    return f"{ratio:8.3f}{limit:9.2f}  {'MISSED' if ratio > limit else 'ok'}"
-
-
 def energy_of(rows: int, columns: int) -> tuple[Callable[[], object], ...]:
     """The energy of a layer, forward and backward; its Gram matrix; the Gram matrix forward and backward."""
     w = torch.randn(rows, columns, requires_grad=True)
@@ -83,8 +79,9 @@ def main() -> None:
     for what, arch, size, batch, settings, limit in STEPS:
         times = measure.rounds(*make_steps(arch, size, batch, **settings), repeats=2 if args.quick else 7, now=now)
         plain, own, alone = measure.medians(times)
-        text = f"{what:32}{arch:18}{plain * 1e3:7.0f} ms{own * 1e3:7.0f} ms{1 + alone / plain:8.3f}"
-        print(text + verdict(measure.ratio(times), limit), flush=True)
+        ratio = measure.ratio(times)
+        text = f"{what:32}{arch:18}{plain * 1e3:7.0f} ms{own * 1e3:7.0f} ms{1 + alone / plain:8.3f}{ratio:8.3f}"
+        print(f"{text}{limit:9.2f}  {measure.verdict(ratio, limit)}", flush=True)
 
     sizes = (64, 500, 2000) if args.quick else (64, 256, 1000, 4000, 10_000)
     print(f"\n{'rows x 512, full space':24}{'energy, forward + backward':>30}{'over Gram':>11}{'over its both':>22}")
@@ -98,7 +95,7 @@ def main() -> None:
     w, labels = torch.randn(classes, 512, requires_grad=True), torch.randint(classes, (128,))
     w.grad = torch.zeros_like(w)  # exists in training anyway
     grown = measure.growth(lambda: label_energy(w, labels).backward())
-    note = "MISSED" if grown > LABEL_MEMORY_LIMIT else "ok"
+    note = measure.verdict(grown, LABEL_MEMORY_LIMIT)
     print(f"\nlabel_energy, {classes:,} x 512, 128 labels: {grown / 1e6:.0f} MB more (at most 1000)  {note}")
 
 

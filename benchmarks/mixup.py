@@ -82,11 +82,13 @@ def main() -> None:
                 mixed()
             plain()
             before = counters["stats"]["unique_graphs"]
-            times = measure.rounds(plain, mixed, repeats=repeats, warm_up=0, now=measure.clock(args.busy))
+            times = measure.rounds(
+                plain, mixed, repeats=repeats, least=repeats, warm_up=0, now=measure.clock(args.busy)
+            )
             late = counters["stats"]["unique_graphs"] - before
             plain_ms, mixed_ms = (1e3 * one for one in measure.medians(times))
             ratio = measure.ratio(times)
-            verdict = "ok" if ratio <= LIMIT and not late else "MISSED"
+            verdict = measure.verdict(ratio, LIMIT) if not late else "MISSED"
             print(
                 f"{arch:20}{'compiled' if compiled else 'eager':10}{plain_ms:7.1f} ms{mixed_ms:7.1f} ms"
                 f"{ratio:8.3f}{LIMIT:9.2f}{late:13}  {verdict}",

@@ -90,7 +90,7 @@ def peak_bytes(term: bool) -> float:
 
 
 def row(what: str, network: str, plain: str, own: str, ratio: float, limit: float | None) -> None:
-    verdict = "" if limit is None else f"{limit:9.2f}  {'MISSED' if ratio > limit else 'ok'}"
+    verdict = "" if limit is None else f"{limit:9.2f}  {measure.verdict(ratio, limit)}"
     print(f"{what:28}{network:24}{plain:>10}{own:>10}{ratio:8.3f}{verdict}", flush=True)
 
 

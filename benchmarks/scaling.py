@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from engine_rate import median_rate
+from measure import Call
 from torch import Tensor
 
 from hyperzoo.analysis import plots
@@ -35,7 +36,6 @@ from hyperzoo.regularizers import PER, hyperspherical_energy, label_energy
 from hyperzoo.training import allocator
 from hyperzoo.training.recipe import Recipe
 
-Call = Callable[[], object]
 LEAST_S, LONG_S, CALLS = 0.1, 10, 3
 DOCS = Path(__file__).parent.parent / "docs"
 CLASSES_OF_A_BATCH, ROWS = 128, 1024

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 
 import hyperzoo  # noqa: F401  registers the models
 from hyperzoo.layers import fold, sphereize
+from hyperzoo.layers._torch import cpu_computes_bf16
 
 BASELINE = "resnet20_cifar"
 SPHEREIZED = "resnet18, sphereized"
@@ -64,7 +65,7 @@ MEMORY_LIMIT = 1.30
 
 def native_dtype() -> torch.dtype:
     """bfloat16 if this CPU supports it natively, otherwise float32."""
-    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else torch.float32
+    return torch.bfloat16 if cpu_computes_bf16() else torch.float32
 
 
 def make_step(
@@ -125,11 +126,9 @@ def peak_bytes(arch: str, compiled: bool, dtype: torch.dtype) -> float:
 
 
 def row(what: str, arch: str, baseline: str, own: str, ratio: float, limit: float) -> bool:
-    missed = ratio > limit
-    print(
-        f"{what:34}{arch:22}{baseline:>10}{own:>10}{ratio:8.2f}{limit:9.2f}  {'MISSED' if missed else 'ok'}", flush=True
-    )
-    return missed
+    verdict = measure.verdict(ratio, limit)
+    print(f"{what:34}{arch:22}{baseline:>10}{own:>10}{ratio:8.2f}{limit:9.2f}  {verdict}", flush=True)
+    return verdict == "MISSED"
 
 
 def main() -> None:

@@ -60,9 +60,9 @@ def main() -> None:
     print(f"{'process':28}{'CPU time':>10}{'at most':>10}")
     for name, process in COMMANDS.items():
         seconds = min(cpu_s(*process) for _ in range(REPEATS))
-        print(f"{name:28}{seconds:8.2f} s{LIMIT_S:8.2f} s  {verdict(seconds <= LIMIT_S)}", flush=True)
+        print(f"{name:28}{seconds:8.2f} s{LIMIT_S:8.2f} s  {measure.verdict(seconds, LIMIT_S)}", flush=True)
     seconds = min(import_s() for _ in range(REPEATS))
-    reached = verdict(seconds <= IMPORT_LIMIT_S)
+    reached = measure.verdict(seconds, IMPORT_LIMIT_S)
     print(f"{'import hyperzoo, after timm':28}{seconds:8.3f} s{IMPORT_LIMIT_S:8.2f} s  {reached}")
     print(f"\n{'pretrained network':28}{'untrained and hash':>20}{'pretrained':>12}{'ratio':>8}{'at most':>9}")
     for name in WEIGHTS:
@@ -70,11 +70,7 @@ def main() -> None:
         times = measure.rounds(*calls, repeats=LOADS, now=time.process_time)
         a, b = (f"{1e3 * one:.1f} ms" for one in measure.medians(times))
         ratio = measure.ratio(times)
-        print(f"{name:28}{a:>20}{b:>12}{ratio:8.2f}{LOAD_LIMIT:9.2f}  {verdict(ratio <= LOAD_LIMIT)}", flush=True)
-
-
-def verdict(reached: bool) -> str:
-    return "ok" if reached else "MISSED"
+        print(f"{name:28}{a:>20}{b:>12}{ratio:8.2f}{LOAD_LIMIT:9.2f}  {measure.verdict(ratio, LOAD_LIMIT)}", flush=True)
 
 
 if __name__ == "__main__":
