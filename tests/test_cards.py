@@ -258,6 +258,13 @@ def test_check_finds_a_changed_a_missing_and_an_orphaned_card(zoo):
     strange = checkout.card("spherenet20.mhe_c10")
     strange.write_text("no weight")
     assert cards.check(weight_files.MANIFEST, checkout) == sorted([checkout.card(PLAIN), checkout.card(MHE), strange])
+    assert cards.without_weight(weight_files.MANIFEST, checkout) == [strange]
+    assert cards.write(weight_files.MANIFEST, checkout) == sorted([checkout.card(PLAIN), checkout.card(MHE)])
+    assert strange.read_text() == "no weight"  # a card that somebody wrote is not deleted
+    checkout.card(PLAIN).unlink()
+    checkout.card(PLAIN).mkdir()
+    with pytest.raises(errors.PublishError, match="cannot write the generated texts"):
+        cards.write(weight_files.MANIFEST, checkout)
 
 
 def log(folder, rows):

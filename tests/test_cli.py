@@ -161,6 +161,8 @@ def test_json_is_standard():
         (["verify", "resnet20_cifar", "--all"], 2, "--all"),
         (["eval", "resnet20_cifar", "--split", "half"], 2, "half"),
         (["eval", "nothing", "--robustness", "--tta", "flip"], 2, "leave out --tta"),  # before anything is loaded
+        (["eval", "nothing", "--seed", "0"], 2, "--seed is for --robustness"),
+        (["eval", "nothing", "--out", "x.png"], 2, "--out is for --robustness"),
         (["queue", "nowhere.yaml", "--minutes", "1", "--processes", "-1"], 2, "-1 is not in the range x>=1"),
         (["queue", "nowhere.yaml", "--minutes", "1", "--epochs", "0"], 2, "0 is not in the range x>=1"),
         (["nothing"], 2, "No such command"),
@@ -177,6 +179,21 @@ def test_json_is_standard():
 def test_mistakes_are_explained_in_one_sentence(zoo, command, words, code, text):
     found, out, err = command(*words)
     assert (found, out) == (code, "") and text in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "words, picture",
+    [
+        (["energy", "nothing"], "energy.png"),
+        (["activations", "nothing"], "activations.png"),
+        (["eval", "nothing", "--robustness"], "robustness.png"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_stops_the_command_at_once(command, tmp_path, monkeypatch, words, picture):
+    monkeypatch.chdir(tmp_path)
+    Path(picture).mkdir()
+    code, out, err = command(*words)
+    assert (code, out) == (2, "") and f"{picture} cannot be written" in err
 
 
 @pytest.mark.parametrize(

@@ -47,10 +47,10 @@ def test_a_group_of_one_is_batch_norm():
 
 def test_gradients_also_with_equal_eigenvalues():
     assert torch.autograd.gradcheck(
-        lambda a: InverseRoot.apply(a @ a.mT + torch.eye(3).double())[0], normal(2, 3, 3).requires_grad_()
+        lambda a: InverseRoot.apply(a @ a.mT + torch.eye(3).double(), 0.5)[0], normal(2, 3, 3).requires_grad_()
     )
     same = (4 * torch.eye(3, dtype=torch.float64)).requires_grad_()
-    root = InverseRoot.apply(same)[0]
+    root = InverseRoot.apply(same, 0.0)[0]
     torch.testing.assert_close(root, torch.eye(3, dtype=torch.float64) / 2)
     (grad,) = torch.autograd.grad(root.trace(), same)
     torch.testing.assert_close(grad, -torch.eye(3, dtype=torch.float64) / 16)  # d s^-1/2 = -s^-3/2 / 2
@@ -93,3 +93,26 @@ def test_bad_input_is_refused():
         layer(torch.zeros(2, 3))
     with pytest.raises(InputError, match="at least 2 positions in training; got 1"):
         layer(torch.zeros(1, 4))
+
+
+@pytest.mark.parametrize(
+    "scale, channels, positions, eps", [(100, 16, 4096, 1e-3), (255, 16, 8, 1e-3), (1, 16, 8, 1e-9)]
+)
+def test_rounding_makes_no_eigenvalue_negative(scale, channels, positions, eps):
+    """The least eigenvalue is eps in theory, and negative by rounding, if channels are proportional or many."""
+    torch.manual_seed(0)
+    x = scale * torch.randn(positions, 1) * torch.linspace(0.5, 1.5, channels)
+    layer = DecorrelatedBatchNorm(channels, group_size=channels, eps=eps)
+    out = layer(x.requires_grad_())
+    out.square().sum().backward()
+    assert all(value.isfinite().all() for value in (out, x.grad, layer.running_root))
+
+
+def test_an_empty_batch_and_the_memory_format_are_kept():
+    layer = DecorrelatedBatchNorm(4, group_size=2).eval()
+    assert layer(torch.zeros(0, 4)).shape == (0, 4)
+    x = torch.randn(2, 4, 3, 3)
+    assert layer(x).is_contiguous()
+    assert layer(x.contiguous(memory_format=torch.channels_last)).is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(InputError, match="momentum"):
+        DecorrelatedBatchNorm(4, group_size=2, momentum=2)

@@ -200,6 +200,14 @@ def test_outputs_are_compared_with_the_golden_outputs(zoo, stub, tmp_path):
     assert out.read_bytes() == b"before" and list(tmp_path.glob("*.pt2*")) == [out]
 
 
+def test_a_damaged_golden_file_is_named(zoo, stub, tmp_path):
+    file = Checkout(tmp_path / "clone").golden(PLAIN)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(errors.WeightFileError, match="Git LFS pointer"):
+        export.export(PLAIN, tmp_path / "net.pt2")
+
+
 def test_without_golden_outputs_the_network_is_the_reference(zoo, stub, tmp_path):
     assert export.export(ARCH, tmp_path / "net.pt2").difference < 1e-5
     assert stub["x"].shape == (8, 3, 32, 32) and not stub["model"].training

@@ -42,7 +42,7 @@ ONCE = {
     "energy of labels": lambda x: regularizers.label_energy(x, LABELS),
     "PER": lambda x: regularizers.projected_error(x, slices=8, generator=torch.Generator().manual_seed(0)),
     "PER of all directions": lambda x: regularizers.projected_error(x, slices=None, view="flatten"),
-    "inverse root": lambda x: (InverseRoot.apply(x @ x.mT + torch.eye(5, dtype=x.dtype))[0] * WAVES[:, :5]).sum(),
+    "inverse root": lambda x: (InverseRoot.apply(x @ x.mT + torch.eye(5, dtype=x.dtype), 0.5)[0] * WAVES[:, :5]).sum(),
 }
 EACH = pytest.mark.parametrize("name", [*TWICE, *ONCE])
 

@@ -177,3 +177,12 @@ def test_a_compiled_model_notices_hooks_that_come_and_go():
             assert not torch.allclose(compiled(x), expected)
         torch.testing.assert_close(compiled(x), expected)
     assert frames.frame_count == 2  # without hooks, and with them
+
+
+def test_a_module_that_runs_twice_is_not_taken_for_the_last():
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    for chain in (nn.Sequential(a, b, a), nn.Sequential(a, a)):
+        model, x, seen = nn.Sequential(chain, nn.ReLU()), torch.randn(2, 3), list[torch.Tensor]()
+        with hooks.attached(hooks.select(model, "0"), lambda _, output, seen=seen: seen.append(output)):
+            model(x)
+        assert len(seen) == 1 and torch.equal(seen[0], chain(x))

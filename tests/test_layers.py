@@ -383,3 +383,15 @@ def test_tf_same_padding_gives_the_published_map():
     x, w = (torch.tensor(case["inputs"][name], dtype=torch.float64) for name in "xw")
     got, _ = conv(x[None], w, "linear", stride=2, padding="tf_same")
     close(got[0], case["expected"], case["tolerance"])
+
+
+@pytest.mark.parametrize("operator", ["cosine", "learnable"])
+def test_a_layer_that_runs_twice_has_one_first_gradient(operator):
+    """With create_graph the backward pass runs the layer again, and its input depends on its own filters."""
+    torch.manual_seed(0)
+    layer, x = SphereConv2d(2, 2, 1, operator=operator).double(), torch.randn(2, 2, 3, 3).double()
+    wanted = list(layer.parameters())
+    plain = torch.autograd.grad(layer(layer(x)).square().sum(), wanted)
+    with_graph = torch.autograd.grad(layer(layer(x)).square().sum(), wanted, create_graph=True)
+    for one, other in zip(with_graph, plain, strict=True):
+        torch.testing.assert_close(one, other)

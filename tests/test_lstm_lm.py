@@ -13,6 +13,7 @@ import hyperzoo
 from hyperzoo.errors import InputError, UnknownTagError
 from hyperzoo.layers import BatchNormLSTM
 from hyperzoo.models.lstm_lm import LSTMLanguageModel
+from hyperzoo.regularizers import neurons
 from hyperzoo.zoo.model_folder import save_model
 from hyperzoo.zoo.weight_files import MANIFEST
 
@@ -277,3 +278,19 @@ def test_recurrent_batch_norm_refuses_a_single_sequence():
     assert layer.norm_ih.weight[0].item() == pytest.approx(0.1)  # section 4 of its paper
     with pytest.raises(InputError, match="steps must be a whole number of at least 1; got 0"):
         BatchNormLSTM(3, 4, steps=0)
+
+
+def test_a_classifier_of_angles_is_used():
+    tokens = torch.tensor([[1, 2, 3]])
+    torch.manual_seed(0)
+    model = timm.create_model("lstm200_untied", num_classes=20, head_operator="linear").eval()
+    hidden = model.forward_features(tokens)
+    torch.testing.assert_close(model(tokens), model.get_classifier()(hidden) + model.decoder_bias)
+
+
+def test_an_lstm_with_batch_norm_has_neurons_and_needs_a_step():
+    model = timm.create_model("lstm200_untied", num_classes=20, batch_norm=True)
+    names = {layer.name for layer in neurons.select(model).hidden}
+    assert {"layers.0.weight_ih.i", "layers.1.weight_hh.o"} <= names
+    with pytest.raises(InputError, match="at least one step"):
+        model.layers[0](torch.zeros(2, 0, 200))

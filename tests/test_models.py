@@ -102,6 +102,24 @@ def test_a_published_weight_takes_no_other_operator():
             timm.create_model(arch, pretrained=True, operator=operator)
 
 
+@pytest.mark.parametrize(
+    "arch, argument",
+    [
+        ("fast_sphere_cnn8", {"plain_first": True}),
+        ("fast_cnn8", {"head_operator": "cosine"}),
+        ("spherenet20", {"k": 1}),
+    ],
+)
+def test_a_published_weight_takes_no_argument_that_changes_its_function(arch, argument):
+    with pytest.raises(InputError, match=f"was trained without {next(iter(argument))}="):
+        timm.create_model(arch, pretrained=True, **argument)
+    assert timm.create_model(arch, **argument) is not None
+    neutral = timm.create_model(arch, pretrained=True, num_classes=3, drop_rate=0.1, global_pool="avg", device="cpu")
+    assert neutral.num_classes == 3
+    if "head_operator" in argument:  # on a new classifier
+        timm.create_model(arch, pretrained=True, num_classes=3, **argument)
+
+
 def test_a_folder_rebuilds_the_operator_it_was_trained_with(tmp_path):
     model = make("spherenet20", operator="linear")
     save_model(model, tmp_path, classes=tuple("abcdefghij"), args=dict(operator="linear"))

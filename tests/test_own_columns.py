@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 from test_own_images import own_cache  # noqa: F401
 
+from hyperzoo.data import own
 from hyperzoo.errors import DataError, RecipeError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.recipe import Recipe, make_recipe
@@ -69,6 +70,29 @@ def test_one_list_of_files_is_divided_and_its_cache_knows_how(tmp_path):
         assert sorted(shades["train"] + shades["test"]) == list(range(10))
         drawn[seed] = shades["test"]
     assert drawn[0] != drawn[1]
+
+
+def test_a_file_that_is_missing_is_named(tmp_path):
+    files = [write(tmp_path / "0.parquet", ["a", "b"]), str(tmp_path / "1.parquet")]
+    for listed in (files, files[::-1]):
+        with pytest.raises(DataError, match=r"1\.parquet.*exist"):
+            build.dataset(recipe(dict(parquet=listed, label="kind")))
+
+
+def test_streamed_parts_of_a_file_differ_and_name_the_image_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(own, "MEMORY_BYTES", 0)
+    file = write(tmp_path / "all.parquet", ["a", "b"] * 6)
+    split = build.dataset(recipe(dict(parquet=[file], label="kind", test_part=0.5)))
+    train, test = split.splits["train"], split.splits["test"]
+    assert sorted([*train.numbers, *test.numbers]) == list(range(12))
+    found = {part: split.load(part).fingerprint for part in ("train", "test")}
+    again = build.dataset(recipe(dict(parquet=[file], label="kind", test_part=0.5, seed=1))).load("train")
+    assert len({*found.values(), again.fingerprint}) == 3
+    rows = split.load("train")
+    assert rows.read(2).getpixel((0, 0))[0] == train.numbers[2]  # the shade is the number of the row
+    rows.read._rows = [{"image": None}] * 6
+    with pytest.raises(DataError, match=f"image {train.numbers[2]} cannot be decoded"):
+        rows.read(2)
 
 
 def test_a_repository_in_the_layout_of_the_hub_is_read_and_trained_on(tmp_path, monkeypatch):

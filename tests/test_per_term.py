@@ -3,12 +3,13 @@
 import copy
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from hyperzoo.errors import InputError, UnknownNameError
-from hyperzoo.regularizers import PER, ActivationNorm, projected_error
+from hyperzoo.regularizers import PER, VCL, ActivationNorm, projected_error
 from hyperzoo.training.recipe_methods import PERSettings
 
 
@@ -297,3 +298,22 @@ def test_all_directions_are_the_default_of_the_class_and_256_that_of_a_recipe():
         found.append(gradients(model, step(model, term, x)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # no random direction has a part in it
     assert PERSettings(strength=1.0).slices == 256  # the digests of published recipes rest on it
+
+
+@pytest.mark.parametrize("term", [PER, VCL])
+def test_maps_with_channels_last_are_refused(term):
+    """timm's Swin has (B, H, W, C); axis 1 would be a column of the image."""
+    model = timm.create_model("swin_tiny_patch4_window7_224", device="meta")
+    with pytest.raises(InputError, match="height, width, channels"):
+        term(model, strength=0.1, layers="stages")
+
+
+def test_an_output_that_is_no_tensor_is_named():
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"hidden": x}
+
+    model = nn.Sequential(nn.Linear(2, 2), Named())
+    term = PER(model, strength=0.1, layers="1")
+    with pytest.raises(InputError, match="1 returns dict, not a tensor"), term:
+        model(torch.zeros(3, 2))

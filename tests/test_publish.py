@@ -15,7 +15,7 @@ from support.finished import NAME, another_seed, change, contents, result, stamp
 from hyperzoo import errors
 from hyperzoo.analysis import evaluate, neuron_energy
 from hyperzoo.files import sha256, write_whole
-from hyperzoo.publishing import cards, publication, publish, verify
+from hyperzoo.publishing import cards, marked_tables, publication, publish, verify
 from hyperzoo.zoo.manifest import Manifest
 
 
@@ -83,6 +83,17 @@ def test_the_energies_of_a_card_are_drawn_as_they_were_measured(work, monkeypatc
     monkeypatch.setattr(neuron_energy, "draw", lambda *a, **how: settings.append(how) or draw(*a, **how))
     publish.publish(NAME, [run], checkout=checkout)
     assert settings == [{"title": NAME, "half_space": True}]  # the card says half-space energy
+
+
+def test_a_guide_gets_the_energies_of_the_weight_that_is_published(work):
+    checkout, run = work
+    guide = checkout.docs / "energies.md"
+    guide.parent.mkdir(exist_ok=True)
+    guide.write_text(f"<!-- energy: {NAME} -->\n<!-- end of energy -->\n")
+    publish.publish(NAME, [run], checkout=checkout)  # the package has another weight of this name
+    model = timm.create_model(f"local-dir:{run}", pretrained=True)
+    rows = neuron_energy.comparison_table({NAME: neuron_energy.layer_energies(model, half_space=True)})
+    assert marked_tables.markdown(rows) in guide.read_text()
 
 
 def test_a_second_publication_writes_the_same_bytes(published, work):

@@ -115,6 +115,27 @@ def test_no_path_of_this_machine_is_sent(run, double, tmp_path):
     assert b"Own images, `bird photos`" in sent["README.md"]
 
 
+@pytest.mark.parametrize("code, hub_id", [("mnist", "ylecun/mnist"), ("imagenet", "ILSVRC/imagenet-1k")])
+def test_the_card_names_every_data_set_of_the_table(run, double, code, hub_id):
+    values = json.loads((run / "result.json").read_text())
+    values["recipe"]["data"]["name"] = code
+    (run / "result.json").write_text(json.dumps(values))
+    card = downloaded(push.push(run, REPO))["README.md"].decode()
+    assert f"`{hub_id}` on the Hub" in card and f'- "{hub_id}"' in card and "Own images" not in card
+
+
+@pytest.mark.fault("path of this machine in a run")
+def test_files_of_one_name_keep_the_folders_that_tell_them_apart(run, double, tmp_path):
+    files = {split: [str(tmp_path / split / "0.parquet")] for split in ("train", "test")}
+    values = json.loads((run / "result.json").read_text())
+    values["recipe"]["data"]["source"] = {"parquet": files}
+    (run / "result.json").write_text(json.dumps(values))
+    sent = downloaded(push.push(run, REPO))
+    cut = {"train": ["train/0.parquet"], "test": ["test/0.parquet"]}
+    assert json.loads(sent["result.json"])["recipe"]["data"]["source"]["parquet"] == cut
+    assert all(str(tmp_path).encode() not in content for content in sent.values())
+
+
 def test_a_language_model_keeps_its_words(run, double):
     source = Path(hyperzoo.__file__).parent / "checkpoints" / "lstm200.plain_ptb"
     values = json.loads((run / "result.json").read_text())

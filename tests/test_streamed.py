@@ -179,6 +179,7 @@ def test_faults(folder, images, monkeypatch):
         image_folder(root, "imagenet", "train")
     with pytest.raises(DataError, match="has no class folders"):
         image_folder(root / "n01", "imagenet", "train")
-    for wrong in ({"batch_size": 13}, {"processes": 3}):
+    assert len(batches(images, batch_size=13)) == 1 and batches(images, batch_size=13).batch_size == 12  # as in memory
+    for wrong in ({"batch_size": 0}, {"processes": 3}):
         with pytest.raises(InputError, match="choose a batch_size"):
             batches(images, **wrong)

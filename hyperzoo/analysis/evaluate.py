@@ -1,4 +1,4 @@
-"""Accuracy, NLL and calibration error, or perplexity, on a split; the only file that reads a test split."""
+"""Accuracy, NLL and calibration error, or perplexity, on a split."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -220,6 +220,8 @@ def method_of(recipe: Recipe, baseline: Recipe) -> str:
     if "sphere" in ours and "sphere" not in theirs:
         operator = next((name for name in OPERATORS if ours.endswith(f"_{name}")), "cosine")
         found.append(f"sphere layers, {operator}")
+    if recipe.model.sphereize and not baseline.model.sphereize:
+        found.append(f"sphere layers, {recipe.model.sphereize}")
     if ours.endswith("_bn") and not theirs.endswith("_bn"):
         found.append("batch norm")
     if (norm := recipe.model.args.get("norm")) != baseline.model.args.get("norm"):
@@ -228,7 +230,7 @@ def method_of(recipe: Recipe, baseline: Recipe) -> str:
 
 
 def _terms(method: Method, baseline: Method) -> list[str]:
-    new = {key: value for key, value in method if value and value != getattr(baseline, key)}
+    new = {key: value for key, value in method if value and not getattr(baseline, key)}
     names = {
         "label_smoothing": lambda _: "label smoothing",
         "angular": lambda block: (

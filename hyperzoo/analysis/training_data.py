@@ -10,7 +10,7 @@ from torch import nn
 from hyperzoo import data, zoo
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.data.sources import IMAGE_REPOSITORIES
-from hyperzoo.errors import InputError
+from hyperzoo.errors import InputError, RecipeError
 from hyperzoo.names import DATASETS, TEXTS
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
@@ -52,6 +52,8 @@ def as_trained_on(name: str, samples: Samples) -> Samples:
 def _of_run(folder: Path) -> str | data.OwnImages:
     try:
         recipe = Recipe.stored(json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"])
+    except RecipeError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder / 'result.json'} states no recipe ({error}); pass the data set with --data"

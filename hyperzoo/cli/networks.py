@@ -26,7 +26,7 @@ pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's
 )
 @click.option("--confusion", type=Picture(), help="Output PNG of the confusion matrix; also a table of the classes.")
 @click.option("--robustness", is_flag=True, help="Also deformations and attacks, with a figure.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the deformations and attacks.")
+@click.option("--seed", type=int, help="Seed of the deformations and attacks of --robustness [default: 0]")
 @click.option("--out", type=Picture(), help="Output PNG of --robustness [default: robustness.png]")
 @json_option
 def eval_(
@@ -38,7 +38,7 @@ def eval_(
     tta: str,
     confusion: Path | None,
     robustness: bool,
-    seed: int,
+    seed: int | None,
     out: Path | None,
     as_json: bool,
 ) -> None:
@@ -53,19 +53,22 @@ def eval_(
 
     if robustness and (tta != "none" or confusion):
         raise click.UsageError("--robustness measures single views of changed images; leave out --tta and --confusion")
+    if not robustness and (seed is not None or out):
+        raise click.UsageError(f"{'--out' if out else '--seed'} is for --robustness; add it, or leave this out")
+    picture = out or Picture().convert("robustness.png", None, None) if robustness else None
     model, images = evaluate.load_model_and_samples(
         name, split=split, dataset=dataset, pretrained=pretrained, limit=limit
     )
-    if robustness:
+    if picture:
         from hyperzoo.analysis import robustness as measuring
 
-        found = measuring.measure(model, images, seed=seed)
-        picture = measuring.draw(found, out or Path("robustness.png"), title=name)
+        found = measuring.measure(model, images, seed=seed or 0)
+        measuring.draw(found, picture, title=name)
         if as_json:
-            show_json({"name": name, "split": split, "seed": seed, "picture": picture, **vars(found)})
+            show_json({"name": name, "split": split, "seed": seed or 0, "picture": picture, **vars(found)})
             return
         show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
-        note(f"calibration error {found.ece:.2f} %; seed {seed}; {found.origin}\n{picture}")
+        note(f"calibration error {found.ece:.2f} %; seed {seed or 0}; {found.origin}\n{picture}")
         return
     common = {"name": name, "split": split, "tta": tta, "data": images.origin}
     metrics: evaluate.ImageMetrics | evaluate.LanguageMetrics
@@ -149,11 +152,9 @@ def predict(
 @click.option("--half-space", is_flag=True, help="Half-space energy: f and -f count as one direction.")
 @click.option("--angular", is_flag=True, help="Measure distances by angles instead of chords.")
 @pretrained_option
-@click.option("--out", type=Picture(), help="Output PNG [default: energy.png]")
+@click.option("--out", type=Picture(), default="energy.png", show_default=True, help="Output PNG.")
 @json_option
-def energy(
-    model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path | None, as_json: bool
-) -> None:
+def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: bool, out: Path, as_json: bool) -> None:
     """Measure how evenly the filters of MODEL cover the sphere.
 
     MODEL is a weight, any model of timm, or a run folder. Prints, for each layer, its hyperspherical energy, that
@@ -165,7 +166,6 @@ def energy(
 
     network = zoo.any_network(model, pretrained=pretrained)
     rows = measuring.layer_energies(network, power=power, half_space=half_space, angular=angular)
-    out = out or Path("energy.png")
     picture = measuring.draw(rows, out, title=model, power=power, half_space=half_space, angular=angular)
     if as_json:
         show_json({"model": model, "layers": rows, "picture": picture})
@@ -180,7 +180,7 @@ def energy(
 @click.option("--layers", multiple=True, help="Names, patterns or type:ReLU [default: all nonlinearities and LSTMs]")
 @click.option("--batch-size", default=128, show_default=True, help="Number of images.")
 @pretrained_option
-@click.option("--out", type=Picture(), help="Output PNG [default: activations.png]")
+@click.option("--out", type=Picture(), default="activations.png", show_default=True, help="Output PNG.")
 @json_option
 def activations(
     model: str,
@@ -188,7 +188,7 @@ def activations(
     layers: tuple[str, ...],
     batch_size: int,
     pretrained: bool,
-    out: Path | None,
+    out: Path,
     as_json: bool,
 ) -> None:
     """Describe the distribution of the activations of MODEL.
@@ -203,10 +203,9 @@ def activations(
         model, dataset=dataset, pretrained=pretrained, batch_size=batch_size
     )
     rows = measuring.layer_activations(network, batch, list(layers) or None)
-    picture = out or Path("activations.png")
-    pictures = [measuring.draw(rows, picture, title=model)]
+    pictures = [measuring.draw(rows, out, title=model)]
     if (folder := zoo.local_folder(model)) and measuring.has_reports(folder):
-        course = picture.with_stem(f"{picture.stem}_training")
+        course = out.with_stem(f"{out.stem}_training")
         pictures.append(measuring.draw_training({model: folder}, course))
     if as_json:
         show_json({"model": model, "batch": origin, "layers": rows, "pictures": pictures})

@@ -22,13 +22,18 @@ def card(check: bool, as_json: bool) -> int:
     if checkout is None:
         raise PublishError("cards are generated in a checkout of the repository; this is an installed package")
     differing = (cards.check if check else cards.write)(weight_files.MANIFEST, checkout)
-    paths, state = [path.relative_to(checkout.root) for path in differing], "differs" if check else "written"
+    alone = cards.without_weight(weight_files.MANIFEST, checkout)
+    states = {
+        **dict.fromkeys(differing, "differs" if check else "written"),
+        **dict.fromkeys(alone, "no weight; remove it"),
+    }
+    rows = [(path.relative_to(checkout.root), state) for path, state in states.items()]
     if as_json:
-        show_json([{"file": path, "state": state} for path in paths])
+        show_json([{"file": path, "state": state} for path, state in rows])
     else:
-        for path in paths:
+        for path, state in rows:
             write(f"{state}\t{path}")
-    return int(check and bool(differing))
+    return int(check and bool(rows))
 
 
 @click.command(cls=ModelCommand)

@@ -167,7 +167,7 @@ def _decode(source: sources.Source) -> ImageSet:
     arrays: list[np.ndarray] = []
     try:
         for image in rows["image"]:
-            arrays.append(_pixels(image))
+            arrays.append(_pixels(pixels.gray_or_rgb(image)))
     except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
         raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
     if {len(array) for array in arrays} == {1, 3}:  # Tiny-ImageNet mixes gray and RGB images
@@ -209,8 +209,8 @@ def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
 
 
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
-    """(C, H, W) uint8: gray images have one channel, all others three."""
-    array = np.asarray(pixels.gray_or_rgb(image))
+    """(C, H, W) uint8: gray images have one channel, RGB images three."""
+    array = np.asarray(image)
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 

@@ -16,23 +16,26 @@ ROWS = sources.ImageRepository("", "", "image", "label")
 class Part(NamedTuple):
     """A split: rows with the columns `image` and `label` (a ClassLabel), and the files that they come from.
 
-    `a_file_each`: see `sources.Source`.
+    `a_file_each` and `numbers`: see `sources.Source`.
     """
 
     rows: "Dataset"
     files: tuple[Path, ...]
     origin: str
     a_file_each: bool = False
+    numbers: tuple[int, ...] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.rows.features["label"].names)
 
     def source(self, name: str, split: str) -> sources.Source:
-        return sources.Source(name, split, ROWS, self.files, self.origin, lambda: self.rows, self.a_file_each)
+        rows = self.rows
+        return sources.Source(name, split, ROWS, self.files, self.origin, lambda: rows, self.a_file_each, self.numbers)
 
     def take(self, chosen: torch.Tensor, origin: str) -> "Part":
         """The rows where `chosen` (N,) is true."""
         places = chosen.nonzero().flatten().tolist()
         files = tuple(self.files[place] for place in places) if self.a_file_each else self.files
-        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each)
+        numbers = tuple(places if self.numbers is None else (self.numbers[place] for place in places))
+        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each, numbers)

@@ -99,6 +99,7 @@ class Source:
     Attributes:
         files: the files with its rows, in order.   origin: a readable description of the place.
         rows: reads the split; raises DataError or MissingExtraError.   a_file_each: each row names one of `files`.
+        numbers: of the rows in the files, if these are a part of them.
     """
 
     code: str
@@ -108,10 +109,12 @@ class Source:
     origin: str
     rows: Callable[[], "Dataset"]
     a_file_each: bool = False
+    numbers: tuple[int, ...] | None = None
 
     def picture(self, row: int) -> str:
-        """The name of the image of a row: its file, or its number."""
-        return str(self.files[row]) if self.a_file_each else f"{self.origin}, image {row}"
+        """The name of the image of a row: its file, or its number in the files."""
+        number = row if self.numbers is None else self.numbers[row]
+        return str(self.files[row]) if self.a_file_each else f"{self.origin}, image {number}"
 
     def state(self) -> list[list[str | int]]:
         """Path, size and modification time of each file, which change with its content."""
@@ -254,6 +257,8 @@ def read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: 
     tables: list[Any] = []
     classes: dict[Path, tuple[str, ...]] = {}
     for file in files:
+        if not file.is_file():
+            raise DataError(f"the parquet file {file} does not exist; name an existing one, or copy it there")
         try:
             table = pyarrow.parquet.read_table(file)
             table = table.select([name for name in repository.columns if name in table.column_names])
@@ -286,6 +291,7 @@ def read_parquet(files: tuple[Path, ...], others: tuple[Path, ...], repository: 
 def on_hub(code: str, split: str, repository: Repository) -> Source:
     """A split that `datasets` downloads from the Hub unless it is cached; raises as `find`."""
     origin = f"{repository.hub_id}/{repository.config} on the Hub, split {split}"
-    rows = load_from_hub(repository.hub_id, repository.config, split, repository.revision, origin)
+    folders = f"{IMAGENET.hub_id}/{split}/<class>/<image>" if repository == IMAGENET else None  # as load_imagenet reads
+    rows = load_from_hub(repository.hub_id, repository.config, split, repository.revision, origin, folders)
     files = tuple(Path(entry["filename"]) for entry in rows.cache_files)
     return Source(code, split, repository, files, origin, lambda: rows)

@@ -33,7 +33,7 @@ class StreamedSet:
     Attributes:
         name, split, classes, origin: as for `ImageSet`.   labels: (N,) int64.
         read: sample number -> RGB image.
-        fingerprint: sha256 of names and sizes of the files; nothing is decoded.
+        fingerprint: sha256 of names and sizes of the files, and of the numbers and labels of rows; nothing is decoded.
         skipped: what could not be decoded and is not among the images; see `readable.py`.
     """
 
@@ -90,8 +90,10 @@ def load_imagenet(split: str, mirror: Path | None = None) -> StreamedSet:
 def streamed_rows(source: sources.Source) -> StreamedSet:
     """The rows of a source as a streamed set."""
     rows, classes = source.read()
+    labels = torch.tensor(rows["label"][:])
     digest = hashlib.sha256("".join(f"{file.name} {file.stat().st_size}\n" for file in source.files).encode())
-    labels, read = torch.tensor(rows["label"][:]), _RowReader(rows, source.origin)
+    digest.update(f"rows {source.numbers} labels {labels.tolist()}\n".encode())
+    read = _RowReader(rows, source.origin, source.numbers)
     return StreamedSet(source.code, source.split, labels, classes, source.origin, digest.hexdigest(), read)
 
 
@@ -128,16 +130,17 @@ class _Reader:
 
 
 class _RowReader:
-    """Reads the image of the n-th row."""
+    """Reads the image of the n-th row; `numbers` are those of the rows in their files, if they differ."""
 
-    def __init__(self, rows: Any, origin: str) -> None:
-        self._rows, self._origin = rows, origin
+    def __init__(self, rows: Any, origin: str, numbers: Sequence[int] | None) -> None:
+        self._rows, self._origin, self._numbers = rows, origin, numbers
 
     def __call__(self, index: int) -> PIL.Image.Image:
         try:
             return pixels.gray_or_rgb(self._rows[index]["image"]).convert("RGB")
         except Exception as error:  # Pillow's decoders raise almost any exception for a damaged file
-            raise DataError(f"{self._origin}: image {index} cannot be decoded: {error}") from error
+            number = self._numbers[index] if self._numbers else index
+            raise DataError(f"{self._origin}: image {number} cannot be decoded: {error}") from error
 
 
 class _Part:
@@ -161,7 +164,7 @@ class StreamedBatches:
         size_px: height and width of the crops.   area: smallest fraction of the image in a crop.
         workers: decoding processes; 0 decodes in the main process.
     Raises:
-        InputError: a batch_size that the processes do not divide, or fewer images than a batch.
+        InputError: a batch_size, or fewer images than that, which the processes do not divide.
         DataError (while iterating): an image that cannot be decoded.
     Differs:
         A crop that exceeds the image is cut; torchvision draws again, up to ten times.
@@ -184,15 +187,16 @@ class StreamedBatches:
         workers: int = 0,
     ) -> None:
         check_processes(rank, processes)
-        if batch_size % processes or batch_size > len(images):
+        size = min(batch_size, len(images))
+        if size < 1 or batch_size % processes or size % processes:
             raise InputError(
                 f"a batch of {batch_size} samples out of {len(images)} does not divide by {processes} processes: "
                 "choose a batch_size that is a multiple of them and at most the number of samples"
             )
-        self.batch_size = batch_size
+        self.batch_size = size
         self._images, self._seed, self._size, self._flip, self._area = images, seed, size_px, flip, area
         self._normalize = Normalize(images.channels, mean, std, device=device)
-        self._device, self._rank, self._share, self._workers = device, rank, batch_size // processes, workers
+        self._device, self._rank, self._share, self._workers = device, rank, size // processes, workers
 
     def __len__(self) -> int:
         return len(self._images) // self.batch_size

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 import torch
 
 from hyperzoo import names
-from hyperzoo.data.images import ImageSet, draw
-from hyperzoo.data.streamed import StreamedSet
+from hyperzoo.data.images import draw
+from hyperzoo.data.load import Images
 from hyperzoo.errors import InputError
-
-Images = ImageSet | StreamedSet
 
 
 def per_class(images: Images, count: int, seed: int = 0) -> Images:

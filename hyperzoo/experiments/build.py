@@ -271,7 +271,6 @@ def batches(recipe: Recipe, train: Samples, network: nn.Module, engine: Accelera
         if recipe.data.flip == "alternating":
             raise RecipeError(f"data.flip alternating needs images in memory, but {train.name} is streamed; set true")
         size, area, workers = config["input_size"][-1], recipe.data.min_area, recipe.data.workers
-        common["batch_size"] = min(recipe.data.batch_size, len(train))
         return data.StreamedBatches(train, size_px=size, area=area, workers=workers, **common)
     crops: dict[str, Any] = dict(crop_px=recipe.data.crop_px, pad_mode=recipe.data.border)
     return data.ImageBatches(train, cutout_px=recipe.data.cutout_px, **crops, **common)

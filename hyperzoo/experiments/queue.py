@@ -153,15 +153,17 @@ def load(path: Path, state: Path, *, epochs: int | None = None) -> list[Task]:
     """The tasks of a queue file, in order.
 
     Args:
-        epochs: shorten each run to this number, to try the queue.
+        epochs: shorten each run to this number, to try the queue; such runs have folders of their own.
     Raises:
         RecipeError: see `sweep_file.load_queue`.
     """
-    runs = load_queue(path)
-    return [
-        Task(label, recipe.shortened(epochs) if epochs else recipe, state / label / str(recipe.train.seed))
-        for label, recipe in runs
-    ]
+    tasks = []
+    for label, recipe in load_queue(path):
+        name = str(recipe.train.seed)
+        if epochs:
+            recipe, name = recipe.shortened(epochs), f"{name}-{epochs}epochs"
+        tasks.append(Task(label, recipe, state / label / name))
+    return tasks
 
 
 def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> list[Task]:

@@ -57,7 +57,8 @@ def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1
         name: a weight, or an architecture for its default weight.
         out: folder of the runs [default: runs/reproduce/<name>].
         seeds: number of runs; their seeds follow the largest published seed.
-        budget: fraction of the epochs to train, in (0, 1]; below 1 there is no verdict.
+        budget: fraction of the epochs to train, in (0, 1]; below 1 there is no verdict, and runs have other
+            folders.
     Raises:
         InputError: seeds or budget out of range.
         RunError: the installed recipe is not the one that made the weight.
@@ -71,7 +72,10 @@ def run(name: str, out: Path | None = None, *, seeds: int = 1, budget: float = 1
         raise RunError(f"the installed recipe {info.name}.yaml is not the one that made the weight; reinstall hyperzoo")
     folder = out or Path("runs", "reproduce", info.name)
     first = max(info.score.seeds) + 1
-    results = [train.run(_recipe(recipe, seed, budget), folder / str(seed)) for seed in range(first, first + seeds)]
+    results = []
+    for seed in range(first, first + seeds):
+        run = _recipe(recipe, seed, budget)
+        results.append(train.run(run, folder / (f"{seed}" if budget == 1 else f"{seed}-{run.train.epochs}epochs")))
     report = _report(info, [result.values for result in results])
     files.write_json(folder / "report.json", asdict(report))
     return report

@@ -1,6 +1,7 @@
 """Train all runs of a sweep, and collect their results and the published numbers in one file and a table."""
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
 from contextlib import suppress
@@ -11,7 +12,7 @@ from hyperzoo import files
 from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
-from hyperzoo.training.log import metric_of, read_log, task_loss
+from hyperzoo.training.log import finished_result, metric_of, read_log, task_loss
 from hyperzoo.training.recipe_data import Data
 from hyperzoo.training.sweep_file import Run, Sweep, load_sweep
 
@@ -46,7 +47,8 @@ class Line(NamedTuple):
         nll, train_loss: in nats, of the last epoch, mean over seeds; the training loss is without added terms.
         ece: expected calibration error in %, mean over seeds; None for texts.
         fgsm: accuracy in % under attack, mean over seeds; None unless `tools/study_results.py --fgsm` measured it.
-        baseline: label of the baseline.   difference: to it, paired by seed. None without one.
+        baseline: label of the baseline.
+        difference: to it, paired by seed. None without one or without a common seed, or if a perplexity is infinite.
         rare: accuracy in % of the classes that `data.keep` made rare, or of the smaller half of `data.long_tail`, mean
             over classes and seeds.
         best, last: accuracy in % on validation images, in the best and in the last epoch, mean over seeds; None if the
@@ -130,6 +132,11 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
                 with suppress(BusyError):
                     results[number] = train.run(one.recipe, folder / one.label / str(one.recipe.train.seed))
     finally:
+        for number in set(range(len(runs))) - results.keys():  # finished earlier, or by another process
+            one = runs[number]
+            place = folder / one.label / str(one.recipe.train.seed)
+            if values := finished_result(place, one.recipe.digest()):
+                results[number] = train.RunResult(place, values, trained=False)
         if results:
             done = [(runs[number], results[number]) for number in sorted(results)]
             files.write_json(file, _contents(name, sweep, done), indent=1)
@@ -210,7 +217,9 @@ def _line(
     difference: Difference | None = None
     if baseline in by_label:
         by_seed = [{run["seed"]: run["metrics"][metric] for run in each} for each in (runs, by_label[baseline])]
-        difference = paired(*by_seed, larger_is_better=metric == "accuracy")
+        pairs = [[scores[seed] for scores in by_seed] for seed in by_seed[0].keys() & by_seed[1].keys()]
+        if pairs and all(math.isfinite(score) for pair in pairs for score in pair):
+            difference = paired(*by_seed, larger_is_better=metric == "accuracy")
     rare = [run["metrics"]["class_accuracy"][name] for run in runs for name in run.get("rare", ())]
     validated = all("best" in run for run in runs)
     return Line(

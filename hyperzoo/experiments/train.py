@@ -50,7 +50,7 @@ class RunResult:
 
 
 def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) -> RunResult:
-    """Train a recipe, from the newest checkpoint in its run folder if there is one; a finished run is only read.
+    """Train a recipe, from the newest checkpoint in its run folder if there is one; a finished run stays as it is.
 
     A run is finished if result.json is of this recipe and describes the files next to it. It is removed when training
     starts, and written last.

@@ -21,6 +21,8 @@ from hyperzoo.layers.precision import full_precision
 class InverseRoot(torch.autograd.Function):
     """S^(-1/2) of symmetric positive definite matrices S = U diag(s^2) U^T (..., n, n); and s and U, no gradient.
 
+    `least`: the smallest possible eigenvalue; rounding may make the computed ones smaller, and even negative.
+
     The derivative is U (K * (U^T dS U)) U^T, K_ij = -1 / (s_i s_j (s_i + s_j)). It is finite
     for equal eigenvalues, unlike the derivative of the eigenvectors.
     """
@@ -28,23 +30,23 @@ class InverseRoot(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(matrix: Tensor, least: float) -> tuple[Tensor, Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)
-        root = values.sqrt()
+        root = values.clamp_min(least).sqrt()
         return (vectors / root.unsqueeze(-2)) @ vectors.mT, root, vectors
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs, *output[1:])
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.save_for_backward(inputs[0], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     @staticmethod
     @first_only
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor]:
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None]:
         _, root, vectors = ctx.saved_tensors
         rows, columns = root.unsqueeze(-1), root.unsqueeze(-2)
         inner = vectors.mT @ ((grad + grad.mT) / 2) @ vectors
-        return (vectors @ (inner / (-rows * columns * (rows + columns))) @ vectors.mT,)
+        return vectors @ (inner / (-rows * columns * (rows + columns))) @ vectors.mT, None
 
 
 class DecorrelatedBatchNorm(nn.Module):
@@ -60,8 +62,8 @@ class DecorrelatedBatchNorm(nn.Module):
         eps: added to the variances, above 0.
         momentum: weight of the current batch in the running averages, 0 to 1.
     Raises:
-        InputError: a group size that does not divide C, eps not above 0; an input of another rank or channel count, or
-            a training batch with fewer than two positions.
+        InputError: a group size that does not divide C, eps not above 0, momentum out of its range; an input of another
+            rank or channel count, or a training batch with fewer than two positions.
     Differs:
         Has first derivatives only and refuses second ones.
     Example:
@@ -88,6 +90,7 @@ class DecorrelatedBatchNorm(nn.Module):
         if group_size < 1 or num_features < 1 or num_features % group_size:
             raise InputError(f"group_size must divide the {num_features} channels; got {group_size!r}")
         check_number("eps", eps, above=0)
+        check_number("momentum", momentum, low=0, high=1)
         self.num_features = num_features
         self.group_size = group_size
         self.eps = eps
@@ -104,26 +107,27 @@ class DecorrelatedBatchNorm(nn.Module):
             raise InputError(f"expected (batch, {self.num_features}, ...); got {tuple(x.shape)}")
         with torch.autocast(x.device.type, enabled=False):
             rows = full_precision(x).movedim(1, 0)  # (C, B, ...)
-            grouped = rows.reshape(-1, self.group_size, x.numel() // self.num_features)
-            mean, root = self._statistics(grouped)
-            white = (root @ (grouped - mean)).view(rows.shape).movedim(0, 1)
+            groups, positions = self.num_features // self.group_size, x.numel() // self.num_features
+            white = self._whitened(rows.reshape(groups, self.group_size, positions)).view(rows.shape).movedim(0, 1)
             shape = (1, -1, *(1 for _ in x.shape[2:]))
-            return (white * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+            out = (white * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        channels_last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        return out.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
-    def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
+    def _whitened(self, grouped: Tensor) -> Tensor:
         if not self.training:
-            return self.running_mean.to(grouped.dtype), self.running_root.to(grouped.dtype)
+            return self.running_root.to(grouped.dtype) @ (grouped - self.running_mean.to(grouped.dtype))
         positions = grouped.size(-1)
         if positions < 2:
             raise InputError(f"decorrelated batch norm needs at least 2 positions in training; got {positions}")
         mean = grouped.mean(-1, keepdim=True)
         centered = grouped - mean
         eye = torch.eye(self.group_size, device=grouped.device, dtype=grouped.dtype)
-        root, *_ = InverseRoot.apply(centered @ centered.mT / positions + self.eps * eye)
+        root, *_ = InverseRoot.apply(centered @ centered.mT / positions + self.eps * eye, self.eps)
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_root.lerp_(root.to(self.running_root.dtype), self.momentum)
-        return mean, root
+        return root @ centered
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, group_size={self.group_size}, eps={self.eps:g}, momentum={self.momentum:g}"

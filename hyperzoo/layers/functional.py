@@ -105,6 +105,7 @@ class _EagerConv(torch.autograd.Function):
         geometry, eps = ctx.settings
         stride, padding, dilation, groups = geometry
         if torch.is_grad_enabled():  # create_graph: the plain form has second derivatives
+            x, weight = x.view_as(x), weight.view_as(weight)  # x may depend on weight: only this call is differentiated
             with torch.autocast(x.device.type, out.dtype, enabled=out.dtype != weight.dtype):
                 again = _plain_conv(x, weight, geometry, Response("cosine", 1.0, eps))
             wanted = [t for t, needed in zip((x, weight), ctx.needs_input_grad, strict=False) if needed]
@@ -144,8 +145,10 @@ class _EagerAngular(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cosine, k = (*ctx.saved_tensors, ctx.k)[:2]
         needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        pairs, create_graph = [(cosine, grad)], torch.is_grad_enabled()
-        if not create_graph:
+        pairs, create_graph = [(cosine.view_as(cosine), grad)], torch.is_grad_enabled()  # as in `_EagerConv`
+        if create_graph:
+            k = k.view_as(k) if needed[1] else k
+        else:
             pairs = [(c.detach().requires_grad_(), g) for c, g in zip(parts(cosine), parts(grad), strict=True)]
             k = k.detach().requires_grad_() if needed[1] else k
         found = []

@@ -6,7 +6,7 @@ Works for any model: stages come from timm's `feature_info`, names from `named_m
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -108,8 +108,10 @@ def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callab
 
 def _last(module: nn.Module) -> nn.Module:
     while type(module).forward is nn.Sequential.forward and "forward" not in vars(module):
-        *_, member = (None, *module.children())
-        if member is None or next(member.parameters(), None) is None:  # an activation may be shared with other places
+        *others, member = (None, *cast(nn.Sequential, module))  # children() would leave out repetitions
+        if member is None or any(other is member for other in others):
+            break  # empty, or its last member runs more than once
+        if next(member.parameters(), None) is None:  # an activation may be shared with other places
             break
         module = member
     return module

@@ -63,9 +63,10 @@ class BatchNormLSTM(nn.Module):
         return: (B, T, D), and the state after the last step.
     Args:
         hidden_size: units, D.
-        steps: number of steps with separate statistics, 1 or more; later steps use those of the last.
+        steps: number of steps with separate statistics, 1 or more; later steps use those of the last. Steps are counted
+            from 0 in every call. Those that the training never reached keep mean 0 and variance 1.
     Raises:
-        InputError: steps below 1; a training batch of one sequence, which has no variance.
+        InputError: steps below 1; no step in the input; a training batch of one sequence, which has no variance.
     Differs:
         The gates are in torch's order (i, f, g, o). The initial matrices are torch's uniform ones, not orthogonal; the
         norms remove their scale.
@@ -97,6 +98,8 @@ class BatchNormLSTM(nn.Module):
         self.norm_cell = StepNorm(hidden_size, steps, shift=True, **dd)
 
     def forward(self, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        if x.shape[1] == 0:
+            raise InputError(f"an LSTM needs at least one step; got {tuple(x.shape)}")
         if self.training and x.shape[0] == 1:
             raise InputError("recurrent batch norm needs a training batch of at least 2 sequences; got 1")
         zeros = x.new_zeros(

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from hyperzoo.errors import InputError
+from hyperzoo.layers.operators import first_raw_k
 from hyperzoo.layers.sphere import SphereLinear
 
 
@@ -45,10 +46,10 @@ def sphereize_classifier(
         k=k,
         eps=eps,
         scale_by_norm=True,
-        device=rows.device,
+        device="meta",
         dtype=rows.dtype,
     )
-    new.weight = rows
+    new.weight, new.raw_k = rows, first_raw_k(operator, old.out_features, like=rows)
     new.train(old.training)
     for name in names:
         parent, _, leaf = name.rpartition(".")

@@ -1,5 +1,6 @@
 """Build models through timm from verified files, and register architectures with timm."""
 
+import inspect
 import logging
 import sys
 import warnings
@@ -28,6 +29,11 @@ _logger = logging.getLogger(__name__)
 _SOURCES = ("file", "url", "state_dict", "hf_hub_id", "hf_hub_filename")
 Entry = TypeVar("Entry", bound=Callable[..., Any])
 Model = TypeVar("Model", bound=nn.Module)
+
+
+NEUTRAL = {"num_classes", "in_chans", "global_pool", "device", "dtype", "identity_init"}
+NEUTRAL |= {"drop_rate", "drop_path_rate", "stage_drop_rates", "dropout"}
+"""Arguments that a published weight takes: timm adapts the layer, or they act in training or at the start only."""
 
 
 class Variant(NamedTuple):
@@ -134,20 +140,24 @@ def create(
     and shapes are compared, but it has no hash to compare with.
 
     Args:
-        defaults: arguments that define the architecture; `kwargs` override them, except for a published weight.
+        defaults: arguments that define the architecture; `kwargs` override them, except for a published weight, which
+            takes only those that leave its function as it is, such as `num_classes` and `drop_rate`.
         head_operator, head_k: replace the classifier by one of angles, as angular losses train it; see
             `sphereize_classifier`.
         feature_cfg, kwargs: passed to timm's `build_model_with_cfg`, which passes other arguments to `model_cls`.
     Raises:
-        InputError: a published weight with another value than one of `defaults`.
+        InputError: a published weight with an argument that changes its function.
         UnknownTagError, WeightFileError, WeightHashError, WeightUnavailableError: no model is returned.
     """
     overlay = dict(pretrained_cfg_overlay or {})
     if any(overlay.get(key) for key in _SOURCES):
         overlay = {**dict.fromkeys(_SOURCES), **overlay}  # the caller's source takes precedence over the registered one
     cfg = resolved_cfg(arch, pretrained_cfg, overlay)  # raises for an unknown tag, also without `pretrained`
-    changed = {key: kwargs[key] for key, own in (defaults or {}).items() if _plain(kwargs.get(key, own)) != _plain(own)}
     if pretrained:
+        own = {**_own_arguments(model_cls), **(defaults or {})}
+        changed = {key: value for key, value in kwargs.items() if key in own and _plain(value) != _plain(own[key])}
+        if head_operator and kwargs.get("num_classes", cfg.num_classes) == cfg.num_classes:
+            changed["head_operator"] = head_operator
         overlay |= _verified(arch, cfg, cache_dir, changed)
     return build_model_with_cfg(
         _with_angles(model_cls, head_operator, head_k) if head_operator else model_cls,
@@ -160,6 +170,15 @@ def create(
         feature_cfg=dict(feature_cfg or {}),  # a copy, because timm writes the caller's out_indices into it
         **{**(defaults or {}), **kwargs},
     )
+
+
+def _own_arguments(model_cls: Callable[..., nn.Module]) -> dict[str, Any]:
+    """The defaults of the arguments that change the function of a network."""
+    found: dict[str, inspect.Parameter] = {}
+    for one in reversed(model_cls.__mro__) if isinstance(model_cls, type) else [model_cls]:
+        if one not in (object, nn.Module):  # a subclass passes the arguments of its base on
+            found |= inspect.signature(one).parameters
+    return {key: one.default for key, one in found.items() if key not in NEUTRAL and one.default is not one.empty}
 
 
 def _plain(value: Any) -> Any:

@@ -110,6 +110,8 @@ class LSTMLanguageModel(nn.Module):
     def run(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits, and the state after the last token; pass a state to continue a text.
 
+        With `batch_norm`, every call counts its steps from 0, so a text in two calls has other logits than in one.
+
         Shapes:
             state: L pairs (hidden, cell) of (B, D) each; None means zeros.   return: (B, T, V), and a state.
         """
@@ -122,7 +124,11 @@ class LSTMLanguageModel(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Hidden states (B, T, D) to logits (B, T, V)."""
-        return x if pre_logits else F.linear(x, self.get_classifier().weight, self.decoder_bias)
+        if pre_logits:
+            return x
+        if self.decoder is None:
+            return F.linear(x, self.embedding.weight, self.decoder_bias)
+        return self.decoder(x) + self.decoder_bias  # a classifier of angles may have replaced it
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.run(tokens)[0]

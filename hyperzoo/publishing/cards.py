@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
 
+from torch import nn
+
 from hyperzoo import names
 from hyperzoo.analysis import summary
 from hyperzoo.errors import PublishError
@@ -102,9 +104,11 @@ def card(
         raise PublishError(f"the card template has an unknown or malformed placeholder: {error}") from error
 
 
-def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
+def texts(manifest: Manifest, checkout: Checkout, models: Mapping[str, nn.Module] | None = None) -> dict[Path, str]:
     """All generated texts by path: the card of each weight, the README with its table, and the guides with theirs.
 
+    Args:
+        models: networks of weights that are about to be published, by name.
     Raises:
         PublishError: the README lacks the comments that enclose its table.
         RunError: a guide names a study without a file in results/.
@@ -124,7 +128,7 @@ def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
         )
     found = summary.comparisons(checkout.results(summary.NAME).parent)
     for guide in [checkout.readme, *sorted(checkout.docs.glob("*.md"))]:
-        generated[guide] = marked_tables.fill(guide.read_text(encoding="utf-8"), checkout, found)
+        generated[guide] = marked_tables.fill(guide.read_text(encoding="utf-8"), checkout, found, models)
     if checkout.docs / "when.md" in generated:
         generated[checkout.results(summary.NAME)] = summary.as_json(found)
     before, begin, rest = generated[checkout.readme].partition(BEGIN)
@@ -136,11 +140,24 @@ def texts(manifest: Manifest, checkout: Checkout) -> dict[Path, str]:
 
 
 def write(manifest: Manifest, checkout: Checkout) -> list[Path]:
-    """Write every generated text that is missing or differs; returns the paths, and those of cards without a weight."""
+    """Write every generated text that is missing or differs; returns their paths.
+
+    Raises:
+        PublishError: a text cannot be written; and as `texts`.
+    """
     generated = texts(manifest, checkout)
-    differing = _differing(generated, checkout)
-    write_whole({path: generated[path].encode() for path in differing if path in generated})
+    differing = [path for path in _differing(generated, checkout) if path in generated]
+    try:
+        write_whole({path: generated[path].encode() for path in differing})
+    except OSError as error:
+        raise PublishError(f"cannot write the generated texts: {error}") from error
     return differing
+
+
+def without_weight(manifest: Manifest, checkout: Checkout) -> list[Path]:
+    """Cards of weights that are not published."""
+    there = {checkout.card(name) for name in manifest.weights}
+    return sorted(set(checkout.card_template.parent.glob("*.*_*.md")) - there)
 
 
 def check(manifest: Manifest, checkout: Checkout) -> list[Path]:

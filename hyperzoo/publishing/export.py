@@ -24,6 +24,7 @@ from hyperzoo.files import sha256, write_whole
 from hyperzoo.layers import fold
 from hyperzoo.publishing.checkout import find_checkout
 from hyperzoo.publishing.verify import agree, golden_input
+from hyperzoo.zoo.weight_files import check_file
 
 EXTRA_FILE = "hyperzoo.json"  # the metadata inside a program
 FREE_BATCH = ({0: torch.export.Dim("batch")},)
@@ -136,7 +137,10 @@ def _network(name: str) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor] | 
         sha256=info.files["model.safetensors"],
     )
     golden = checkout.golden(info.name) if checkout else None
-    return loaded.model, metadata, load_file(golden) if golden and golden.is_file() else None
+    if not (golden and golden.is_file()):
+        return loaded.model, metadata, None
+    check_file(golden)
+    return loaded.model, metadata, load_file(golden)
 
 
 def _metadata(model: nn.Module, classes: tuple[str, ...], **stated: str) -> dict[str, Any]:

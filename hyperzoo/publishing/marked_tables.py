@@ -1,7 +1,9 @@
 """Tables between marks in README and guides: of studies, of their summary, and of energies."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import nn
 
 from hyperzoo import zoo
 from hyperzoo.analysis import neuron_energy, summary
@@ -13,15 +15,18 @@ _ENERGY = re.compile(r"<!-- energy: ([\w. ]+) -->\n.*?<!-- end of energy -->", r
 _SUMMARY = re.compile(r"<!-- summary: (details|evidence|overview) -->\n.*?<!-- end of summary -->", re.DOTALL)
 
 
-def fill(text: str, checkout: Checkout, found: list[summary.Comparison]) -> str:
+def fill(
+    text: str, checkout: Checkout, found: list[summary.Comparison], models: Mapping[str, nn.Module] | None = None
+) -> str:
     """The text with new tables below its marks.
 
     Args:
         found: the comparisons of all studies.
+        models: networks of weights that are about to be published; others are loaded.
     Raises:
         RunError: the text names a study without a file in results/.
     """
-    return _with_energies(_with_summary(_with_sweeps(text, checkout), found))
+    return _with_energies(_with_summary(_with_sweeps(text, checkout), found), models or {})
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -50,11 +55,11 @@ def _with_summary(text: str, found: list[summary.Comparison]) -> str:
     return _SUMMARY.sub(filled, text)
 
 
-def _with_energies(text: str) -> str:
+def _with_energies(text: str, new: Mapping[str, nn.Module]) -> str:
     """Insert the half-space energies of the named weights below each line `<!-- energy: NAME NAME -->`."""
 
     def filled(match: re.Match[str]) -> str:
-        models = {name: zoo.load(name).model for name in match[1].split()}
+        models = {name: new[name] if name in new else zoo.load(name).model for name in match[1].split()}
         rows = neuron_energy.comparison_table(
             {n: neuron_energy.layer_energies(model, half_space=True) for n, model in models.items()}
         )

@@ -116,7 +116,7 @@ def _publish(
         ".energy.png": neuron_energy.draw(energies, scratch / "energy.png", title=name, half_space=True),
     }
     attachments = {checkout.card(name, suffix): file.read_bytes() for suffix, file in card_files.items()}
-    texts = {path: text.encode() for path, text in cards.texts(manifest, checkout).items()}
+    texts = {path: text.encode() for path, text in cards.texts(manifest, checkout, {name: model}).items()}
     if push:
         recipe = (checkout.recipes / publication.recipe_path).read_bytes()
         sent = {**weight, "recipe.yaml": recipe}

@@ -5,7 +5,7 @@ import html
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from hyperzoo import __version__, names, zoo
 from hyperzoo.analysis import plots
+from hyperzoo.data.sources import REPOSITORIES
 from hyperzoo.errors import InvalidNameError, PublishError, WeightUnavailableError
 from hyperzoo.publishing.finished_run import FinishedRun, finished_run
 from hyperzoo.training.log import DESCRIBED, metric_of
@@ -42,7 +43,7 @@ def push(folder: Path, repo: str, *, private: bool = False) -> Pushed:
     """Push a finished run to the Hub in one commit, read every file back and compare it.
 
     Sends the weights, config.json, the class names or words, the recipe, the result, the log with its learning curve,
-    and a card. Absolute paths in the recipe and the result are cut to their last part. The checkpoints stay here.
+    and a card. Absolute paths in the recipe and the result are cut to their last parts. The checkpoints stay here.
 
     Args:
         repo: '<owner>/<name>'; created if missing, otherwise its files are replaced by a new commit.
@@ -81,7 +82,9 @@ def send(
         "No local file was changed, and nothing refers to that commit by its hash; push again.",
     )
     try:
-        downloaded = {path: hub.fetch(repo, commit, path, cache_dir=cache) for path in files}
+        downloaded = {
+            path: hub.fetch(repo, commit, path, cache_dir=cache, size=len(content)) for path, content in files.items()
+        }
     except WeightUnavailableError as error:
         raise PublishError(f"{pushed} was pushed, but cannot be downloaded: {error}. {unchanged}") from error
     if differing := [path for path, content in files.items() if downloaded[path].read_bytes() != content]:
@@ -93,8 +96,8 @@ def _files(run: FinishedRun, repo: str, scratch: Path) -> dict[str, bytes]:
     """The files of the repository by name, after the model has been loaded from them."""
     config = read_config(run.folder)
     labels = config.pop("label_names", None)  # names of classes such as /m/01g317 are no paths
-    config = {**({} if labels is None else {"label_names": labels}), **_without_paths(config)}
-    result = _without_paths(run.result)
+    config, result = _without_paths([config, run.result])
+    config = {**({} if labels is None else {"label_names": labels}), **config}
     recipe = Recipe.stored(result["recipe"])
     log = run.folder / "metrics.jsonl"
     files = {
@@ -113,7 +116,8 @@ def _files(run: FinishedRun, repo: str, scratch: Path) -> dict[str, bytes]:
         (sent / part).write_bytes(content)
     loaded = zoo.load(str(sent))
     parameters = sum(p.numel() for p in loaded.model.parameters())
-    files["README.md"] = _card(FinishedRun(run.folder, result), recipe, repo, loaded.classes, parameters).encode()
+    sent_run = FinishedRun(run.folder, result)
+    files["README.md"] = _card(sent_run, config, recipe, repo, loaded.classes, parameters).encode()
     return files
 
 
@@ -122,24 +126,55 @@ def _json(values: Any) -> bytes:
 
 
 def _without_paths(value: Any) -> Any:
-    """Nested values whose absolute paths are cut to their last part."""
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(item) for item in value]
+    """Nested values whose absolute paths are cut to their last part, or to as many as tell them apart.
+
+    Example:
+        >>> _without_paths([{'a': '/data/train/0.parquet', 'b': '/data/test/0.parquet'}, '/data/birds/'])
+        [{'a': 'train/0.parquet', 'b': 'test/0.parquet'}, 'birds']
+    """
+    parts = {text: _parts(text) for text in _texts(value) if _ABSOLUTE.match(text.removeprefix(LOCAL))}
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cut(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [cut(item) for item in value]
+        if not isinstance(value, str) or value not in parts:
+            return value
+        own = parts[value]
+        others = [other for other in parts.values() if other != own]
+        count = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        return "/".join(own[-count:])
+
+    return cut(value)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in nested values."""
     if isinstance(value, str):
-        start = value.removeprefix(LOCAL)
-        return re.split(r"[/\\]", start.rstrip("/\\"))[-1] if _ABSOLUTE.match(start) else value
-    return value
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
-def _card(run: FinishedRun, recipe: Recipe, repo: str, classes: tuple[str, ...], parameters: int) -> str:
+def _parts(path: str) -> list[str]:
+    return [part for part in re.split(r"[/\\]", path.removeprefix(LOCAL)) if part]
+
+
+def _card(
+    run: FinishedRun,
+    config: Mapping[str, Any],
+    recipe: Recipe,
+    repo: str,
+    classes: tuple[str, ...],
+    parameters: int,
+) -> str:
     """The card of a run."""
     result, metrics = run.result, run.result["metrics"]
     env, source = result["environment"], result["recipe"]["data"].get("source") or {}
-    hub_id = source.get("hub") or names.DATASETS.get(recipe.data.name if not source else "")
+    hub_id = source.get("hub") if source else REPOSITORIES[recipe.data.name].hub_id
     by_class = sorted(metrics.get("class_accuracy", {}).items(), key=lambda item: item[1])
-    config = read_config(run.folder)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -180,7 +180,8 @@ def _hub(info: WeightInfo) -> tuple[bool | None, str]:
     repo = f"{weight_files.MANIFEST.namespace}/{info.name}"
     try:
         with tempfile.TemporaryDirectory() as cache:
-            found = {part: sha256(hub.fetch(repo, info.commit, part, cache_dir=cache)) for part in info.files}
+            fetched = {p: hub.fetch(repo, info.commit, p, cache_dir=cache, size=info.bytes) for p in info.files}
+            found = {part: sha256(file) for part, file in fetched.items()}
     except WeightUnavailableError as error:
         return False, str(error)
     differing = [

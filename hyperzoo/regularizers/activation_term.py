@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers._torch import writes_to
 from hyperzoo.layers.hooks import attached, select
+from hyperzoo.layers.precision import full_dtype
 
 Tap = Callable[[Tensor], tuple[Tensor, Any]]
 
@@ -83,7 +84,7 @@ class ActivationTerm:
         """The sum over layers, without strength."""
         self._reported = {}
         first = next(self._model.parameters(), torch.zeros(()))
-        total = torch.zeros((), device=first.device)
+        total = torch.zeros((), device=first.device, dtype=full_dtype(first))
         for name, calls in self._take().items():
             for penalty in self._penalties(name, calls):
                 total = total + penalty
@@ -122,6 +123,8 @@ class ActivationTerm:
         if isinstance(output, (tuple, list)):
             first = self._record(name, output[0])
             return None if first is None else _with_first(output, first)
+        if not isinstance(output, Tensor):
+            raise InputError(f"{name} returns {type(output).__name__}, not a tensor; choose a layer inside it")
         module = self._modules[name]
         steps_first = isinstance(module, nn.RNNBase) and not module.batch_first and output.dim() == 3
         x = output.transpose(0, 1) if steps_first else output
@@ -130,6 +133,15 @@ class ActivationTerm:
         alias, kept = self._tap(x) if self._tap else (None, x)
         self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
         return alias if alias is None or not steps_first else alias.transpose(0, 1)
+
+
+def refuse_channels_last(model: nn.Module) -> None:
+    """Raise InputError for a network of timm whose maps are (B, H, W, C), where axis 1 is none of channels."""
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        raise InputError(
+            f"the maps of {type(model).__name__} are (batch, height, width, channels), but (batch, channels, ...) is "
+            "needed; choose another network, or for PER view='flatten'"
+        )
 
 
 def _with_first(output: Any, first: Any) -> Any:

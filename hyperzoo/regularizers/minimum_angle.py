@@ -4,10 +4,8 @@ MMA Regularization, Wang et al., NeurIPS 2020 (arXiv 2006.06527), an alternative
 the authors' code and README (wznpub/MMA_Regularization).
 """
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.precision import full_precision, inverse_root
@@ -68,29 +66,10 @@ class MinimumAngle(WeightTerm):
     Raises:
         InputError: see `WeightTerm`.
     Example:
-        >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 3))
         >>> MinimumAngle(net, hidden=0.07, output=0.07)().item() < 0
         True
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        hidden: float,
-        output: float,
-        layers: str | Sequence[str] | None = None,
-        exclude: str | Sequence[str] = (),
-        output_layer: str | None = None,
-    ) -> None:
-        super().__init__(
-            model,
-            hidden=hidden,
-            output=output,
-            layers=layers,
-            exclude=exclude,
-            output_layer=output_layer,
-        )
 
     def _values(self, rows: Tensor, is_output: bool) -> Tensor:
         return -nearest_angle(rows)

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
+from hyperzoo.layers.recurrent_bn import BatchNormLSTM
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -152,7 +153,7 @@ def _layers(owner: str, module: nn.Module) -> Iterator[Layer]:
 
 def _tensors(module: nn.Module) -> list[tuple[str, str]]:
     """The tensors of a module that hold neurons, each with the letters of its stacked matrices."""
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase, BatchNormLSTM)):
         sizes = {name: len(w) // module.hidden_size for name, w in module.named_parameters(recurse=False)}
         return [
             (name, "" if name.startswith("weight_hr") else GATES.get(size, ""))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number, check_seed
 from hyperzoo.layers.precision import full_dtype
-from hyperzoo.regularizers.activation_term import ActivationTerm
+from hyperzoo.regularizers.activation_term import ActivationTerm, refuse_channels_last
 from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries, exact_errors
 from hyperzoo.regularizers.projections import (
     SampledError,
@@ -82,6 +82,8 @@ class PER(ActivationTerm):
         check_number("rows, the share of vectors,", rows, above=0, high=1)
         if rows < 1 and slices is None:
             raise InputError(f"rows={rows:g} needs slices; all directions cost less than drawing, so leave rows out")
+        if view != "flatten":
+            refuse_channels_last(model)
         super().__init__(model, strength=strength, layers=layers, tap=self._attach if slices is None else None)
         self.slices = slices
         self.reduce = reduce

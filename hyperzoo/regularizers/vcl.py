@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.hooks import attached, evaluating
 from hyperzoo.layers.precision import full_dtype, full_precision
-from hyperzoo.regularizers.activation_term import ActivationTerm
+from hyperzoo.regularizers.activation_term import ActivationTerm, refuse_channels_last
 
 
 def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
@@ -89,6 +89,7 @@ class VCL(ActivationTerm):
         input_size: Sequence[int] | None = None,
     ) -> None:
         check_number("group, the samples per variance,", group, low=2, whole=True)
+        refuse_channels_last(model)
         super().__init__(model, strength=strength, layers=layers)
         self.group = group
         self._betas = {

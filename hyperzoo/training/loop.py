@@ -92,6 +92,7 @@ class Trainer:
                 seed_epoch(train.seed, epoch)
                 self.step.begin_epoch(torch.initial_seed())
                 row = self._epoch(epoch)
+                self._share_buffers()
                 self._check_state(epoch)
                 if self.evaluate is not None and (epoch % train.validate_every == 0 or epoch == train.epochs):
                     row |= self.evaluate(self.published)
@@ -101,12 +102,20 @@ class Trainer:
                     self._write_log()
                     self.progress.epoch_done(row)
                 self.accelerator.wait_for_everyone()
+                if self._pending is not None:
+                    raise Stopped(self._pending, epoch)
         return self.published
 
     @property
     def published(self) -> nn.Module:
         """The averaged model if the recipe sets `train.ema`, otherwise the trained one."""
         return self._ema.module if self._ema else self.step.model
+
+    def _share_buffers(self) -> None:
+        """Give all processes the buffers of the first, whose model is saved: each has statistics of its own images."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.published.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         self.step.train()

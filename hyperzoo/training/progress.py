@@ -79,4 +79,4 @@ class Progress:
 
 def _left(row: dict[str, Any], epochs: int) -> str:
     seconds = int((epochs - row["epoch"]) * row["seconds"])
-    return f"{seconds // 60}:{seconds % 60:02d} left" if seconds else "done"
+    return "done" if row["epoch"] == epochs else f"{seconds // 60}:{seconds % 60:02d} left"

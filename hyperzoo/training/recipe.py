@@ -37,6 +37,9 @@ _TEXTS = ", ".join(names.TEXTS)
 _SET_BY_HYPERZOO = {*inspect.signature(timm.create_model).parameters, "num_classes", "in_chans", "features_only"}
 
 
+UNSAVED_OPTIMIZERS = ("adafactorbv", "adahessian", "kron")  # state that is no tensor, or second derivatives
+
+
 class Model(Block):
     """The network."""
 
@@ -90,6 +93,10 @@ class Optim(Block):
         known = [str(known) for known in timm.optim.list_optimizers()]
         if name.removeprefix("lookahead_") not in known:
             raise ValueError(f"unknown optimizer {name!r}. {names.closest_text(name, known)}")
+        if any(kind in name for kind in UNSAVED_OPTIMIZERS):
+            raise ValueError(
+                f"the state of {name!r} fits no checkpoint, or it needs second derivatives; choose another"
+            )
         return name
 
 

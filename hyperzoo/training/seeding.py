@@ -3,7 +3,8 @@
 import json
 import platform
 import subprocess
-from importlib.metadata import distribution, version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
 
@@ -60,5 +61,7 @@ def _commit() -> dict[str, Any]:
         git("ls-files", "--error-unmatch", file.name)
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
-        recorded = json.loads(distribution("hyperzoo").read_text("direct_url.json") or "{}").get("vcs_info")
+        recorded = None
+        with suppress(PackageNotFoundError):  # an unpacked archive that is not installed
+            recorded = json.loads(distribution("hyperzoo").read_text("direct_url.json") or "{}").get("vcs_info")
         return {"commit": recorded["commit_id"], "dirty": False} if recorded else {"commit": None, "dirty": None}

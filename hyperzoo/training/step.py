@@ -100,7 +100,7 @@ class TrainStep(nn.Module):
         for module in self.model.modules():
             own = list(module.parameters(recurse=False))
             if own and not any(parameter.requires_grad for parameter in own):
-                module.eval()
+                module.training = False  # not eval(), which would reach the layers inside it
         return self
 
     def begin_epoch(self, number: int) -> None:

@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from hyperzoo import names
-from hyperzoo.errors import InvalidNameError, RecipeError
+from hyperzoo.errors import RecipeError
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -69,8 +69,6 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
     """Build a block of settings, or raise one RecipeError with all faults of the reader and the values."""
     try:
         built = block.model_validate(values)
-    except InvalidNameError as error:
-        raise RecipeError(f"{where}: {error}") from error
     except ValidationError as error:
         reader.faults += [reader.fault(detail, block) for detail in error.errors()]
     if reader.faults:
