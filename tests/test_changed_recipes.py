@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import MIRROR
@@ -105,3 +106,17 @@ def test_a_checkpoint_of_another_model_or_epoch_is_no_traceback(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=f"(?s){expected}"):
             tiny.trainer(tmp_path, tiny.recipe(3)).run(damaged)
+
+
+def test_the_annealing_of_an_angular_loss_fixes_the_parts_of_a_batch(data_mirror, tmp_path):
+    """It counts forward passes, `accumulate` of them per update."""
+    words = [
+        "train.epochs=1",
+        "optim.warmup_epochs=0",
+        "method.angular={operator: cosine, margin: 2}",
+        "train.accumulate=2",
+    ]
+    path = Path(__file__).parent.parent / "recipes" / "demo.yaml"
+    train.run(load_recipe(path, words), tmp_path / "out")
+    with pytest.raises(RunError, match="cannot resume with another train.accumulate"):
+        train.run(load_recipe(path, [*words[1:3], "train.epochs=2"]), tmp_path / "out", allow_change=True)

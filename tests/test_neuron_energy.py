@@ -123,7 +123,7 @@ def test_the_comparison_table_of_several_models():
 def test_a_guide_shows_the_half_space_energies_of_weights():
     names = ["resnet20_cifar.plain_c10", "spherenet20.sphere_c10"]
     block = f"<!-- energy: {' '.join(names)} -->"
-    text = marked_tables._with_energies(f"before\n{block}\nold\n<!-- end of energy -->\nafter\n")
+    text = marked_tables._with_energies(f"before\n{block}\nold\n<!-- end of energy -->\nafter\n", {})
     first, begin, head, _, *lines, end, last = text.splitlines()
     assert (first, begin, end, last) == ("before", block, "<!-- end of energy -->", "after")
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (head, *lines)]

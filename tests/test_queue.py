@@ -56,6 +56,12 @@ def write(folder, text=QUEUE):
 # The file
 
 
+def test_a_shortened_queue_keeps_out_of_the_way_of_the_real_one(tmp_path):
+    real, short = (queue.load(write(tmp_path), tmp_path / "runs", epochs=epochs) for epochs in (None, 2))
+    assert {task.folder for task in real}.isdisjoint(task.folder for task in short)
+    assert {task.folder.name for task in short} == {"0-2epochs", "1-2epochs"}
+
+
 def test_runs_come_in_the_order_of_the_file(tmp_path):
     tasks = queue.load(write(tmp_path), tmp_path / "runs")
     assert [str(task.folder.relative_to(tmp_path / "runs")) for task in tasks] == [
@@ -345,7 +351,7 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(tmp_path, data_mirror):
     said = process.communicate()[0]
     assert process.returncode == 1 and "2 of 3 runs are finished" in said, said
     assert "spherenet20.sphere_c10, seed 0: 1 of 2 epochs, not finished, see" in said
-    assert "NonFiniteError" in (tmp_path / "runs" / "spherenet20.sphere_c10" / "0" / "log.txt").read_text()
+    assert "NonFiniteError" in (tmp_path / "runs" / "spherenet20.sphere_c10" / "0-2epochs" / "log.txt").read_text()
     asked = ["--queue", str(tmp_path / "queue.yaml"), "--state", str(tmp_path / "runs"), "--epochs", "2"]
     assert transfer.main(["bring", str(tmp_path / "out"), *asked]) == 0
     assert (tmp_path / "out" / "runs.tar.0").stat().st_size > 2_000_000  # two finished weights

@@ -47,6 +47,7 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path):
         ("epochs: 2", "epochs: 2.5", "Line 8: train.epochs"),
         ("arch: spherenet20", "arch: spherenet2", "Line 2: unknown architecture 'spherenet2'. Closest: spherenet"),
         ("lr: 1e-3", "lr: 1e-3\n  optimizer: sdg", "Line 7: unknown optimizer 'sdg'. Closest: sgd"),
+        ("lr: 1e-3", "lr: 1e-3\n  optimizer: kron", "Line 7: the state of 'kron' fits no checkpoint"),
         ("lr: 1e-3", "lr: 1e-3\n  schedule: cosin", "Line 7: optim.schedule"),
         ("epochs: 2", "epochs: !!python/object/apply:os.system ['true']", "is not allowed"),
         ("train:", "expect: {accuracy: 101}\ntrain:", "Line 7: expect.accuracy"),

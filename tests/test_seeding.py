@@ -64,6 +64,15 @@ def test_the_repository_around_an_environment_is_not_ours(checkout, monkeypatch,
     assert expected.items() <= seeding.environment().items()
 
 
+def test_an_unpacked_archive_has_no_commit(monkeypatch):
+    def nowhere(*_, **__):
+        raise seeding.PackageNotFoundError("hyperzoo")
+
+    monkeypatch.setattr(seeding.subprocess, "run", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError("git")))
+    monkeypatch.setattr(seeding, "distribution", nowhere)
+    assert {"commit": None, "dirty": None}.items() <= seeding.environment().items()
+
+
 def test_a_run_of_an_installed_package_names_the_commit_that_pip_noted(monkeypatch):
     def no_git(*words, **more):
         raise FileNotFoundError("git")

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import timm
 import torch
 from support import tiny
 from torch import nn
@@ -221,3 +222,16 @@ def test_terms_are_trained_logged_saved_resumed_and_never_published(tmp_path, ac
     assert torch.equal(again.scale, term.scale) and again.seeds == term.seeds[1:]
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, published.state_dict()[name]), name
+
+
+def test_frozen_parameters_of_a_root_leave_its_layers_in_training():
+    """A ViT owns its class token and positions: frozen, they say nothing about its blocks."""
+    model = timm.create_model("test_vit", num_classes=3)
+    for name in ("cls_token", "pos_embed"):
+        getattr(model, name).requires_grad_(False)
+    for parameter in model.blocks[0].norm1.parameters():
+        parameter.requires_grad_(False)
+    step = TrainStep(model, nn.CrossEntropyLoss()).train()
+    assert model.training and not model.blocks[0].norm1.training
+    assert model.blocks[0].training and model.blocks[0].attn.training and model.norm.training
+    assert not step.eval().model.blocks[0].training

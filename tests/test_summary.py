@@ -204,6 +204,13 @@ def test_a_method_is_what_the_baseline_lacks(row, title):
     assert summary.method_of(row, row) == ""
 
 
+def test_another_strength_is_no_method_and_conversion_is_one():
+    strong, weak = (recipe(mhe={"hidden": value, "output": 1.0}) for value in (1.0, 0.1))
+    assert summary.method_of(strong, weak) == ""
+    converted = recipe().model_copy(update={"model": recipe().model.model_copy(update={"sphereize": "linear"})})
+    assert summary.method_of(converted, recipe()) == "sphere layers, linear"
+
+
 def test_damaged_results_are_named_and_those_without_recipes_left_out(results):
     values = json.loads((results / "some.json").read_text())
     values["recipes"]["none-clean"]["later"] = 1

@@ -155,10 +155,39 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
         return real(recipe, folder)
 
     monkeypatch.setattr(sweep.train, "run", busy)
-    assert [(line.label, line.n) for line in sweep.run(file, out)[1]] == [("other", 2)]
+    shutil.copytree(out, unfinished := out.parent / "unfinished")
+    for result in (unfinished / "plain").glob("*/result.json"):
+        result.unlink()
+    assert [(line.label, line.n) for line in sweep.run(file, unfinished)[1]] == [("other", 2)]
+    assert [(line.label, line.n) for line in sweep.run(file, out)[1]] == [("plain", 2), ("other", 2)]  # finished by now
     monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: busy(recipe, folder / "plain" / "x"))
     with pytest.raises(RunError, match="other processes are training all runs of some"):
+        sweep.run(file, out.parent / "new")
+
+
+def test_a_stop_loses_no_run_that_was_finished_before(trained, monkeypatch):
+    file, out = trained
+
+    def stopped(recipe, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.train, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
         sweep.run(file, out)
+    assert [(line.label, line.n) for line in sweep.lines(out / "sweep.json")] == [("plain", 2), ("other", 2)]
+
+
+def test_a_row_that_cannot_be_compared_leaves_the_others_in_the_table(trained, tmp_path):
+    values = json.loads((trained[1] / "sweep.json").read_text())
+    values["baselines"] = {"other": "plain"}
+    (file := tmp_path / "sweep.json").write_text(json.dumps(values))
+    assert [line.difference is None for line in sweep.lines(file)] == [True, False]
+    values["runs"] = [run for run in values["runs"] if (run["label"], run["seed"]) in {("plain", 0), ("other", 1)}]
+    file.write_text(json.dumps(values))
+    assert [(line.label, line.n, line.difference) for line in sweep.lines(file)] == [
+        ("plain", 1, None),
+        ("other", 1, None),
+    ]
 
 
 def test_bad_results_and_overrides(tmp_path, capsys):

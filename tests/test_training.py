@@ -296,3 +296,30 @@ def test_twenty_kills_at_random_moments_end_bit_equal(tmp_path):
     finally:
         torch.set_num_threads(threads)
     assert equal(load_file(tmp_path / "killed" / "end.safetensors"), expected), seed
+
+
+def test_a_signal_after_the_last_update_stops_before_the_test(tmp_path):
+    run = tiny.trainer(tmp_path, tiny.recipe(2))
+
+    def signalled(_):
+        run._pending = signal.SIGTERM
+        return {}
+
+    run.evaluate = signalled
+    with pytest.raises(Stopped) as stopped:
+        run.run()
+    assert stopped.value.exit_code == 128 + signal.SIGTERM
+    assert checkpoint.newest(tmp_path / "checkpoints").epoch == 1  # the first epoch was kept, the second not begun
+
+
+def test_all_processes_validate_with_the_buffers_that_are_saved(tmp_path, monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(10))
+    model(torch.zeros(2, 3, 8, 8))
+    run, sent = tiny.trainer(tmp_path, tiny.recipe(1), model=model), []
+    monkeypatch.setattr(torch.distributed, "broadcast", lambda buffer, source: sent.append((buffer, source)))
+    run._share_buffers()
+    assert sent == []
+    monkeypatch.setattr(type(run.accelerator), "num_processes", 2)
+    run._ema = None
+    run._share_buffers()
+    assert [(id(buffer), source) for buffer, source in sent] == [(id(buffer), 0) for buffer in model.buffers()]

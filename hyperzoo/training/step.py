@@ -95,12 +95,12 @@ class TrainStep(nn.Module):
         self.owned = nn.ModuleDict({name: nn.ParameterList(term.parameters()) for name, term in self.terms.items()})
 
     def train(self, mode: bool = True) -> "TrainStep":
-        """Set the mode; a layer whose own parameters are all frozen stays in evaluation mode, with its statistics."""
+        """Set the mode; a layer that owns parameters stays in evaluation mode if all inside it are frozen."""
         super().train(mode)
         for module in self.model.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not any(parameter.requires_grad for parameter in own):
-                module.training = False  # not eval(), which would reach the layers inside it
+            owner = next(module.parameters(recurse=False), None) is not None  # not a container, such as a stage
+            if owner and not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
         return self
 
     def begin_epoch(self, number: int) -> None:
