@@ -62,13 +62,14 @@ def eval_(
     if picture:
         from hyperzoo.analysis import robustness as measuring
 
-        found = measuring.measure(model, images, seed=seed or 0)
+        seed = seed or 0
+        found = measuring.measure(model, images, seed=seed)
         measuring.draw(found, picture, title=name)
         if as_json:
-            show_json({"name": name, "split": split, "seed": seed or 0, "picture": picture, **vars(found)})
+            show_json({"name": name, "split": split, "seed": seed, "picture": picture, **vars(found)})
             return
         show(measuring.COLUMNS, [condition.shown() for condition in found.conditions])
-        note(f"calibration error {found.ece:.2f} %; seed {seed or 0}; {found.origin}\n{picture}")
+        note(f"calibration error {found.ece:.2f} %; seed {seed}; {found.origin}\n{picture}")
         return
     common = {"name": name, "split": split, "tta": tta, "data": images.origin}
     metrics: evaluate.ImageMetrics | evaluate.LanguageMetrics

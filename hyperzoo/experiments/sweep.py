@@ -126,7 +126,7 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     results: dict[int, train.RunResult] = {}
     order = sorted(range(len(runs)), key=lambda number: sweep.seeds.index(runs[number].recipe.train.seed))
     try:
-        for number in order * 2:  # first train, then collect the runs that other processes trained meanwhile
+        for number in order * 2:  # a second time for runs that another process had and has left
             one = runs[number]
             if number not in results:
                 with suppress(BusyError):

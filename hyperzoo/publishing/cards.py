@@ -146,7 +146,7 @@ def write(manifest: Manifest, checkout: Checkout) -> list[Path]:
         PublishError: a text cannot be written; and as `texts`.
     """
     generated = texts(manifest, checkout)
-    differing = [path for path in _differing(generated, checkout) if path in generated]
+    differing = _differing(generated)
     try:
         write_whole({path: generated[path].encode() for path in differing})
     except OSError as error:
@@ -162,12 +162,11 @@ def without_weight(manifest: Manifest, checkout: Checkout) -> list[Path]:
 
 def check(manifest: Manifest, checkout: Checkout) -> list[Path]:
     """Paths of generated texts that are missing or differ, and of cards without a weight."""
-    return _differing(texts(manifest, checkout), checkout)
+    return sorted([*_differing(texts(manifest, checkout)), *without_weight(manifest, checkout)])
 
 
-def _differing(generated: Mapping[Path, str], checkout: Checkout) -> list[Path]:
-    paths = {*generated, *checkout.card_template.parent.glob("*.*_*.md")}  # also cards without a weight
-    return sorted(path for path in paths if not path.is_file() or path.read_text("utf-8") != generated.get(path))
+def _differing(generated: Mapping[Path, str]) -> list[Path]:
+    return sorted(path for path, text in generated.items() if not path.is_file() or path.read_text("utf-8") != text)
 
 
 def for_hub(text: str, namespace: str) -> str:
