@@ -144,6 +144,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
     from hyperzoo.errors import BusyError
 
     file, out = trained
+    sweep.run(file, out)
     real = sweep.train.run
 
     def busy(recipe, folder):
@@ -164,6 +165,7 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
 
 def test_a_stop_loses_no_run_that_was_finished_before(trained, monkeypatch):
     file, out = trained
+    sweep.run(file, out)
 
     def stopped(recipe, folder):
         raise KeyboardInterrupt
@@ -175,7 +177,7 @@ def test_a_stop_loses_no_run_that_was_finished_before(trained, monkeypatch):
 
 
 def test_a_row_that_cannot_be_compared_leaves_the_others_in_the_table(trained, tmp_path):
-    values = json.loads((trained[1] / "sweep.json").read_text())
+    values = json.loads(sweep.run(*trained)[0].read_text())
     values["baselines"] = {"other": "plain"}
     (file := tmp_path / "sweep.json").write_text(json.dumps(values))
     assert [line.difference is None for line in sweep.lines(file)] == [True, False]
