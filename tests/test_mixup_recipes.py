@@ -10,7 +10,7 @@ from hyperzoo.training.sweep_file import load_sweep, sweep_files
 
 SWEEPS = [path.stem for path in sweep_files() if path.stem.startswith("mixup_")]
 TABLES = [name for name in SWEEPS if name.startswith("mixup_table")]
-RECIPES = ("resnet20_cifar.mixup_c10", "resnet20_cifar.manifoldmixup_c10", "preact_resnet18.manifoldmixup_c10")
+RECIPES = ("fast_cnn8.mixup_c100", "fast_cnn8.manifoldmixup_c100", "preact_resnet18.manifoldmixup_c10")
 
 
 def mixing_of(recipe):

@@ -21,7 +21,6 @@ import hyperzoo
 from hyperzoo import data, errors, names
 from hyperzoo.cli import main
 from hyperzoo.publishing import weight_table
-from hyperzoo.publishing.baselines import Baseline
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.export import Exported
 from hyperzoo.publishing.site import demo, page
@@ -285,10 +284,10 @@ def test_links_within_the_page_lead_somewhere():
 
 
 def test_baselines_stand_beside_their_weights():
-    base = Baseline("`a.plain_c10` of x", "x.json", 91.25, None, 1, 30)
+    base = hyperzoo.weight_info("resnet20_cifar.plain_c10")
     parsed = Parsed(page.html(weight_files.MANIFEST, CHECKOUT, None, baselines={"spherenet20.sphere_c10": base}))
     shown = [" ".join(text.split()) for text in parsed.of("td", **{"class": "wide"})]
-    assert "91.25 % a.plain_c10 of x" in shown
+    assert "91.98 % resnet20_cifar.plain_c10" in shown
     methods = [names.parse(name).method for name in hyperzoo.list_weights()]
     assert shown.count("no method") == methods.count("plain")
     assert shown.count("no baseline of the same budget") == len(methods) - methods.count("plain") - 1

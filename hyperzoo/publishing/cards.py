@@ -14,7 +14,7 @@ from hyperzoo.analysis import summary
 from hyperzoo.errors import PublishError
 from hyperzoo.files import write_whole
 from hyperzoo.publishing import marked_tables, weight_table
-from hyperzoo.publishing.baselines import Baseline, baselines
+from hyperzoo.publishing.baselines import baselines
 from hyperzoo.publishing.checkout import Checkout
 from hyperzoo.publishing.data_notes import DEVIATIONS, TEST_SET_USE
 from hyperzoo.training.recipe import Recipe, load_recipe
@@ -41,7 +41,7 @@ def card(
     template: str,
     *,
     recipe: Recipe,
-    baselines: Mapping[str, Baseline | None],
+    baselines: Mapping[str, WeightInfo | None],
     robustness: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
     """The card of a weight: the template filled with its manifest entry.
@@ -182,40 +182,33 @@ def _summary(name: str) -> str:
 
 
 def _rows(
-    info: WeightInfo, published: Mapping[str, WeightInfo], baselines: Mapping[str, Baseline | None]
+    info: WeightInfo, published: Mapping[str, WeightInfo], baselines: Mapping[str, WeightInfo | None]
 ) -> Iterator[str]:
     """The rows of a card: the weight, its baseline, and the weights of which it is the baseline."""
     base = baselines.get(info.name)
     yield _row(published.get(info.name, info), f"`{info.name}`")
-    if base and base.weight is None:
-        known = (base.nll, ".4f", ""), (base.ece, ".2f", " %")
-        nll, ece = ("-" if value is None else f"{value:{form}}{unit}" for value, form, unit in known)
-        shared = (
-            f"| [{base.title}](../{base.file}) | {weight_table.mean(info, base)} | n = {base.n} | {base.epochs} | - |"
-        )
-        yield f"{shared} {nll} |" if info.metric == "perplexity" else f"{shared} - | {nll} | {ece} |"
     for name, other in sorted(published.items()):
         own = baselines.get(name)
-        if (base and name == base.weight) or (own and own.weight == info.name):
+        if (base and name == base.name) or (own and own.name == info.name):
             yield _row(other, f"[`{name}`]({name}.md)")
 
 
 def _row(info: WeightInfo, title: str) -> str:
     this = info.metrics.this_file
-    row = f"| {title} | {weight_table.mean(info, info.score)} | n = {info.score.n} | {info.training.epochs} | "
+    row = f"| {title} | {weight_table.mean(info)} | n = {info.score.n} | {info.training.epochs} | "
     if isinstance(this, ThisText):
         return f"{row}{as_text(info.metric, this.perplexity)} | {this.nll:.4f} |"
     views = "-" if this.multicrop is None else f"{this.multicrop:.2f} %"
     return f"{row}{this.correct:,} of {this.total:,} | {views} | {this.nll:.4f} | {this.ece:.2f} % |"
 
 
-def _compared(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str:
+def _compared(info: WeightInfo, baselines: Mapping[str, WeightInfo | None]) -> str:
     """What the rows below that of the weight are."""
     if base := baselines.get(info.name):
-        return f"The baseline of the same budget is {base.title}."
+        return f"The baseline of the same budget is `{base.name}`."
     if info.name in baselines:
         return f"There is {weight_table.NO_BASELINE}."
-    others = any(base and base.weight == info.name for base in baselines.values())
+    others = any(base and base.name == info.name for base in baselines.values())
     return "The other weights are compared with this baseline, at the same budget." if others else ""
 
 
@@ -262,14 +255,14 @@ def _measured(manifest: Manifest, checkout: Checkout) -> dict[str, dict[str, str
 
 
 def _robustness(
-    info: WeightInfo, baselines: Mapping[str, Baseline | None], measured: Mapping[str, Mapping[str, str]]
+    info: WeightInfo, baselines: Mapping[str, WeightInfo | None], measured: Mapping[str, Mapping[str, str]]
 ) -> str:
     """Accuracy of the weight and its baseline on deformed and attacked images."""
     command = f"hyperzoo eval {info.name} --robustness"
     if info.name not in measured:
         return f"Not measured. `{command}` measures deformations and attacks."
     base = baselines.get(info.name)
-    shown = [info.name, *([base.weight] if base and base.weight else [])]
+    shown = [info.name, *([base.name] if base else [])]
     rows = [
         (f"`{name}`", *(measured[name][condition] for condition in CONDITIONS)) for name in shown if name in measured
     ]

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from hyperzoo import names
 from hyperzoo.analysis import summary
-from hyperzoo.publishing.baselines import Baseline
 from hyperzoo.publishing.marked_tables import markdown
-from hyperzoo.zoo.weight_description import Spread, WeightInfo
+from hyperzoo.zoo.weight_description import WeightInfo
 
 NO_BASELINE = "no baseline of the same budget"
 
@@ -16,13 +15,13 @@ def listed(published: Mapping[str, WeightInfo]) -> list[WeightInfo]:
     return sorted(published.values(), key=lambda info: (dataset_title(info), -rank(info), info.name))
 
 
-def table(published: Mapping[str, WeightInfo], baselines: Mapping[str, Baseline | None]) -> str:
+def table(published: Mapping[str, WeightInfo], baselines: Mapping[str, WeightInfo | None]) -> str:
     """The README's table: one line per weight, with the baseline that had the same budget."""
     head = "weight", "data set", "test metric", "epochs", "baseline, same budget", "minutes to retrain", "size"
     lines = []
     for info in listed(published):
         base, text = baselines.get(info.name), baseline_text(info, baselines)
-        text = text.replace(base.title, f"[{base.title}]({base.file})") if base else text
+        text = text.replace(f"`{base.name}`", f"[`{base.name}`](model_cards/{base.name}.md)") if base else text
         link = f"[`{info.name}`](model_cards/{info.name}.md)"
         lines.append(
             (link, dataset_title(info), score(info), str(info.training.epochs), text, minutes(info), size(info))
@@ -42,15 +41,15 @@ def rank(info: WeightInfo) -> float:
 
 def score(info: WeightInfo) -> str:
     """The test metric of a weight with its number of runs: '91.25 % (n = 1)', or 'perplexity 88.03 (n = 1)'."""
-    return f"{f'{info.metric} ' * (info.metric != 'accuracy')}{mean(info, info.score)} (n = {info.score.n})"
+    return f"{f'{info.metric} ' * (info.metric != 'accuracy')}{mean(info)} (n = {info.score.n})"
 
 
-def baseline_text(info: WeightInfo, baselines: Mapping[str, Baseline | None]) -> str:
+def baseline_text(info: WeightInfo, baselines: Mapping[str, WeightInfo | None]) -> str:
     """The baseline of a weight with its metric, as Markdown without a link."""
     if names.parse(info.name).method == "plain":
         return "no method"
     base = baselines.get(info.name)
-    return f"{base.title}: {mean(info, base)}" if base else NO_BASELINE
+    return f"`{base.name}`: {mean(base)}" if base else NO_BASELINE
 
 
 def minutes(info: WeightInfo) -> str:
@@ -64,6 +63,7 @@ def size(info: WeightInfo) -> str:
     return f"{info.bytes / 1e6:.2f} MB{', from the Hub' * (not info.bundled)}"
 
 
-def mean(info: WeightInfo, over: Spread | Baseline) -> str:
-    """The mean over all runs in the unit of a weight, with the standard deviation if there are several."""
-    return info.shown(over.mean) if over.sd is None else f"{over.mean:.2f} ± {info.shown(over.sd)}"
+def mean(info: WeightInfo) -> str:
+    """The mean over all runs of a weight in its unit, with the standard deviation if there are several."""
+    score = info.score
+    return info.shown(score.mean) if score.sd is None else f"{score.mean:.2f} ± {info.shown(score.sd)}"

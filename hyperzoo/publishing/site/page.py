@@ -21,7 +21,7 @@ from hyperzoo import __version__, names
 from hyperzoo.errors import ExportError, MissingExtraError, SiteError
 from hyperzoo.files import write_whole
 from hyperzoo.publishing import weight_table
-from hyperzoo.publishing.baselines import Baseline, baselines
+from hyperzoo.publishing.baselines import baselines
 from hyperzoo.publishing.checkout import Checkout, find_checkout
 from hyperzoo.publishing.site import demo as demos
 from hyperzoo.publishing.site.demo import Demo, png_url
@@ -121,7 +121,7 @@ def html(
     checkout: Checkout | None,
     demo: Demo | None,
     *,
-    baselines: Mapping[str, Baseline | None] | None = None,
+    baselines: Mapping[str, WeightInfo | None] | None = None,
     docs: str | None = None,
     repository: str | None = None,
 ) -> str:
@@ -158,7 +158,7 @@ def _weight(
     info: WeightInfo,
     manifest: Manifest,
     checkout: Checkout | None,
-    baselines: Mapping[str, Baseline | None] | None,
+    baselines: Mapping[str, WeightInfo | None] | None,
 ) -> dict[str, Any]:
     """The values of a row: its manifest entry, and what is derived from it."""
     parsed = names.parse(info.name)
@@ -179,7 +179,7 @@ def _weight(
     }
 
 
-def _baseline(info: WeightInfo, baselines: Mapping[str, Baseline | None] | None) -> tuple[str, str]:
+def _baseline(info: WeightInfo, baselines: Mapping[str, WeightInfo | None] | None) -> tuple[str, str]:
     """The metric of the baseline and its title, or a remark and nothing."""
     if baselines is None:
         return "see the repository", ""
