@@ -43,9 +43,9 @@ def process():
 
 def value_and_gradient(owner):
     owner.net.zero_grad()
-    with owner.term:
+    with owner.term as term:
         owner.net(torch.linspace(-1, 2, 40).square().reshape(10, 4))
-        value = owner.term()
+        value = term()
     value.backward()
     return value.tolist(), owner.net[0].weight.grad.tolist()
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class ActivationTerm:
         """Trainable tensors that the term owns: none by default."""
         return []
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         if self._end is not None:
             raise InputError("this term is recording already: leave its `with` before entering it again")
         with ExitStack() as stack:
@@ -59,6 +59,7 @@ class ActivationTerm:
             self._end = stack.pop_all().close
         self._outputs = {}
         self._open = True
+        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         end, self._end, self._open = self._end, None, False
@@ -83,12 +84,15 @@ class ActivationTerm:
     def _total(self) -> Tensor:
         """The sum over layers, without strength."""
         self._reported = {}
-        first = next(self._model.parameters(), torch.zeros(()))
-        total = torch.zeros((), device=first.device, dtype=full_dtype(first))
+        total = self._zero()
         for name, calls in self._take().items():
             for penalty in self._penalties(name, calls):
                 total = total + penalty
         return total
+
+    def _zero(self) -> Tensor:
+        first = next(self._model.parameters(), torch.zeros(()))
+        return torch.zeros((), device=first.device, dtype=full_dtype(first))
 
     def _penalties(self, name: str, calls: list[Any]) -> Iterable[Tensor]:
         """The summands of one layer, given its recorded outputs, one per call; keeps what `report` shows."""

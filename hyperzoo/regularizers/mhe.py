@@ -177,10 +177,10 @@ class MHE(WeightTerm):
         parts = [strength * self._drawn(layers, out, labels).sum() for strength, out, layers in self._groups]
         return torch.stack(parts).sum()
 
-    def seed(self, number: int) -> None:
+    def seed(self, n: int) -> None:
         """Restart the draws of `neurons` from this seed."""
-        check_seed(number)
-        self._generator.manual_seed(number)
+        check_seed(n)
+        self._generator.manual_seed(n)
 
     def _values(self, rows: Tensor, is_output: bool) -> Tensor:
         return _energies(rows, self._rules[is_output])

@@ -6,14 +6,13 @@ Regularizing activations in neural networks via distribution matching with the W
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number, check_seed
-from hyperzoo.layers.precision import full_dtype
 from hyperzoo.regularizers.activation_term import ActivationTerm, refuse_channels_last
 from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries, exact_errors
 from hyperzoo.regularizers.projections import (
@@ -102,18 +101,14 @@ class PER(ActivationTerm):
         self._generator.manual_seed(n)
         self._passes = 0
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         self._rests = self._model.training and self._passes % self.every > 0
         self._passes += self._model.training
-        if not self._rests:
-            super().__enter__()
+        return self if self._rests else super().__enter__()
 
     def __call__(self) -> Tensor:
         """The term for the forward pass inside this `with`, see `ActivationTerm`; 0 between two uses by `every`."""
-        if self._rests:
-            first = next(self._model.parameters(), torch.zeros(()))
-            return torch.zeros((), device=first.device, dtype=full_dtype(first))
-        return super().__call__()
+        return self._zero() if self._rests else super().__call__()
 
     def report(self) -> dict[str, float]:
         """Per layer, for the last call that acted: error (mean over vectors, without strength), mean and variance of

@@ -1,6 +1,6 @@
 """WeightTerm: base class of loss terms that read weights (MHE, orthogonality, minimum angle)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -83,9 +83,9 @@ class WeightTerm:
         """f of L layers with these rows, all hidden or all output layers: (L, N, D) -> (L,)."""
         raise NotImplementedError
 
-    def parameters(self) -> Iterator[nn.Parameter]:
+    def parameters(self) -> list[nn.Parameter]:
         """Trainable tensors that the term owns: none."""
-        return iter(())
+        return []
 
     @torch.no_grad()
     def report(self) -> dict[str, float]:
