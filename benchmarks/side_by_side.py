@@ -9,9 +9,6 @@ and average their gradients, as under `torchrun`.
 Each process runs the engine on synthetic images resident on the device. After one epoch of warm-up and compilation, all
 start together; the rates of the following epochs are added. CUDA graphs are enabled by TORCHINDUCTOR_CUDAGRAPHS=1 for a
 compiled model; the variable also works for `hyperzoo queue`.
-
-Models stacked with torch.func.vmap are not compared: the operators of SphereNet and the terms are autograd functions
-without a vmap rule, and hooks see a single model.
 """
 
 import argparse

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hyperzoo.layers import _torch
 from hyperzoo.models import _timm
 
 ROOT = Path(__file__).parent.parent
 DOORS = ("hyperzoo/layers/_torch.py", "hyperzoo/models/_timm.py")
-PRIVATE = re.compile(r"(torch|timm|accelerate|huggingface_hub|safetensors)(\.\w+)*\._[a-z]\w*")
+PRIVATE = re.compile(r"(torch|timm|accelerate|huggingface_hub|safetensors)(\.\w+)*\._[A-Za-z]\w*")
+OF_OBJECTS = re.compile(r"(?!self\.)[\w.]+\._(version|modules|parameters|buffers|(forward|backward)(_pre)?_hooks)")
 
 
 def private(source: str) -> list[str]:
@@ -25,8 +27,7 @@ def private(source: str) -> list[str]:
             found += [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Attribute):
             found.append(ast.unparse(node))
-    writes = [name for name in found if name.endswith("._version")]
-    return sorted({name for name in found if PRIVATE.match(name)} | {*writes})
+    return sorted({name for name in found if PRIVATE.match(name) or OF_OBJECTS.fullmatch(name)})
 
 
 def test_no_other_file_uses_private_names():
@@ -43,11 +44,13 @@ def test_no_other_file_uses_private_names():
         "import torch\ntorch.ops.mkldnn._is_mkldnn_bf16_supported()",
         "from accelerate.utils import _private",
         "def f(x): return x._version",
+        "from torch.nn.modules.conv import _ConvNd",
+        "def f(x): return x.inner._forward_pre_hooks",
     ],
 )
 def test_a_private_name_is_seen(source):
     assert len(private(source)) == 1
-    assert private("import hyperzoo.models._timm\nself._version_of\ntorch.nn") == []
+    assert private("import hyperzoo.models._timm\nself._version_of\nself._modules\ntorch.nn") == []
 
 
 def test_torch_knows_whether_torch_func_is_running():
@@ -71,6 +74,23 @@ def test_torch_counts_writes_in_place():
     before = _torch.writes_to(x)
     x[:1].add_(1)
     assert _torch.writes_to(x) == before + 1
+
+
+def test_torch_knows_the_hooks_of_a_module():
+    """`Module._forward_hooks` and its kin: `sphereize` and `fold` keep a layer that has hooks."""
+    for register in ("forward_pre", "forward", "full_backward_pre", "full_backward"):
+        inner = nn.Linear(2, 2)
+        outer = nn.Sequential(inner)
+        handle = getattr(inner, f"register_{register}_hook")(lambda *_: None)
+        assert _torch.has_hooks(inner) and not _torch.has_hooks(outer), register
+        handle.remove()
+        assert not _torch.has_hooks(inner)
+
+
+def test_torch_wraps_a_compiled_model_as_orig_mod():
+    """`Module._modules["_orig_mod"]`: hooks are attached to the model inside."""
+    model = nn.Linear(2, 2)
+    assert _torch.uncompiled(torch.compile(model)) is model is _torch.uncompiled(model)
 
 
 def test_timm_resolves_the_indices_of_features():

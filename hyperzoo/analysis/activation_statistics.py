@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from hyperzoo import data, names, zoo
 from hyperzoo.analysis import evaluate, plots
-from hyperzoo.analysis.training_data import data_of
+from hyperzoo.analysis.training_data import as_trained_on, data_of
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
-from hyperzoo.training.log import read_log, read_result
+from hyperzoo.training.log import read_log
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 COLUMNS = ("layer", "shape", "mean", "variance", *(f"{100 * level:g} %" for level in LEVELS), "W1 to N(0, I)")
@@ -124,10 +124,9 @@ def load_model_and_batch(
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
-    folder, size_px = zoo.local_folder(what), None
+    folder = zoo.local_folder(what)
     where: str | data.OwnImages | None = dataset
     if folder and (folder / "result.json").is_file():
-        size_px = read_result(folder)["recipe"]["data"].get("size_px")
         model, where = zoo.any_network(what), dataset or data_of(what)
     else:
         model = zoo.any_network(what, pretrained=pretrained)
@@ -143,9 +142,9 @@ def load_model_and_batch(
         piece = next(data.TextBatches(samples, batch_size=COLUMNS_OF_TEXT, length=LENGTH).epoch(1))
         columns, length = piece.tokens.shape
         return model, piece.tokens, f"{columns} columns of {length} words of {samples.origin}"
-    if size_px and isinstance(where, str) and isinstance(samples, data.ImageSet):  # your own have that size
-        samples = samples.take(torch.arange(min(batch_size, len(samples)))).resized(size_px)
-    batch = next(evaluate.batches(model, samples, batch_size=batch_size))
+    first = as_trained_on(what, samples.take(torch.arange(min(batch_size, len(samples)))))
+    assert not isinstance(first, data.TextSet)
+    batch = next(evaluate.batches(model, first, batch_size=batch_size))
     return model, batch.images, f"the first {len(batch.images)} images of {samples.origin}"
 
 

@@ -175,7 +175,7 @@ def check_test_split(dataset: str | data.OwnImages) -> int:
     Returns:
         The number of broken images that are left out.
     """
-    return data.load.locate_split(dataset, "test")
+    return data.load.locate_test_split(dataset)
 
 
 @contextmanager

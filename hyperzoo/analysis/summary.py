@@ -224,7 +224,7 @@ def method_of(recipe: Recipe, baseline: Recipe) -> str:
         found.append(f"sphere layers, {recipe.model.sphereize}")
     if ours.endswith("_bn") and not theirs.endswith("_bn"):
         found.append("batch norm")
-    if (norm := recipe.model.args.get("norm")) != baseline.model.args.get("norm"):
+    if (norm := recipe.model.args.get("norm")) and norm != baseline.model.args.get("norm"):
         found.append(f"norm: {norm}")
     return " + ".join(found + _terms(recipe.method, baseline.method))
 

@@ -19,9 +19,9 @@ KINDS = ("none", *_OFFSETS)
 def averaged(model: Callable[[Tensor], Tensor], images: Tensor, kind: str) -> Tensor:
     """Logits of a model, averaged over views of the images.
 
-    'none' is the single view; 'flip' averages the image and its mirror image; 'multicrop' gives half of the weight to
-    these two, and a quarter each to the same of the image moved by one pixel up and left, and down and right, with
-    mirrored pixels at the border.
+    'none' is the single view; 'flip' averages the image and its mirror image; 'multicrop' averages six views: these two
+    with weights of 1/4, and the same of the image shifted by one pixel up and left, and down and right, with weights of
+    1/8 and mirrored pixels at the border.
 
     Shapes:
         images: (B, C, H, W), normalized, 2 x 2 or larger.   return: (B, K), float32.

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,7 @@ class ImageSet:
     def take(self, indices: Tensor) -> "ImageSet":
         """The samples at the given positions, in that order, as a set with its own fingerprint."""
         origin = f"{self.origin}, {len(indices)} of {len(self)} images"
-        images, labels = self.images[indices], self.labels[indices]
-        return ImageSet(self.name, self.split, images, labels, self.classes, origin, self.skipped)
+        return replace(self, images=self.images[indices], labels=self.labels[indices], origin=origin)
 
     def hold_out(self, count: int, seed: int = 0) -> tuple["ImageSet", "ImageSet"]:
         """Split off `count` validation images, stratified by class; returns (the rest, the validation images).
@@ -117,15 +116,12 @@ class ImageSet:
 
     def relabeled(self, labels: Tensor, origin: str) -> "ImageSet":
         """The images with other labels (N,), as a set with its own fingerprint; `origin` says what was changed."""
-        return ImageSet(
-            self.name, self.split, self.images, labels, self.classes, f"{self.origin}, {origin}", self.skipped
-        )
+        return replace(self, labels=labels, origin=f"{self.origin}, {origin}")
 
     def resized(self, size_px: int) -> "ImageSet":
         """The images resized to size_px x size_px, bilinear and antialiased, as a set with its own fingerprint."""
         images = resize(self.images, [size_px, size_px], antialias=True).contiguous()
-        origin = f"{self.origin} at {size_px} px"
-        return ImageSet(self.name, self.split, images, self.labels, self.classes, origin, self.skipped)
+        return replace(self, images=images, origin=f"{self.origin} at {size_px} px")
 
 
 def draw(labels: Tensor, quota: Tensor, seed: int) -> Tensor:

@@ -35,8 +35,8 @@ def load_images(name: str, split: str, mirror: Path | None = None) -> Images:
     return load_in_memory(sources.find(name, split, mirror))
 
 
-def locate_split(name: str | OwnImages, split: str, mirror: Path | None = None) -> int:
-    """Check that a split exists; own images in memory are also decoded, so that the cache has them.
+def locate_test_split(name: str | OwnImages) -> int:
+    """Check that the test split exists; own images in memory are also decoded, so that the cache has them.
 
     Returns:
         The number of images that `data.on_error: skip` leaves out.
@@ -44,11 +44,11 @@ def locate_split(name: str | OwnImages, split: str, mirror: Path | None = None) 
         As `load_images`.
     """
     if isinstance(name, OwnImages):
-        return len(getattr(name.load(split), "skipped", ()))
+        return len(getattr(name.load("test"), "skipped", ()))
     if name == "imagenet":
-        load_imagenet(split, mirror)  # a list of files, or of labels
+        load_imagenet("test")  # a list of files, or of labels
     else:
-        (sources.find_text if name in TEXTS else sources.find)(name, split, mirror)
+        (sources.find_text if name in TEXTS else sources.find)(name, "test")
     return 0
 
 

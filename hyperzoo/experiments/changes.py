@@ -1,4 +1,4 @@
-"""What has changed in a recipe since its run began."""
+"""Changes of a recipe since its run began."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ def own_args(recipe: Recipe) -> dict[str, Any]:
 
 
 def angles(recipe: Recipe) -> dict[str, Any]:
-    """The arguments of `models.sphereized` for an architecture that takes no operators itself; else {}."""
+    """The arguments of `models.sphereized`; empty if the architecture takes operators itself."""
     arch, operators = recipe.model.arch, _operators(recipe)
     takes = arch == "sphereized" or (arch in zoo.list_models() and not recipe.model.sphereize)
     return {} if takes or not operators else {"base": arch, **operators}

@@ -1,4 +1,4 @@
-"""What a run starts from: a weight or a run folder, with a new classifier and frozen layers."""
+"""Start of a run: a weight or a run folder, with a new classifier and frozen layers."""
 
 import fnmatch
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from torch import nn
 
 from hyperzoo import names, zoo
 from hyperzoo.errors import RecipeError, WeightFileError
+from hyperzoo.layers.hooks import classifiers
 from hyperzoo.training.recipe import Recipe, make_recipe
 from hyperzoo.zoo import weight_files
 
@@ -95,8 +96,7 @@ def renew_classifier(network: nn.Module) -> None:
 
 def _classifier(network: nn.Module) -> list[nn.Module]:
     """The modules of the classifier; some networks of timm have two."""
-    found: Any = network.get_classifier()  # type: ignore[operator]
-    return [module for part in (found if isinstance(found, tuple | list) else [found]) for module in part.modules()]
+    return [module for head in classifiers(network) for module in head.modules()]
 
 
 def freeze(network: nn.Module, patterns: str | list[str]) -> None:

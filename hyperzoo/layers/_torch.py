@@ -1,7 +1,7 @@
 """The only file that uses private API of torch."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_in_functorch() -> bool:
@@ -17,3 +17,16 @@ def cpu_computes_bf16() -> bool:
 def writes_to(x: Tensor) -> int:
     """How often a tensor has been written to in place, itself or through a view."""
     return x._version
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks run before or after the forward or backward pass of this module itself."""
+    return bool(
+        module._forward_pre_hooks or module._forward_hooks or module._backward_pre_hooks or module._backward_hooks
+    )
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The model inside the wrapper of `torch.compile`; a model without one is returned as it is."""
+    inner = model._modules.get("_orig_mod")
+    return model if inner is None else inner

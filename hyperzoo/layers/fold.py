@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hyperzoo.layers._torch import has_hooks
 from hyperzoo.layers.functional import pad_tf_same, per_filter, unit_rows
 from hyperzoo.layers.operators import angular, steepness
 from hyperzoo.layers.patches import Geometry, fits_pooling, inverse_norm, lean_energy
@@ -35,7 +36,7 @@ def fold(model: nn.Module) -> nn.Module:
     copied = copy.deepcopy(model).eval()
     folded: dict[nn.Module, nn.Module] = {}
     for module in copied.modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_hooks(module):
             continue
         if isinstance(module, SphereConv2d) and type(module) in (SphereConv2d, SphereNorm):
             folded[module] = FoldedConv2d(module)
@@ -50,7 +51,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 class _Folded(nn.Module):
-    """What the two kinds of layers share: unit filters, and the response to a cosine."""
+    """Unit filters and the response to a cosine, shared by both folded layers."""
 
     filters: Tensor
     k: float | Tensor

@@ -32,7 +32,7 @@ from hyperzoo.layers.precision import full_precision, inverse_root, on_cpu, part
 
 
 class Response(NamedTuple):
-    """What a sphere layer makes of an angle: the operator's name, its steepness, and the eps of the norms."""
+    """The response of a sphere layer to an angle: the operator's name, its steepness, and the eps of the norms."""
 
     operator: str
     k: float
@@ -143,7 +143,8 @@ class _EagerAngular(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cosine, k = (*ctx.saved_tensors, ctx.k)[:2]
+        cosine, *learned = ctx.saved_tensors
+        k = learned[0] if learned else ctx.k
         needed = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         pairs, create_graph = [(cosine.view_as(cosine), grad)], torch.is_grad_enabled()  # as in `_EagerConv`
         if create_graph:

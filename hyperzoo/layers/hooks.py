@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from hyperzoo.errors import InputError, UnknownNameError
+from hyperzoo.layers._torch import uncompiled
 from hyperzoo.names import closest_text
 
 
@@ -20,10 +21,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, (DataParallel, DistributedDataParallel)):
             model = model.module
-        elif isinstance(inner := model._modules.get("_orig_mod"), nn.Module):
+        elif (inner := uncompiled(model)) is not model:
             model = inner
         else:
             return model
+
+
+def classifiers(model: nn.Module) -> list[nn.Module]:
+    """timm's classifier, or the several of a distilled model; empty if the model has none."""
+    get = getattr(model, "get_classifier", None)
+    found = get() if callable(get) else None
+    several = found if isinstance(found, (tuple, list)) else (found,)
+    return [head for head in several if isinstance(head, nn.Module)]
 
 
 def select(model: nn.Module, layers: str | Sequence[str]) -> dict[str, nn.Module]:

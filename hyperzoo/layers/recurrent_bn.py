@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number
 
 State = tuple[Tensor, Tensor]
+SCALE = 0.1  # initial gamma of the paper, which keeps tanh out of saturation
 
 
 class StepNorm(nn.Module):
@@ -18,7 +19,6 @@ class StepNorm(nn.Module):
         x: (B, N) of step t, counted from 0.   return: (B, N).
     Args:
         steps: number of steps with separate statistics; later steps use those of the last.
-        scale: initial gamma. The paper's 0.1 keeps tanh out of saturation.
         shift: also learn beta.
     """
 
@@ -30,23 +30,19 @@ class StepNorm(nn.Module):
         features: int,
         steps: int,
         *,
-        scale: float = 0.1,
         shift: bool = False,
-        momentum: float = 0.1,
-        eps: float = 1e-5,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.weight = nn.Parameter(torch.full((features,), scale, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.full((features,), SCALE, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(features, device=device, dtype=dtype)) if shift else None
         self.register_buffer("mean", torch.zeros(steps, features, device=device, dtype=dtype))
         self.register_buffer("variance", torch.ones(steps, features, device=device, dtype=dtype))
 
     def forward(self, x: Tensor, t: int) -> Tensor:
         mean, variance = (statistic[min(t, len(statistic) - 1)] for statistic in (self.mean, self.variance))
-        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, self.momentum, self.eps)
+        return F.batch_norm(x, mean, variance, self.weight, self.bias, self.training)
 
 
 class BatchNormLSTM(nn.Module):

@@ -52,6 +52,5 @@ def sphereize_classifier(
     new.weight, new.raw_k = rows, first_raw_k(operator, old.out_features, like=rows)
     new.train(old.training)
     for name in names:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent), leaf, new)
+        model.set_submodule(name, new)
     return new

@@ -6,10 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from hyperzoo.errors import InputError
+from hyperzoo.layers._torch import has_hooks
+from hyperzoo.layers.hooks import classifiers
 from hyperzoo.layers.operators import check_operator, first_raw_k
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 
@@ -17,7 +18,7 @@ from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 _TF_SAME = ("timm.layers.conv2d_same.Conv2dSame", "timm.layers.conv2d_same.Conv2dSameExport")
 _LIKE_PARENT = (*_TF_SAME, "timm.layers.linear.Linear")
 _READS_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)  # sometimes without calling the layer
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -91,20 +92,20 @@ def sphereize(
     check_operator(operator, k, eps)
     layers: dict[nn.Module, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (_ConvNd, nn.Linear)) or _is_quantized(module):
+        if isinstance(module, (*_CONVOLUTIONS, nn.Linear)) or _is_quantized(module):
             layers.setdefault(module, []).append(name)
     if not any(linear or not _is_linear(module) for module in layers):
         hint = "; linear=True takes its linear layers" if layers else ""
         raise InputError(f"{type(model).__name__} has no convolution to convert{hint}")
     selected = _select([name for names in layers.values() for name in names], include, exclude)
-    heads = [] if include is not None else _classifier(model)
+    heads = set() if include is not None else {layer for head in classifiers(model) for layer in head.modules()}
     read = {layer for reader in model.modules() if isinstance(reader, _READS_WEIGHTS) for layer in reader.modules()}
 
     new: dict[nn.Module, nn.Module] = {}
     left: dict[str, str] = {}
     for layer, names in layers.items():
         why = _kept_out(names, selected) or _why_left(layer, linear)
-        if not why and any(layer is head for head in heads):
+        if not why and layer in heads:
             why = "the classifier: include takes it"
         if not why and layer in read:
             why = "a torch attention layer reads the weight without calling the layer"
@@ -165,7 +166,7 @@ def _why_left(layer: nn.Module, linear: bool) -> str:
         return "its weight is parametrized"
     if layer.weight.is_complex():
         return "its weight is complex"
-    if any(getattr(layer, hooks) for hooks in _HOOKS):
+    if has_hooks(layer):
         return "it has hooks"
     if kind not in _LIKE_PARENT and _has_own_forward(layer):
         return f"{type(layer).__name__} has its own forward"
@@ -206,14 +207,6 @@ def _is_quantized(layer: nn.Module) -> bool:
 
 def _is_linear(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) or "Linear" in type(layer).__name__
-
-
-def _classifier(model: nn.Module) -> list[nn.Module]:
-    """The modules of timm's classifier, or of the tuple of classifiers of a distilled model."""
-    get = getattr(model, "get_classifier", None)
-    found = get() if callable(get) else ()
-    heads = found if isinstance(found, (tuple, list)) else (found,)
-    return [layer for head in heads if isinstance(head, nn.Module) for layer in head.modules()]
 
 
 def _sphere(layer: nn.Module, operator: str, k: float, eps: float) -> SphereConv2d | SphereLinear:

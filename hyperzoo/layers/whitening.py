@@ -46,7 +46,7 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int], *, eps: floa
     return filters.view(size, channels, *kernel_size).float()
 
 
-def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = EPS) -> None:
+def whiten_(conv: nn.Conv2d, images: Tensor) -> None:
     """Set the filters of a first convolution to whitening filters and their negatives, and freeze them; in place.
 
     With 2n filters, the n leading directions are taken; filters beyond twice the entries of a patch keep their
@@ -64,7 +64,7 @@ def whiten_(conv: nn.Conv2d, images: Tensor, *, eps: float = EPS) -> None:
             f"filters and images {tuple(images.shape)}"
         )
     kernel_size = (conv.kernel_size[0], conv.kernel_size[1])
-    leading = whitening_filters(images, kernel_size, eps=eps)[: count // 2]
+    leading = whitening_filters(images, kernel_size)[: count // 2]
     with torch.no_grad():
         conv.weight[:count] = torch.cat([leading, -leading])
         if conv.bias is not None:

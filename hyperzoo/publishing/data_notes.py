@@ -1,4 +1,4 @@
-"""What a card says of its data: how they deviate from the official ones, and how test results were used."""
+"""Notes of a card on its data: how they deviate from the official ones, and how test results were used."""
 
 DEVIATIONS = {  # fingerprint of the training images -> how they differ from the official images
     "b5469ac2eb6b1ac4adf6fcc45685ad7264e5b8a25145b554f336b3c6ab3926db": (

@@ -1,4 +1,4 @@
-"""What is published: finished runs of one recipe, and the network of the median run."""
+"""The content of a publication: finished runs of one recipe, and the network of the median run."""
 
 import copy
 import dataclasses

@@ -172,8 +172,7 @@ def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
     if name is not None:
         heads = list(hooks.select(model, name).values())
     elif callable(getattr(model, "get_classifier", None)):
-        given = model.get_classifier()  # type: ignore[operator]
-        heads = [head for head in (given if isinstance(given, (tuple, list)) else [given]) if head is not None]
+        heads = hooks.classifiers(model)
     else:
         heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
         heads = heads[-1:]

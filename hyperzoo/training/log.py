@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: metrics.jsonl, one line per epoch, and result.json after the last."""
+"""Files of a run: metrics.jsonl, one line per epoch, and result.json after the last."""
 
 import json
 import logging

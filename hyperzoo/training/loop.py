@@ -172,8 +172,8 @@ class Trainer:
             with quiet:
                 result = self._wrapped(x, y, size, len(images) / len(x) if i == 0 else 0.0)
                 (result.loss * (len(x) / len(images))).backward()
-            per_label = torch.stack([result.loss.detach(), result.correct / y.numel(), *result.terms.values()])
-            sums += per_label * y.numel()
+            n = y.numel()
+            sums += torch.stack([result.loss.detach() * n, result.correct, *(v * n for v in result.terms.values())])
             terms = {key: terms.get(key, 0) + value * (len(x) / len(images)) for key, value in result.terms.items()}
         norm = self.accelerator.clip_grad_norm_(self.step.parameters(), self.recipe.optim.clip_norm or math.inf)
         if not self._everywhere(torch.isfinite(sums[0]) & torch.isfinite(norm)):

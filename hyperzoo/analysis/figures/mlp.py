@@ -65,6 +65,6 @@ def _layers(in_features: int, widths: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def mlp_spiral(num_classes: int = 2, width: int = 128) -> BottleneckMLP:
+def mlp_spiral(width: int = 128) -> BottleneckMLP:
     """The network for points in the plane: nine weighted layers with a bottleneck of 2."""
-    return BottleneckMLP(2, num_classes, before=(width,) * 4, bottleneck=2, after=(width,) * 3)
+    return BottleneckMLP(2, 2, before=(width,) * 4, bottleneck=2, after=(width,) * 3)
