@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,10 +12,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hyperzoo import data
-from hyperzoo.analysis import activation_statistics
+from hyperzoo.analysis import activation_statistics, evaluate
 from hyperzoo.cli.commands import cli
 from hyperzoo.data.folders import class_files
-from hyperzoo.errors import DataError, RecipeError
+from hyperzoo.errors import DataError, RecipeError, RunError
 from hyperzoo.experiments import build, train
 from hyperzoo.training.recipe import Recipe
 
@@ -114,6 +115,44 @@ def test_a_run_on_a_folder_evaluates_itself(tmp_path, monkeypatch):
     assert batch.shape == (3, 1, 8, 8) and "the first 3 images of the folder" in origin
     shutil.rmtree(folder)
     assert isinstance(CliRunner().invoke(cli, command).exception, DataError)
+
+
+def add_a_picture(folder):
+    Image.new("RGB", (12, 9), (1, 2, 3)).save(folder / "blau" / "new.png")
+    return "the training data of own have changed since this run began (1 epochs)"
+
+
+def rename_a_class(folder):
+    (folder / "blau").rename(folder / "azul")  # the order, and so every label, stays
+    return "the names of the classes of own have changed"
+
+
+@pytest.mark.parametrize("change", [add_a_picture, rename_a_class])
+@pytest.mark.fault("images that changed since a run began")
+def test_a_run_resumes_with_the_images_it_began_with_only(tmp_path, change):
+    folder = fill(tmp_path / "own", count=10)
+    train.run(recipe(folder), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()  # as if the run had ended after its last epoch
+    again = train.run(recipe(folder), tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    message = change(folder)
+    before = {path: path.read_bytes() for path in (tmp_path / "run" / "checkpoints").rglob("*.*")}
+    with pytest.raises(RunError, match=re.escape(message)):
+        train.run(recipe(folder), tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in before} and again.values["epochs"] == 1
+
+
+@pytest.mark.fault("images that changed since a run began")
+def test_an_evaluation_on_changed_images_says_so(tmp_path, caplog):
+    folder = fill(tmp_path / "own", count=10)
+    done = train.run(recipe(folder), tmp_path / "run")
+    assert evaluate.run(str(done.folder)).as_dict() == done.values["metrics"] and not caplog.records
+    add_a_picture(folder)
+    evaluate.run(str(done.folder))
+    assert [record.message for record in caplog.records] == [
+        f"the test data are not those of {done.folder / 'result.json'}: files were added, removed or changed; if the "
+        "test images are drawn from one folder, some of them may have been trained on"
+    ]
 
 
 def test_the_folder_takes_the_place_of_the_data_set_of_a_recipe(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyperzoo import data, zoo
 from hyperzoo.analysis import views
 from hyperzoo.analysis.calibration import calibration_error, reliability
-from hyperzoo.analysis.training_data import as_trained_on, check_fits, data_of
+from hyperzoo.analysis.training_data import as_trained_on, check_fits, data_of, warn_of_other_samples
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
@@ -122,15 +122,17 @@ def load_model_and_samples(
         UnknownNameError, DataError, WeightHashError, ...: see `zoo.any_network` and `data.load_images`.
     """
     where = data_of(name) if dataset is None else dataset
-    dataset = where if isinstance(where, str) else where.name
     model, samples = zoo.any_network(name, pretrained=pretrained), as_trained_on(name, data.load_split(where, split))
-    check_fits(name, model, samples, dataset)
+    title = where if isinstance(where, str) else where.name
+    check_fits(name, model, samples, title)
+    if dataset is None:
+        warn_of_other_samples(name, split, samples)
     if limit is None or limit >= len(samples):
         return model, samples
     if limit < 1:
         raise InputError(f"limit must be 1 or more; got {limit}")
     if isinstance(samples, data.TextSet):
-        raise InputError(f"limit is for images, but {dataset} is a text, which is evaluated as one sequence")
+        raise InputError(f"limit is for images, but {title} is a text, which is evaluated as one sequence")
     drawn = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0), device="cpu")[:limit]
     return model, samples.take(drawn.sort().values)
 

@@ -1,6 +1,7 @@
 """The data set that a model was trained on, and whether another one fits it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from hyperzoo.errors import InputError, RecipeError
 from hyperzoo.names import DATASETS, TEXTS
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
+
+_logger = logging.getLogger(__name__)
 
 
 def data_of(name: str) -> str | data.OwnImages:
@@ -64,6 +67,22 @@ def _of_run(folder: Path) -> str | data.OwnImages:
     channels, _, size = about["input_size"]
     fit = data.Fit(size, about["interpolation"], channels, skip=recipe.data.on_error == "skip")
     return data.find_own(recipe.data.source.model_dump(), recipe.data.name, fit)
+
+
+def warn_of_other_samples(name: str, split: str, samples: Samples) -> None:
+    """Log a warning if the samples are not those of the published number, or of the result.json of a run folder."""
+    folder = zoo.local_folder(name)
+    if folder is None:
+        known = zoo.weight_info(name).dataset
+        stated = {"test": known.test_fingerprint, "train": known.train_fingerprint}.get(split)
+        place = "of the published number"
+    else:
+        result = read_result(folder) if (folder / "result.json").is_file() else {}
+        stated = result["metrics"].get("fingerprint") if str(result.get("split")).startswith(split) else None
+        place = f"of {folder / 'result.json'}"
+    if stated and stated != samples.fingerprint:
+        drawn = "; if the test images are drawn from one folder, some of them may have been trained on" * bool(folder)
+        _logger.warning("the %s data are not those %s: files were added, removed or changed%s", split, place, drawn)
 
 
 def check_fits(name: str, model: nn.Module, samples: Samples, dataset: str) -> None:

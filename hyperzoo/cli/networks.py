@@ -48,7 +48,6 @@ def eval_(
     on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit. --confusion
     prints, for each class, its images, recall, precision and the class that its images are most often taken for.
     """
-    import hyperzoo
     from hyperzoo.analysis import evaluate
 
     if robustness and (tta != "none" or confusion):
@@ -90,11 +89,6 @@ def eval_(
             show_json({**common, **metrics.as_dict()})
         else:
             show(("metric", "value"), [*flat(metrics.as_dict()), ("data", images.origin)])
-    if dataset is None and limit is None and not hyperzoo.zoo.local_folder(name):
-        published = hyperzoo.weight_info(name).dataset
-        known = {"test": published.test_fingerprint, "train": published.train_fingerprint}
-        if metrics.fingerprint != known.get(split, metrics.fingerprint):
-            note("these are not the images or the text of the published number: the fingerprints differ")
 
 
 @click.command(cls=ModelCommand)

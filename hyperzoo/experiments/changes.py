@@ -1,8 +1,13 @@
-"""Changes of a recipe since its run began."""
+"""Changes of the recipe, the data or the weight that a run starts from, since the run began."""
 
+import hashlib
+import json
 from typing import Any
 
+from hyperzoo import zoo
+from hyperzoo.data.load import Samples
 from hyperzoo.errors import RunError
+from hyperzoo.experiments import pretrained
 from hyperzoo.training import checkpoint
 from hyperzoo.training.recipe import Recipe
 
@@ -49,6 +54,49 @@ def recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: b
             f"train.epochs above {saved.epoch}, or use another --out"
         )
     return [*earlier, {"after_epoch": saved.epoch, "changed": changed}]
+
+
+def trained_on(
+    recipe: Recipe, train: Samples, held: Samples | None, saved: checkpoint.Checkpoint | None
+) -> dict[str, str | None]:
+    """The fingerprints of the samples and the sha256 of the names of the classes, or words.
+
+    Raises:
+        RunError: a resumed run began with others, although its recipe has the same block `data`.
+    """
+    found = {
+        "train": train.fingerprint,
+        "validation": held.fingerprint if held else None,
+        "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
+    }
+    earlier = saved.state.get("trained_on") if saved else None
+    if saved and earlier and Recipe.stored(saved.state["recipe"]).data == recipe.data:
+        texts = {"classes": "names of the classes", "train": "training data", "validation": "validation data"}
+        if changed := [text for key, text in texts.items() if earlier.get(key) != found[key]]:
+            raise RunError(
+                f"the {changed[0]} of {recipe.data.name} have changed since this run began ({saved.epoch} epochs); "
+                "restore the files, or use another --out"
+            )
+    return found
+
+
+def started_from(recipe: Recipe, saved: checkpoint.Checkpoint | None) -> dict[str, Any] | None:
+    """Name and sha256 of the weight that a run starts from.
+
+    Raises:
+        RunError: a resumed run started from another file.
+    """
+    name = pretrained.start(recipe)
+    if name is None:
+        return None
+    found = {"name": name, "sha256": zoo.weight_sha256(name)}
+    earlier = saved.state.get("started_from") if saved else None
+    if earlier and earlier["sha256"] and found["sha256"] and earlier["sha256"] != found["sha256"]:
+        raise RunError(
+            f"{name} has the sha256 {found['sha256']}, but this run began from {earlier['sha256']}; restore that file, "
+            "or use another --out"
+        )
+    return earlier or found
 
 
 def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:

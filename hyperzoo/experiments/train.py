@@ -14,11 +14,10 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import nn
 
-from hyperzoo import data, files, zoo
+from hyperzoo import data, files
 from hyperzoo.analysis import evaluate
 from hyperzoo.errors import HyperzooError, LaunchError, RunError
-from hyperzoo.experiments import build, image_sizes, pretrained
-from hyperzoo.experiments.changes import recipe_changes
+from hyperzoo.experiments import build, changes, image_sizes
 from hyperzoo.experiments.model_args import model_args
 from hyperzoo.experiments.run_lock import locked
 from hyperzoo.training import allocator, checkpoint, seeding
@@ -77,8 +76,8 @@ def run(recipe: Recipe, out: Path | None = None, *, allow_change: bool = False) 
         if done:
             return RunResult(folder, done, trained=False)
         saved = checkpoint.newest(folder / "checkpoints")
-        changes = recipe_changes(recipe, saved, allow_change) if saved else []
-        return _run(recipe, folder, engine, saved, changes)
+        changed = changes.recipe_changes(recipe, saved, allow_change) if saved else []
+        return _run(recipe, folder, engine, saved, changed)
 
 
 def _run(
@@ -86,7 +85,7 @@ def _run(
     folder: Path,
     engine: Accelerator,
     saved: checkpoint.Checkpoint | None,
-    changes: list[dict[str, Any]],
+    changed: list[dict[str, Any]],
 ) -> RunResult:
     started, environment = time.time(), seeding.environment()  # now: the code may change during a long run
     if engine.device.type == "cpu":
@@ -101,7 +100,7 @@ def _run(
         left_out["test"] = evaluate.check_test_split(dataset)  # now, rather than after the training
     if held is not None and held.split == "validation":
         left_out["validation"] = len(getattr(held, "skipped", ()))
-    started_from = _started_from(recipe, saved)
+    trained_on, started_from = changes.trained_on(recipe, train, held, saved), changes.started_from(recipe, saved)
     model = build.model(recipe, train.classes, train.channels)
     model = model.to(memory_format=memory_format(model))
     image_sizes.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
@@ -146,8 +145,9 @@ def _run(
         progress=progress,
         evaluate=on_held_out if held else None,
         compile_model=compiled,
-        recipe_changes=changes,
+        recipe_changes=changed,
         started_from=started_from,
+        trained_on=trained_on,
     )
     if engine.is_main_process:
         (folder / "result.json").unlink(missing_ok=True)
@@ -170,7 +170,7 @@ def _run(
         **({"started_from": started_from} if started_from else {}),
         "recipe_sha256": recipe.digest(),
         "recipe": recipe.model_dump(mode="json"),
-        "recipe_changes": changes,
+        "recipe_changes": changed,
         "precision": build.precision(recipe),
         "compiled": compiled,
         "epochs": recipe.train.epochs,
@@ -184,25 +184,6 @@ def _run(
         files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)
-
-
-def _started_from(recipe: Recipe, saved: checkpoint.Checkpoint | None) -> dict[str, Any] | None:
-    """Name and sha256 of the weight that a run starts from.
-
-    Raises:
-        RunError: a resumed run started from another file.
-    """
-    name = pretrained.start(recipe)
-    if name is None:
-        return None
-    found = {"name": name, "sha256": zoo.weight_sha256(name)}
-    earlier = saved.state.get("started_from") if saved else None
-    if earlier and earlier["sha256"] and found["sha256"] and earlier["sha256"] != found["sha256"]:
-        raise RunError(
-            f"{name} has the sha256 {found['sha256']}, but this run began from {earlier['sha256']}; restore that file, "
-            "or use another --out"
-        )
-    return earlier or found
 
 
 def is_main_process() -> bool:

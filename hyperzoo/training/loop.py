@@ -52,7 +52,7 @@ class Trainer:
         batches: this process's share of the training set.
         evaluate: called with the model to be published, after every `validate_every`-th epoch and after the last one;
             its metrics go into the log.
-        recipe_changes, started_from: kept in the checkpoints, for result.json.
+        recipe_changes, started_from, trained_on: kept in the checkpoints, for result.json and for the next start.
     """
 
     recipe: Recipe
@@ -66,6 +66,7 @@ class Trainer:
     compile_model: bool = False
     recipe_changes: list[dict[str, Any]] = field(default_factory=list)
     started_from: dict[str, Any] | None = None
+    trained_on: dict[str, Any] | None = None
     _pending: int | None = field(default=None, init=False)
     rows: list[dict[str, Any]] = field(default_factory=list, init=False)
 
@@ -233,8 +234,8 @@ class Trainer:
             groups["ema"] = self._ema.module.state_dict()
         state = {"optimizer": rest, "recipe": self.recipe.settings(), "rows": self.rows}
         state["recipe_changes"] = self.recipe_changes
-        if self.started_from:
-            state["started_from"] = self.started_from
+        state |= {"started_from": self.started_from} if self.started_from else {}
+        state |= {"trained_on": self.trained_on} if self.trained_on else {}
         return checkpoint.Checkpoint(epoch, groups, state)
 
     def _restore(self, saved: checkpoint.Checkpoint) -> int:
