@@ -20,7 +20,7 @@ def gray_or_rgb(image: Image.Image) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("L", "RGB"):
         return upright
-    if upright.mode.startswith("I;16"):
+    if upright.mode.startswith("I;16") or (upright.mode, image.format) == ("I", "PPM"):  # PGM is scaled to 16 bits
         return upright.convert("I").point(_high_bytes(), "L")
     if upright.mode in ("1", "LA"):
         return upright.convert("L")

@@ -165,6 +165,8 @@ def test_json_is_standard():
         (["eval", "nothing", "--out", "x.png"], 2, "--out is for --robustness"),
         (["queue", "nowhere.yaml", "--minutes", "1", "--processes", "-1"], 2, "-1 is not in the range x>=1"),
         (["queue", "nowhere.yaml", "--minutes", "1", "--epochs", "0"], 2, "0 is not in the range x>=1"),
+        (["queue", "recipes/queue.yaml", "--minutes", "nan"], 1, "minutes must be a finite number above 0; got nan"),
+        (["queue", "recipes/queue.yaml", "--minutes", "-5"], 1, "minutes must be a finite number above 0; got -5.0"),
         (["nothing"], 2, "No such command"),
         (["train", "nowhere.yaml"], 1, "cannot read the recipe nowhere.yaml"),
         (["plot", "operatos"], 1, "no run folder, results file or figure 'operatos'. Figures: clouds, half_space,"),
@@ -201,6 +203,7 @@ def test_a_picture_that_cannot_be_written_stops_the_command_at_once(command, tmp
     [
         (errors.LaunchError("asked for 2"), 2),
         (errors.DataError("no shard"), 1),
+        (OSError(28, "No space left on device"), 1),
         (KeyboardInterrupt(), 130),
         (ModuleNotFoundError("No module", name="ruamel.yaml"), 1),
     ],
@@ -213,6 +216,7 @@ def test_exit_codes(command, monkeypatch, error, code):
     monkeypatch.setattr(weights.list_, "callback", fail)
     found, _, err = command("list")
     assert found == code
+    assert type(error) is not OSError or "OSError: [Errno 28] No space left on device" in err
     assert not isinstance(error, ModuleNotFoundError) or 'pip install "hyperzoo[train]"' in err
 
 

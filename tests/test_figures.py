@@ -34,6 +34,18 @@ def test_operators(monkeypatch, tmp_path):
             assert slope[i][1] == pytest.approx((g(t + 1e-6) - g(t - 1e-6)) / 2e-6, abs=1e-4)
 
 
+def test_dollars_in_names_are_no_formulas_and_logarithmic_ticks_are(tmp_path):
+    name = "price_$5_to_$9"  # as a formula, it cannot be parsed
+    drawn, axes = plots.figure(1, 1, (3, 2))
+    axes.plot([1, 10, 100], [1, 2, 3], label=name)
+    axes.set(xscale="log", title=name)
+    axes.legend()
+    drawn.suptitle(name)
+    assert plots.save(drawn, tmp_path / "x.png").is_file()
+    texts = {text.get_text(): text.get_parse_math() for text in axes.get_xticklabels()}
+    assert texts and all(texts.values())
+
+
 def test_the_help_lists_every_figure():
     assert all(f"`{name}`" in plot.help for name in FIGURES)
 

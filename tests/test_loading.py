@@ -52,6 +52,7 @@ ROUTES = {
     "hf-hub": lambda zoo, **kw: timm.create_model(
         f"hf-hub:someone/{PLAIN}@{COMMIT}", pretrained=True, cache_dir=zoo.cache, **kw
     ),
+    "load hf-hub": lambda zoo, **kw: hyperzoo.load(f"hf-hub:someone/{PLAIN}@{COMMIT}", cache_dir=zoo.cache, **kw).model,
     "local-dir": lambda zoo, **kw: timm.create_model(f"local-dir:{zoo.file(PLAIN).parent}", pretrained=True, **kw),
 }
 HASHED = [route for route in ROUTES if route != "local-dir"]  # there the caller names the file
@@ -101,12 +102,12 @@ def agrees_but_for(model, tensors, other):
 def test_every_route_hashes_every_file_on_every_load(cached, route, part):
     load = ROUTES[route]
     load(cached)
-    folder = cached.snapshot("someone", PLAIN) if route == "hf-hub" else cached.file(PLAIN).parent
+    folder = cached.snapshot("someone", PLAIN) if route.endswith("hf-hub") else cached.file(PLAIN).parent
     if part == "config.json":
         (folder / part).write_text((folder / part).read_text().replace("class 3", "class 4"))
     else:
         flip(folder / part)
-    remedy = "HF_HUB_OFFLINE=1 forbids a sec" if route == "hf-hub" else "Reinstall hyperzoo"
+    remedy = "HF_HUB_OFFLINE=1 forbids a sec" if route.endswith("hf-hub") else "Reinstall hyperzoo"
     with pytest.raises(errors.WeightHashError, match=rf"{PLAIN}: .*{part} has sha256.*{remedy}"):
         load(cached)
 
@@ -187,7 +188,7 @@ def test_a_missing_backbone_tensor_is_never_accepted(zoo, route, kwargs):
         CALLERS[route](own_file(zoo, drop=[BACKBONE]), **kwargs)
 
 
-@pytest.mark.parametrize("route", [route for route in HASHED if route != "hf-hub"])
+@pytest.mark.parametrize("route", [route for route in HASHED if not route.endswith("hf-hub")])
 def test_a_missing_backbone_tensor_with_the_right_hash_too(zoo, route):
     save_file({k: v for k, v in zoo.tensors[PLAIN].items() if k != BACKBONE}, zoo.file(PLAIN))
     zoo.rehash(PLAIN)
@@ -225,6 +226,14 @@ def test_another_head_is_saved_and_loaded_by_local_dir(zoo, tmp_path):
     assert has_exactly(again, model.state_dict())
     headless = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True, num_classes=0)
     assert not [key for key in headless.state_dict() if key.startswith("fc.")]
+
+
+def test_load_takes_a_path_and_names_arguments_that_do_not_fit(zoo):
+    assert has_exactly(hyperzoo.load(zoo.file(PLAIN).parent).model, zoo.tensors[PLAIN])
+    with pytest.raises(errors.InputError, match=f"{PLAIN} cannot be loaded with nonsense: .*'nonsense'"):
+        hyperzoo.load(PLAIN, nonsense=1)
+    with pytest.raises(errors.InputError, match="no task 3. Known: image-classification, text-generation"):
+        hyperzoo.list_models(3)
 
 
 def test_unknown_tags_and_architectures_without_weights(zoo):

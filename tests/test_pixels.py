@@ -29,6 +29,12 @@ def sixteen_bits():
     return Image.fromarray(np.array([[0, 255, 256, 0x7FFF, 0x8000, 0xFFFF]], np.uint16))
 
 
+def pgm(largest, *values):
+    """One row of gray values of two bytes each."""
+    pixels = b"".join(value.to_bytes(2, "big") for value in values)
+    return Image.open(io.BytesIO(f"P5 {len(values)} 1 {largest}\n".encode() + pixels))
+
+
 def rotated():
     """Two pixels side by side, with the EXIF orientation of a camera held upright: rotate by 90 degrees clockwise."""
     image = Image.new("RGB", (2, 1))
@@ -42,6 +48,8 @@ HIGH = [[0, 0, 1, 0x7F, 0x80, 0xFF]]  # of each 16-bit value, the high byte
 CASES = {
     "16-bit PNG": (stored(sixteen_bits()), "L", HIGH),
     "16-bit TIFF": (stored(sixteen_bits(), "TIFF"), "L", HIGH),
+    "16-bit PGM": (pgm(65535, 0, 255, 256, 0x7FFF, 0x8000, 0xFFFF), "L", HIGH),
+    "12-bit PGM": (pgm(4095, 0, 2048, 4095), "L", [[0, 128, 255]]),
     "one bit": (stored(Image.new("1", (1, 1), 1)), "L", [[255]]),
     "gray": (stored(Image.new("L", (1, 1), 7)), "L", [[7]]),
     "gray, transparent": (stored(Image.new("LA", (1, 1), (7, 0))), "L", [[7]]),

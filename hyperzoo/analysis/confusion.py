@@ -122,5 +122,5 @@ def draw(counts: Tensor, classes: tuple[str, ...], picture: Path, *, title: str)
         for i, j in counts.nonzero().tolist():
             color = "white" if share[i, j] > 50 else "black"
             axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color)
-    axes.set_title(title, parse_math=False)
+    axes.set_title(title)
     return plots.save(drawn, picture)

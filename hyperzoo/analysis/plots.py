@@ -158,12 +158,12 @@ def grid(images: ImageSet, logits: Tensor | None, picture: Path, *, title: str, 
         pixels = images.images[i, 0] if gray else images.images[i].permute(1, 2, 0)
         panel.imshow(pixels.numpy(), cmap="gray" if gray else None, vmin=0, vmax=255)
         if probabilities is None:
-            panel.set_title(true, fontsize=9, parse_math=False)
+            panel.set_title(true, fontsize=9)
             continue
         predicted = images.classes[int(probabilities[i].argmax())]
         text = f"{predicted} {100 * probabilities[i].max():.0f} %\n"
         text += "right" if predicted == true else f"wrong: {true}"
-        panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED, parse_math=False)
+        panel.set_title(text, fontsize=9, color=GREEN if predicted == true else RED)
     drawn.suptitle(title)
     return save(drawn, picture)
 
@@ -188,7 +188,7 @@ def shades(count: int) -> list[Any]:
 
 
 def save(drawn: Any, picture: Path) -> Path:
-    """Write a figure as PNG; returns its path.
+    """Write a figure as PNG; returns its path. A dollar sign in a text is drawn, and starts no formula.
 
     Names outside the Latin, Greek and Cyrillic scripts are drawn in a font of `WIDE_FONTS` if one is installed;
     otherwise a warning lists the characters that became boxes.
@@ -197,6 +197,8 @@ def save(drawn: Any, picture: Path) -> Path:
 
     installed = set(font_manager.get_font_names())
     for one in drawn.findobj(text.Text):
+        if "$" in one.get_text() and "\\mathdefault" not in one.get_text():  # that is in ticks of a logarithmic axis
+            one.set_parse_math(False)
         if not one.get_text().isascii():
             one.set_fontfamily(["sans-serif", *(font for font in WIDE_FONTS if font in installed)])
     with warnings.catch_warnings(record=True) as caught:

@@ -140,6 +140,6 @@ def draw(predictions: list[Prediction], picture: Path, *, title: str) -> Path:
         panel.imshow(thumbnail)
         half, x, y = max(thumbnail.size) / 2, thumbnail.width / 2 - 0.5, thumbnail.height / 2 - 0.5
         panel.set(xlim=(x - half, x + half), ylim=(y + half, y - half))  # all panels square, so that titles align
-        panel.set_title(f"{found.classes[0]}\n{100 * found.probabilities[0]:.0f} %", fontsize=9, parse_math=False)
-    drawn.suptitle(title, parse_math=False)
+        panel.set_title(f"{found.classes[0]}\n{100 * found.probabilities[0]:.0f} %", fontsize=9)
+    drawn.suptitle(title)
     return plots.save(drawn, picture)

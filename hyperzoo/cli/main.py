@@ -34,10 +34,10 @@ def _exit_code(arguments: list[str] | None) -> int:
         if (error.name or "").partition(".")[0] not in TRAIN_EXTRA:
             raise
         return _fail(MissingExtraError(f'{error.name} is not installed: pip install "hyperzoo[train]"'))
-    except HyperzooError as error:
+    except (HyperzooError, OSError) as error:  # an OSError: a full disk, or a file that cannot be read or written
         return _fail(error)
 
 
-def _fail(error: HyperzooError) -> int:
+def _fail(error: HyperzooError | OSError) -> int:
     note(f"{type(error).__name__}: {error}")
     return getattr(error, "exit_code", 2 if isinstance(error, LaunchError) else 1)

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from hyperzoo.errors import HyperzooError, RunError
+from hyperzoo.errors import HyperzooError, RunError, check_number
 from hyperzoo.experiments import train
 from hyperzoo.training.log import finished_result, read_log
 from hyperzoo.training.recipe import Recipe
@@ -170,9 +170,10 @@ def work(tasks: list[Task], *, minutes: float, processes: int | None = None) -> 
     """Train tasks in order until all have ended or the time is over; returns the failed ones.
 
     Args:
-        minutes: until the runs are stopped.
+        minutes: until the runs are stopped, above 0.
         processes: runs in parallel [default: as many as raise the throughput].
     """
+    check_number("minutes", minutes, above=0)
     deadline = time.monotonic() + 60 * minutes
     waiting, failed = [task for task in tasks if task.result() is None], []
     crew = Crew(processes or 1, growing=processes is None)

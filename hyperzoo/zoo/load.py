@@ -33,7 +33,7 @@ class Loaded:
     info: WeightInfo | None
 
 
-def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -> Loaded:
+def load(name: str | os.PathLike[str], *, cache_dir: str | Path | None = None, **model_args: Any) -> Loaded:
     """Load a published weight or a run folder, in eval mode, with its class names.
 
     Published files are checked against the sha256 in the manifest on every load.
@@ -56,21 +56,27 @@ def load(name: str, *, cache_dir: str | Path | None = None, **model_args: Any) -
         {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"} & model_args.keys()
     ):
         raise InputError(f"load always takes the weights of {name}; pass {', '.join(other)} to timm.create_model")
+    name = os.fspath(name) if isinstance(name, os.PathLike) else name
     info: WeightInfo | None = None
-    if folder := local_folder(name):
+    if folder := local_folder(name, cache_dir=cache_dir):
         model = _from_folder(folder, **model_args)
     else:
         info = weight_info(name)
         folder = weight_files.path(info.name, "config.json", cache_dir=cache_dir).parent
-        model = timm.create_model(info.name, pretrained=True, cache_dir=cache_dir, **model_args)
+        try:
+            model = timm.create_model(info.name, pretrained=True, cache_dir=cache_dir, **model_args)
+        except TypeError as error:
+            if not model_args:
+                raise
+            raise InputError(f"{info.name} cannot be loaded with {', '.join(model_args)}: {error}") from error
     classes = class_names(folder)
     return Loaded(model.eval(), classes if getattr(model, "num_classes", None) == len(classes) else (), info)
 
 
-def local_folder(name: str) -> Path | None:
+def local_folder(name: str, *, cache_dir: str | Path | None = None) -> Path | None:
     """The folder of a saved model, named by its path or as 'local-dir:FOLDER'; None for any other name.
 
-    'hf-hub:REPOSITORY[@REVISION]' names the folder of the downloaded files.
+    'hf-hub:REPOSITORY[@REVISION]' names the folder of the files downloaded to `cache_dir`.
 
     Raises:
         InvalidNameError: no name of a repository, or a path without a folder.
@@ -81,7 +87,7 @@ def local_folder(name: str) -> Path | None:
     if not isinstance(name, str):
         return None
     if name.startswith(HUB):
-        return _hub_folder(name.removeprefix(HUB))
+        return _hub_folder(name.removeprefix(HUB), cache_dir)
     folder = Path(os.path.expanduser(name.removeprefix(LOCAL)))
     exists = os.path.isdir(folder) if name.strip(".") else os.path.isfile(folder / "config.json")
     if not name.startswith(LOCAL) and (not exists or timm.is_model(name)):
@@ -150,7 +156,7 @@ def any_network(name: str, *, pretrained: bool = False, **model_args: Any) -> nn
     Raises:
         UnknownNameError: neither hyperzoo nor timm knows the name. And what `load` raises.
     """
-    if folder := local_folder(name):
+    if folder := local_folder(name, cache_dir=model_args.get("cache_dir")):
         return _from_folder(folder, **model_args).eval()
     if ":" in name:
         raise names.unknown("model", name, list_models())
@@ -194,7 +200,7 @@ def weight_sha256(name: str) -> str | None:
     return files.sha256(cached) if cached else None
 
 
-def _hub_folder(name: str) -> Path:
+def _hub_folder(name: str, cache_dir: str | Path | None) -> Path:
     """The folder of the downloaded files of 'REPOSITORY[@REVISION]'; those of a published weight are hashed.
 
     Raises: as `local_folder`.
@@ -204,20 +210,20 @@ def _hub_folder(name: str) -> Path:
         raise InvalidNameError(f"{names.cut(ascii(name))} is not a repository of the Hub: write {HUB}<owner>/<name>")
     if (weight := repo.rpartition("/")[2]) in weight_files.MANIFEST.weights:
         for part in weight_files.MANIFEST.info(weight).files:
-            file = weight_files.path(weight, part, repo=repo, revision=revision or None)
+            file = weight_files.path(weight, part, repo=repo, revision=revision or None, cache_dir=cache_dir)
     else:
         for part in reversed(FILES):  # the small one first, which does without the time of a large one
             size = hub.UNKNOWN_BYTES if part == FILES[0] else 0
-            file = hub.fetch(repo, revision or "main", part, size=size)
+            file = hub.fetch(repo, revision or "main", part, cache_dir=cache_dir, size=size)
         if names.is_language(read_config(file.parent)["architecture"]):
-            hub.fetch(repo, revision or "main", VOCABULARY, size=0)
+            hub.fetch(repo, revision or "main", VOCABULARY, cache_dir=cache_dir, size=0)
     return file.parent
 
 
 def list_models(task: str | None = None) -> list[str]:
     """Names of hyperzoo's architectures: all, or those for 'image-classification' or 'text-generation'."""
     if task is not None and task not in TASKS:
-        raise InputError(f"no task {task!r}. {names.closest_text(task, TASKS)}")
+        raise InputError(f"no task {task!r}. {names.closest_text(str(task), TASKS)}")
     ours = [name for name in timm.list_models() if is_registered(name)]
     return [name for name in ours if task is None or (VOCABULARY in TASKS[task]) == names.is_language(name)]
 
