@@ -1,6 +1,5 @@
 """Paths in a checkout of the repository that an installed package does not have."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,8 @@ class Checkout:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other publications out of the checkout, or wait for one; a lock on the folder leaves no file behind."""
+        import fcntl  # not on Windows, where nothing is published
+
         descriptor = os.open(self.package, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
