@@ -39,7 +39,7 @@ def test_help_lists_every_command_on_one_line(command):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_prints_json(name):
+def test_every_command_has_the_option_json(name):
     command = commands.cli.get_command(None, name)
     assert command.name == name and "--json" in {option for one in command.params for option in one.opts}
 

@@ -48,7 +48,9 @@ def test_a_whole_run_and_its_folder(small_recipe, tmp_path, capsys):
     changed = load_recipe(small_recipe, ["optim.lr=0.2", "train.epochs=2"])
     with pytest.raises(RunError, match=r"optim.lr \(0.1 -> 0.2\), train.epochs \(1 -> 2\).*--allow-change"):
         train.run(changed, out)
-    assert len(train.run(changed, out, allow_change=True).values["recipe"]["optim"]) > 1
+    changes = {"optim.lr": [0.1, 0.2], "train.epochs": [1, 2]}
+    resumed = train.run(changed, out, allow_change=True).values
+    assert resumed["recipe_changes"] == [{"after_epoch": 1, "changed": changes}]
 
 
 @pytest.mark.fault("damaged result of a run", 7)

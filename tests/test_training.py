@@ -94,10 +94,23 @@ def copy_of(model: nn.Module) -> nn.Module:
 
 
 def test_ema_is_the_average_that_is_published(tmp_path):
+    """After update t, counted from 0, the decay is min(0.9, 1 - t^(-2/3)), and 0 after the first (timm's warm-up)."""
     run = tiny.trainer(tmp_path, tiny.recipe(2, ema=0.9))
-    published = run.run()
-    assert published is not run.step.model
-    assert not equal(published.state_dict(), run.step.model.state_dict())
+    update, weights = run.optimizer.step, []
+
+    def step():
+        update()
+        weights.append({name: p.detach().clone() for name, p in run.step.model.named_parameters()})
+
+    run.optimizer.step = step
+    published = dict(run.run().named_parameters())
+    average = weights[0]
+    for t, now in enumerate(weights):
+        decay = min(0.9, 1 - t ** (-2 / 3)) if t else 0.0
+        average = {name: decay * average[name] + (1 - decay) * now[name] for name in now}
+    assert len(weights) == 8 and not equal(average, weights[-1])
+    for name, value in average.items():
+        torch.testing.assert_close(published[name], value, rtol=1e-5, atol=1e-6)
 
 
 class Poisoned:
