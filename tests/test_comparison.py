@@ -36,8 +36,20 @@ def test_only_common_seeds_are_paired():
 
 def test_a_single_pair_has_no_interval_and_no_verdict():
     found = paired({0: 95.0}, BASE)
-    assert (found.low, found.high, found.verdict) == (None, None, "one pair")
+    assert (found.low, found.high, found.verdict) == (None, None, "too few seeds")
     assert str(found) == "+4.90 (n = 1)"
+
+
+def test_two_pairs_have_an_interval_and_no_verdict():
+    found = paired({0: 95.0, 1: 95.5}, BASE)  # 4.9 and 5.0
+    assert found.low > 0 and found.verdict == "too few seeds"
+
+
+def test_equal_differences_have_no_interval_and_no_verdict():
+    for gain in (0.0, 0.1):  # nothing of a rare class is ever recognized; or a coincidence
+        found = paired({seed: score + gain for seed, score in BASE.items()}, BASE)
+        assert (found.low, found.high, found.verdict) == (None, None, "no variation")
+        assert found.mean == pytest.approx(gain)
 
 
 @pytest.mark.parametrize("method, fault", [({5: 1.0}, "no seed in common"), ({0: math.nan}, "must be finite")])

@@ -47,13 +47,16 @@ def published(monkeypatch, mean, sd, n):
 
 
 @pytest.mark.parametrize(
-    ("sd", "found", "agrees"), [(0.2, 90.59, True), (0.2, 90.61, False), (0.2, 89.41, True), (0.2, 89.39, False)]
+    ("sd", "found", "agrees"), [(0.2, 90.99, True), (0.2, 91.00, False), (0.2, 89.01, True), (0.2, 89.00, False)]
 )
-def test_three_standard_deviations(trained, monkeypatch, tmp_path, sd, found, agrees):
+def test_a_new_run_is_within_the_prediction_interval_of_the_published_ones(
+    trained, monkeypatch, tmp_path, sd, found, agrees
+):
+    """4.303 is the 97.5 % point of Student's t with two degrees of freedom, as tables give it."""
     published(monkeypatch, 90.0, sd, 3)
     trained[1][3] = found
     report = reproduce.run(NAME, tmp_path)
-    assert report.agrees is agrees and report.seeds == (3,) and report.allowed == pytest.approx(0.6)
+    assert report.agrees is agrees and report.seeds == (3,) and report.allowed == pytest.approx(4.303 * sd * math.sqrt(1 / 3 + 1), abs=1e-3)
     assert ("agrees" if agrees else "DIFFERS") in report.verdict and "published 90.00 %" in report.verdict
     assert json.loads((tmp_path / "report.json").read_text())["values"] == [found]
 
@@ -84,7 +87,7 @@ def test_a_difference_is_exit_code_1(trained, monkeypatch, tmp_path, capsys):
     published(monkeypatch, 90.0, 0.1, 3)
     trained[1][3] = 85.0
     assert _exit_code(["reproduce", NAME, "--out", str(tmp_path)]) == 1
-    assert "DIFFERS, 5.00 points apart, 0.30 allowed" in capsys.readouterr().out
+    assert "DIFFERS, 5.00 points apart, 0.50 allowed" in capsys.readouterr().out
 
 
 def test_bad_arguments(tmp_path, monkeypatch):

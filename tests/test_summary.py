@@ -83,9 +83,9 @@ def test_differences_times_and_verdicts(results):
     assert mixed.cost == 1.25  # 1000 images/s over 800
     assert mixed.method == "input mixup" and mixed.setting == "CIFAR-10, 100 images a class, resnet20_cifar, 40 epochs"
     half = found["half-clean"]  # differences 0 and -0.5: only the seeds that both have
-    assert (half.score.n, half.score.mean, half.score.verdict, half.cost) == (2, -0.25, "inconclusive", None)
+    assert (half.score.n, half.score.mean, half.score.verdict, half.cost) == (2, -0.25, "too few seeds", None)
     noisy = found["mixed-noisy"]
-    assert (noisy.score.verdict, noisy.score.low, noisy.cost) == ("one pair", None, None)
+    assert (noisy.score.verdict, noisy.score.low, noisy.cost) == ("too few seeds", None, None)
     assert "50 % of the labels random" in noisy.setting
 
 
@@ -97,7 +97,7 @@ def test_tables_and_json(results):
     assert mixed["NLL"] == "-0.200" and mixed["study and row"] == "`some`, `mixed-clean`"
     assert dict(zip(head, lines[1], strict=True))["difference (95 %)"] == "+5.00 points"
     assert summary.overview(found)[1:] == [
-        ("MHE, half space", "0", "0", "1", "0", "-"),
+        ("MHE, half space", "0", "0", "0", "1", "-"),
         (
             "input mixup",
             "1",

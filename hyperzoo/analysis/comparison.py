@@ -9,7 +9,9 @@ from typing import Literal
 from hyperzoo.errors import InputError
 
 CONFIDENCE = 0.95
-Verdict = Literal["gain", "loss", "inconclusive", "one pair"]
+ROUNDING = 1e-9  # of a difference of two scores
+SEEDS = 3  # pairs from which on a comparison has a verdict
+Verdict = Literal["gain", "loss", "inconclusive", "too few seeds", "no variation"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class Difference:
     Attributes:
         n: number of pairs.
         mean: method minus baseline, in the unit of the metric.
-        low, high: ends of the 95 % interval of Student's t for paired samples; None for a single pair.
-        verdict: 'gain' or 'loss' if the interval excludes 0, 'inconclusive' if not; 'one pair' if there is no interval.
+        low, high: ends of the 95 % interval of Student's t for paired samples; None for a single pair, and where all
+            differences are equal, which leaves no spread to estimate it from.
+        verdict: 'gain' or 'loss' if the interval excludes 0, 'inconclusive' if not; 'too few seeds' below `SEEDS`
+            pairs; 'no variation' if all differences are equal.
     """
 
     n: int
@@ -55,14 +59,15 @@ def paired(method: Mapping[int, float], baseline: Mapping[int, float], *, larger
     differences = [method[seed] - baseline[seed] for seed in seeds]
     if not all(map(math.isfinite, differences)):
         raise InputError(f"scores must be finite; the differences are {differences}")
-    mean = statistics.fmean(differences)
-    if len(seeds) == 1:
-        return Difference(1, mean, None, None, "one pair")
+    n, mean = len(seeds), statistics.fmean(differences)
+    if max(differences) - min(differences) < ROUNDING:
+        return Difference(n, mean, None, None, "too few seeds" if n < SEEDS else "no variation")
     from scipy.stats import t  # a slow import, part of [train]
 
-    spread = statistics.stdev(differences) / math.sqrt(len(seeds))
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(seeds) - 1)) * spread
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     low, high = mean - half, mean + half
+    if n < SEEDS:
+        return Difference(n, mean, low, high, "too few seeds")
     if low <= 0 <= high:
-        return Difference(len(seeds), mean, low, high, "inconclusive")
-    return Difference(len(seeds), mean, low, high, "gain" if (mean > 0) == larger_is_better else "loss")
+        return Difference(n, mean, low, high, "inconclusive")
+    return Difference(n, mean, low, high, "gain" if (mean > 0) == larger_is_better else "loss")

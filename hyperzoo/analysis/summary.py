@@ -27,9 +27,9 @@ DETAILS = (
     "time per step",
     "study and row",
 )
-OVERVIEW = ("method", "gain", "loss", "inconclusive", "one pair", "largest gain")
+VERDICTS = ("gain", "loss", "inconclusive", "too few seeds")
+OVERVIEW = ("method", *VERDICTS, "largest gain")
 EVIDENCE = ("method", "gains", "losses", "inconclusive", "largest gain", "largest loss", "time per step")
-SEEDS = 3  # pairs from which on a comparison is evidence
 TIMED = 3  # pairs from which on a ratio of times is stated; single times depend on what else the machine did
 
 
@@ -126,7 +126,7 @@ def overview(found: list[Comparison]) -> list[tuple[str, ...]]:
     lines = []
     for method in dict.fromkeys(one.method for one in found):
         own = [one for one in found if one.method == method]
-        counts = [sum(one.score.verdict == verdict for one in own) for verdict in OVERVIEW[1:5]]
+        counts = [sum(one.score.verdict == verdict for one in own) for verdict in VERDICTS]
         gains = [one for one in own if one.score.verdict == "gain"]
         best = max(gains, key=lambda one: abs(one.score.mean), default=None)
         lines.append((method, *map(str, counts), f"{best.difference}: {best.setting}" if best else "-"))
@@ -134,19 +134,19 @@ def overview(found: list[Comparison]) -> list[tuple[str, ...]]:
 
 
 def evidence(found: list[Comparison]) -> list[tuple[str, ...]]:
-    """The header and one line per method that was compared over `SEEDS` pairs or more; other comparisons do not count.
+    """The header and one line per method with a comparison that has a verdict; `Difference` says which have none.
 
     A line has the number of comparisons by verdict, the largest gain and loss among these verdicts, and the median time
     of a step. Methods with more gains than losses come first.
     """
-    counted = [one for one in found if one.score.n >= SEEDS]
+    counted = [one for one in found if one.score.verdict in VERDICTS[:3]]
     lines = []
     for method in dict.fromkeys(one.method for one in counted):
         own = [one for one in counted if one.method == method]
-        by_verdict = {verdict: [one for one in own if one.score.verdict == verdict] for verdict in OVERVIEW[1:4]}
+        by_verdict = {verdict: [one for one in own if one.score.verdict == verdict] for verdict in VERDICTS[:3]}
         counts = [len(each) for each in by_verdict.values()]
         extremes = (
-            max(by_verdict[verdict], key=lambda one: abs(one.score.mean), default=None) for verdict in OVERVIEW[1:3]
+            max(by_verdict[verdict], key=lambda one: abs(one.score.mean), default=None) for verdict in VERDICTS[:2]
         )
         costs = [one.cost for one in own if one.cost is not None]
         time = f"{statistics.median(costs):.2f} x" if costs else "-"
