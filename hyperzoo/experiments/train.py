@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,6 +16,7 @@ from torch import nn
 
 from hyperzoo import data, files
 from hyperzoo.analysis import evaluate
+from hyperzoo.data.load import Samples
 from hyperzoo.errors import HyperzooError, LaunchError, RunError
 from hyperzoo.experiments import build, changes, image_sizes
 from hyperzoo.experiments.model_args import model_args
@@ -94,9 +95,8 @@ def _run(
     train, held = build.samples(recipe, dataset)
     if isinstance(dataset, data.OwnImages):
         dataset = dataset.like(train.channels)
-    uses_test_split = recipe.data.judge_on == "test" or not (recipe.data.hold_out or recipe.data.choice)
     left_out = {"train": len(getattr(train, "skipped", ()))}
-    if uses_test_split:
+    if _reads_test_split(recipe):
         left_out["test"] = evaluate.check_test_split(dataset)  # now, rather than after the training
     if held is not None and held.split == "validation":
         left_out["validation"] = len(getattr(held, "skipped", ()))
@@ -117,13 +117,8 @@ def _run(
         f"{recipe.name}: {len(train)} {step.unit}, {len(batches)} updates an epoch, {build.precision(recipe)}, "
         f"{engine.num_processes} process(es) on {engine.device.type}; {reason}"
     )
-    if isinstance(dataset, data.OwnImages):
-        progress.say(dataset.summary(getattr(train, "skipped", ())))
-        for part in ("validation", "test"):
-            if count := left_out.get(part):
-                progress.say(f"{count} images that cannot be decoded are left out of {part}")
-    if len(train) < recipe.data.batch_size and not recipe.data.is_text:
-        progress.say(f"the batches have {len(train)} images, all there are, not {recipe.data.batch_size}")
+    for line in _remarks(recipe, dataset, train, left_out):
+        progress.say(line)
     if started_from:
         progress.say(f"starting from {started_from['name']}")
     if saved:
@@ -152,13 +147,7 @@ def _run(
     if engine.is_main_process:
         (folder / "result.json").unlink(missing_ok=True)
     published = trainer.run(saved)
-    if uses_test_split or held is None:
-        size = None if recipe.data.source else recipe.data.size_px
-        split = f"test at {size} px" if size else "test"
-        metrics = evaluate.test_metrics(published, dataset, engine, workers=recipe.data.workers, size_px=size)
-    else:
-        split = "held-out part of train" if recipe.data.hold_out else "validation"
-        metrics = evaluate.measure(published, held, engine=engine, workers=recipe.data.workers)
+    split, metrics = _final_metrics(recipe, published, dataset, held, engine)
     values = {
         "name": recipe.name,
         "seed": recipe.train.seed,
@@ -184,6 +173,36 @@ def _run(
         files.write_json(folder / "result.json", values)
         progress.say(f"{split}: {metrics}; {time.time() - started:.0f} s in this call -> {folder}")
     return RunResult(folder, values)
+
+
+def _reads_test_split(recipe: Recipe) -> bool:
+    return recipe.data.judge_on == "test" or not (recipe.data.hold_out or recipe.data.choice)
+
+
+def _remarks(
+    recipe: Recipe, dataset: str | data.OwnImages, train: Samples, left_out: Mapping[str, int]
+) -> Iterator[str]:
+    """Lines about own images, images that are left out, and batches that are smaller than asked."""
+    if isinstance(dataset, data.OwnImages):
+        yield dataset.summary(getattr(train, "skipped", ()))
+        for part in ("validation", "test"):
+            if count := left_out.get(part):
+                yield f"{count} images that cannot be decoded are left out of {part}"
+    if len(train) < recipe.data.batch_size and not recipe.data.is_text:
+        yield f"the batches have {len(train)} images, all there are, not {recipe.data.batch_size}"
+
+
+def _final_metrics(
+    recipe: Recipe, model: nn.Module, dataset: str | data.OwnImages, held: Samples | None, engine: Accelerator
+) -> tuple[str, evaluate.ImageMetrics | evaluate.LanguageMetrics]:
+    """The split that the result of a run is measured on, as text, and the metrics."""
+    if _reads_test_split(recipe):
+        size = None if recipe.data.source else recipe.data.size_px
+        metrics = evaluate.test_metrics(model, dataset, engine, workers=recipe.data.workers, size_px=size)
+        return f"test at {size} px" if size else "test", metrics
+    assert held is not None  # with data.hold_out or data.choice
+    metrics = evaluate.measure(model, held, engine=engine, workers=recipe.data.workers)
+    return "held-out part of train" if recipe.data.hold_out else "validation", metrics
 
 
 def is_main_process() -> bool:
