@@ -20,13 +20,15 @@ def table(published: Mapping[str, WeightInfo], baselines: Mapping[str, WeightInf
     head = "weight", "data set", "test metric", "epochs", "baseline, same budget", "minutes to retrain", "size"
     lines = []
     for info in listed(published):
-        base, text = baselines.get(info.name), baseline_text(info, baselines)
-        text = text.replace(f"`{base.name}`", f"[`{base.name}`](model_cards/{base.name}.md)") if base else text
-        link = f"[`{info.name}`](model_cards/{info.name}.md)"
-        lines.append(
-            (link, dataset_title(info), score(info), str(info.training.epochs), text, minutes(info), size(info))
-        )
+        base = baselines.get(info.name)
+        text = f"{_link(base)}: {mean(base)}" if base else without_baseline(info)
+        epochs = str(info.training.epochs)
+        lines.append((_link(info), dataset_title(info), score(info), epochs, text, minutes(info), size(info)))
     return markdown([head, *lines])
+
+
+def _link(info: WeightInfo) -> str:
+    return f"[`{info.name}`](model_cards/{info.name}.md)"
 
 
 def dataset_title(info: WeightInfo) -> str:
@@ -44,12 +46,9 @@ def score(info: WeightInfo) -> str:
     return f"{f'{info.metric} ' * (info.metric != 'accuracy')}{mean(info)} (n = {info.score.n})"
 
 
-def baseline_text(info: WeightInfo, baselines: Mapping[str, WeightInfo | None]) -> str:
-    """The baseline of a weight with its metric, as Markdown without a link."""
-    if names.parse(info.name).method == "plain":
-        return "no method"
-    base = baselines.get(info.name)
-    return f"`{base.name}`: {mean(base)}" if base else NO_BASELINE
+def without_baseline(info: WeightInfo) -> str:
+    """What stands in the place of the baseline of a weight that has none."""
+    return "no method" if names.parse(info.name).method == "plain" else NO_BASELINE
 
 
 def minutes(info: WeightInfo) -> str:

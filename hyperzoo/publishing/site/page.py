@@ -180,11 +180,11 @@ def _weight(
 
 
 def _baseline(info: WeightInfo, baselines: Mapping[str, WeightInfo | None] | None) -> tuple[str, str]:
-    """The metric of the baseline and its title, or a remark and nothing."""
+    """The metric of the baseline and its name, or a remark and nothing."""
     if baselines is None:
         return "see the repository", ""
-    title, _, metric = weight_table.baseline_text(info, baselines).replace("`", "").rpartition(": ")
-    return metric, title
+    base = baselines.get(info.name)
+    return (weight_table.mean(base), base.name) if base else (weight_table.without_baseline(info), "")
 
 
 def _card(file: Path, manifest: Manifest) -> Markup | None:
