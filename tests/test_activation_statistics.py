@@ -15,6 +15,8 @@ from hyperzoo.analysis.figures import clouds
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.experiments import train
+from hyperzoo.layers import hooks
+from hyperzoo.regularizers import sliced_wasserstein
 from hyperzoo.training.recipe import load_recipe
 
 
@@ -66,6 +68,32 @@ def test_layers_of_a_language_model_and_of_timm():
     rows = layer_activations(vit, torch.randn(1, 3, 160, 160), "stages")
     assert len(rows) == len(vit.feature_info) and rows[0].shape[-1] == vit.embed_dim
     assert len(layer_activations(nn.Sequential(nn.Linear(3, 3)), torch.zeros(2, 3), ["0"])) == 1
+
+
+def distance(vectors):
+    return float(sliced_wasserstein(vectors, generator=torch.Generator().manual_seed(0)))
+
+
+def test_the_axis_of_the_vectors():
+    torch.manual_seed(0)
+    steps = nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU())
+    x = torch.randn(2, 3, 7)
+    (row,) = layer_activations(steps, x, axis=1)
+    assert row.distance == pytest.approx(distance(steps(x).detach().movedim(1, -1).reshape(-1, 4)))
+    (row,) = layer_activations(steps, x, "0")
+    assert row.distance == pytest.approx(distance(steps[0](x).detach().movedim(1, -1).reshape(-1, 4)))
+    swin = timm.create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=2, depths=(1, 1), num_heads=(1, 1), embed_dim=8
+    ).eval()
+    images, found = torch.randn(2, 3, 32, 32), []
+    with pytest.raises(InputError, match="height, width, channels.*axis=-1"):
+        layer_activations(swin, images, "layers.0")
+    (row,) = layer_activations(swin, images, "layers.0", axis=-1)
+    with hooks.attached({"": swin.layers[0]}, lambda name, output: found.append(output.detach())):
+        swin(images)
+    assert row.distance == pytest.approx(distance(found[0].reshape(-1, 8)))
+    with pytest.raises(InputError, match="axis must be .* got 0"):
+        layer_activations(steps, x, axis=0)
 
 
 def test_invalid_requests_are_refused():

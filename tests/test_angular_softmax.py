@@ -287,6 +287,16 @@ def test_the_schedule_counts_training_steps_and_resumes():
         close(parts(x, w, y), at(t), 1e-6)
 
 
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_a_validation_loss_does_not_advance_the_schedule(without_gradients):
+    x, w, y = normal(4, 3), normal(5, 3, seed=1), labels(4, 5)
+    loss = AngularSoftmax("linear", 4, annealing=(9, 5, 0.5))
+    loss(x, w, y)
+    with without_gradients():
+        values = [loss(x, w, y) for _ in range(10)]  # model.eval() does not reach the criterion
+    assert loss.iteration == 1 and all(torch.equal(value, values[0]) for value in values)
+
+
 def test_no_margin_and_no_annealing_have_no_state():
     assert not AngularSoftmax().state_dict() and not AngularSoftmax("linear", 4, annealing=None).state_dict()
     x, w, y = normal(4, 3), normal(5, 3, seed=1), labels(4, 5)

@@ -14,6 +14,7 @@ from hyperzoo import files
 from hyperzoo.cli.commands import cli
 from hyperzoo.errors import RecipeError, RunError, UnknownNameError, WeightUnavailableError
 from hyperzoo.experiments import build, train
+from hyperzoo.training import seeding
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.zoo import weight_files
 
@@ -34,6 +35,20 @@ def test_a_weight_is_loaded_under_a_new_classifier():
         assert differ == {"fc.weight", "fc.bias"} and len(tensors["fc.bias"]) == len(classes)
     kept = build.model(plan, hyperzoo.load(WEIGHT).classes, 3).state_dict()  # the same classes: the same classifier
     assert all(torch.equal(kept[name], weight[name]) for name in weight)
+
+
+def test_a_new_classifier_is_not_the_one_from_which_the_earlier_run_was_trained(tmp_path):
+    folder = fill(tmp_path / "set")
+    plan = recipe(folder, model=dict(pretrained=WEIGHT))
+    first = train.run(plan, tmp_path / "first")
+    seeding.seed_epoch(0, 0)  # as every run with the seed 0 begins
+    earlier = build.model(plan, ("a", "b", "c"), 3)
+    seeding.seed_epoch(0, 0)
+    again = build.model(recipe(folder, model=dict(pretrained=str(first.folder))), ("a", "b", "c"), 3)
+    cosine = torch.nn.functional.cosine_similarity(earlier.fc.weight, again.fc.weight)
+    assert (cosine.abs() < 0.6).all()  # of independent directions in 64 dimensions; 1 before
+    seeding.seed_epoch(1, 0)
+    assert torch.equal(build.model(plan, ("a", "b", "c"), 3).fc.weight, earlier.fc.weight)  # whatever was drawn before
 
 
 @pytest.mark.parametrize("frozen, trained", [("backbone", {"fc.weight", "fc.bias"}), (["layer*", "conv1.*"], None)])
@@ -98,6 +113,7 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_not_from_the_weight(tmp_p
     [
         (dict(pretrained="resnet20_cifar.plain_c1000"), ValueError, "plain_c1000"),
         (dict(pretrained="spherenet20.sphere_c10"), RecipeError, "is a spherenet20, but model.arch is resnet20_cifar"),
+        (dict(pretrained=WEIGHT, sphereize="cosine"), RecipeError, "remove model.pretrained, or model.sphereize"),
         (dict(pretrained="nowhere"), UnknownNameError, "no architecture 'nowhere'"),
         (dict(arch="test_resnet", pretrained=True), WeightUnavailableError, "not cached and cannot be downloaded"),
         (dict(arch="test_resnet", pretrained="test_resnet.imagenet"), RuntimeError, "imagenet"),

@@ -3,10 +3,11 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
-from hyperzoo.layers import SphereConv2d, SphereLinear, SphereNorm, fold
+from hyperzoo.layers import SphereConv2d, SphereLinear, SphereNorm, fold, sphereize
 from hyperzoo.layers.fold import FoldedConv2d, FoldedLinear
 from hyperzoo.layers.operators import OPERATORS
 
@@ -120,3 +121,15 @@ def test_the_exported_program_has_no_work_for_weights_and_a_free_batch(operator)
     for n in (1, 5):
         x = drawn(n, 3, 8, 8)
         torch.testing.assert_close(program.module()(x), layer(x), rtol=0, atol=1e-6)
+
+
+def test_code_that_reads_weights_and_sizes_works_on_a_folded_model():
+    model = timm.create_model("edgenext_xx_small", num_classes=10).eval()  # reads the device and dtype of a weight
+    sphereize(model)
+    x = drawn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(fold(model)(x), model(x), rtol=1e-4, atol=1e-4)
+    conv, linear = fold(SphereConv2d(4, 6, (3, 2), groups=2)), fold(SphereLinear(5, 3))
+    assert (conv.in_channels, conv.out_channels, conv.kernel_size) == (4, 6, (3, 2))
+    assert (linear.in_features, linear.out_features) == (5, 3)
+    assert conv.weight is conv.filters and linear.weight is linear.filters

@@ -124,3 +124,47 @@ def test_gradients_of_each_image_through_mixup_and_network():
         for name, value in zip(params, expected, strict=True):
             torch.testing.assert_close(got[name][i], value, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(jacrev(lambda x: loss(params, x))(batch()[0]), grad(loss, 1)(params, batch()[0]))
+
+
+class Regularized(torch.nn.Module):
+    """A network and its term, so that `functional_call` swaps the weights for both."""
+
+    def __init__(self, net, term):
+        super().__init__()
+        self.net, self.term = net, term
+
+    def forward(self, x):
+        return self.net(x).square().mean() + self.term()
+
+
+WEIGHT_TERMS = {
+    "MHE": lambda net: regularizers.MHE(net, hidden=1.0, output=1.0),
+    "Orthogonality": lambda net: regularizers.Orthogonality(net, strength=1.0, output=1.0),
+    "MinimumAngle": lambda net: regularizers.MinimumAngle(net, hidden=1.0, output=1.0),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHT_TERMS)
+@pytest.mark.fault("transform of torch.func")
+def test_a_weight_term_has_a_gradient_in_a_transform_or_is_refused(kind):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 3)).double()
+    term, x = WEIGHT_TERMS[kind](net), batch()[0]
+    both = Regularized(net, term)
+    params = dict(both.named_parameters())
+    got = grad(lambda params: torch.func.functional_call(both, params, (x,)))(params)
+    expected = torch.autograd.grad(both(x), list(params.values()))
+    for name, value in zip(params, expected, strict=True):
+        torch.testing.assert_close(got[name], value, rtol=1e-12, atol=1e-12)
+
+    def apart(params, x):  # the term reads the weights of `net`, not `params`
+        return torch.func.functional_call(net, params, (x,)).square().mean() + term()
+
+    params = dict(net.named_parameters())
+    for transformed in (grad(apart), vmap(grad(apart), (None, 0))):
+        with pytest.raises(InputError, match="has no gradient inside this transform.*functional_call"):
+            transformed(params, x)
+    # vmap alone keeps the gradient of autograd
+    values = vmap(apart, (None, 0))(params, x)
+    torch.testing.assert_close(values.mean(), both(x))
+    assert torch.autograd.grad(values.mean() - net(x).square().mean(), net[0].weight)[0].any()

@@ -1,6 +1,7 @@
 """hooks.select finds the modules that a selector matches; hooks.attached leaves no hook, whatever happens inside."""
 
 import copy
+import io
 
 import pytest
 import timm
@@ -40,6 +41,11 @@ STAGES = {
 def test_stages_are_the_modules_that_timm_names(arch):
     chosen = hooks.select(timm.create_model(arch, device="meta"), "stages")
     assert list(chosen) == STAGES[arch]
+
+
+def test_stages_of_a_flattened_feature_extractor():
+    model = timm.create_model("convnext_atto", features_only=True, device="meta")
+    assert list(hooks.select(model, "stages")) == ["stages_0", "stages_1", "stages_2", "stages_3"]
 
 
 def test_names_patterns_and_types():
@@ -143,6 +149,22 @@ def test_a_copy_made_inside_is_not_tapped():
         assert not torch.equal(twin(torch.ones(1, 2)), model(torch.ones(1, 2)))
         assert twin.state_dict().keys() == net().state_dict().keys()
     assert fired == ["0", "0"]
+
+
+def test_a_model_is_saved_inside_and_its_copies_too():
+    model, x, fired = net(), torch.ones(1, 2), []
+    with hooks.attached(hooks.select(model, ["0", "2"]), lambda name, _: fired.append(name)):
+        average = copy.deepcopy(model)
+        for saved in (model, average, copy.deepcopy(average)):
+            file = io.BytesIO()
+            torch.save(saved, file)
+            file.seek(0)
+            assert torch.equal(torch.load(file, weights_only=False)(x), net()(x))
+        shallow = copy.copy(model[0])
+        shallow(x)
+    assert torch.equal(average(x), net()(x)) and fired == []
+    file = io.BytesIO()
+    torch.save(average, file)
 
 
 @pytest.mark.parametrize("arch", ["resnet20_cifar", "resnet18", "efficientnet_lite0", "convnext_atto"])

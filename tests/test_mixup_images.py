@@ -1,9 +1,12 @@
 """Mixup and CutMix mix images and labels by the formula with their own generator, and reject bad input."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from support.mixing import K, by_loop, close, draw, fixed, generator, oracle, tiny, traces
+from torch.utils.data import DataLoader, default_collate
 
 from hyperzoo.errors import InputError
 from hyperzoo.mixup import CutMix, ManifoldMixup, Mixup
@@ -106,6 +109,47 @@ def test_draws_come_from_the_own_generator(kind):
     assert torch.equal(first(x, y)[0], results[0][0])
     first.seed(4)  # another process, another epoch
     assert not torch.equal(first(x, y)[0], results[0][0])
+
+
+def mixed_samples(mixup, samples):
+    return mixup(*default_collate(samples))
+
+
+def seed_five(mixup, _):
+    mixup.seed(5)
+
+
+def batches_of_two_epochs(kind, order, worker_init=None, **args):
+    """Each epoch has four batches of the same four images, two from each worker."""
+    images = torch.randn(4, 3, 16, 16, generator=generator())
+    samples = [(image, i) for i, image in enumerate(images)] * 4
+    mixup = kind(K, generator=generator(3))
+    loader = DataLoader(
+        samples,
+        batch_size=4,
+        num_workers=2,
+        collate_fn=partial(mixed_samples, mixup),
+        worker_init_fn=worker_init and partial(worker_init, mixup),
+        generator=generator(order),
+        **args,
+    )
+    return [x for _ in range(2) for x, _ in loader]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on one core, by torch
+@pytest.mark.parametrize("kind, args", [(Mixup, {}), (CutMix, {}), (Mixup, dict(persistent_workers=True))])
+def test_workers_and_epochs_draw_differently_and_reproducibly(kind, args):
+    batches = torch.stack(batches_of_two_epochs(kind, 0, **args))
+    assert len(batches.flatten(1).unique(dim=0)) == 8
+    assert torch.equal(torch.stack(batches_of_two_epochs(kind, 0, **args)), batches)
+    assert not torch.equal(torch.stack(batches_of_two_epochs(kind, 1, **args)), batches)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+def test_a_seed_given_in_a_worker_counts():
+    """Both workers ask for seed 5 in both epochs, so only the two batches of a worker differ."""
+    batches = torch.stack(batches_of_two_epochs(Mixup, 0, seed_five))
+    assert len(batches.flatten(1).unique(dim=0)) == 2
 
 
 def test_alpha_of_zero_mixes_nothing_and_one_row_is_its_own_partner():

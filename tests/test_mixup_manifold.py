@@ -1,6 +1,7 @@
 """Manifold Mixup mixes the output of one layer once, for any model and stage, but never inside a residual branch."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -137,6 +138,44 @@ def test_layers_that_cannot_be_mixed_are_refused():
         mixup = ManifoldMixup(model, 2, layers=layer)
         with pytest.raises(InputError, match=message), mixup:
             mixup(torch.zeros(3, 2), torch.tensor([0, 1, 0]))
+
+
+class Returning(nn.Module):
+    """A model whose output is made from the logits and an earlier feature by a function."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.stem, self.hidden, self.fc, self.output = nn.Linear(2, 4), nn.Linear(4, 4), nn.Linear(4, 3), output
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.output(self.fc(self.hidden(x)), x)
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda logits, _: {"out": logits},
+        lambda logits, _: OrderedDict(loss=None, logits=logits, states=(logits.sin(), [logits.cos()])),
+        lambda logits, _: (logits, None),
+        lambda logits, _: (logits, (logits.sin(), logits.cos())),
+    ],
+)
+def test_outputs_of_every_structure(output):
+    model = Returning(output)
+    mixup = ManifoldMixup(model, 3, layers="hidden")
+    with mixup:
+        model(mixup(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))[0])
+
+
+@pytest.mark.parametrize(
+    "output", [lambda logits, x: {"out": logits, "early": [x]}, lambda logits, x: (logits, (None, x))]
+)
+def test_every_tensor_of_an_output_is_checked(output):
+    mixup = ManifoldMixup(Returning(output), 3, layers="hidden")
+    message = "'hidden' does not lead to every output of the model, .* on all paths"
+    with pytest.raises(InputError, match=message), mixup:
+        mixup(torch.randn(4, 2), torch.tensor([0, 1, 2, 0]))
 
 
 def test_a_module_with_two_places_is_mixed_at_the_first():

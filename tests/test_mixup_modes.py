@@ -190,6 +190,74 @@ def test_parts_of_a_batch_have_a_draw_each():
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+class Features(nn.Module):
+    """The smallest model with timm's interface and gradient checkpointing."""
+
+    def __init__(self, checkpointing=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.act, self.fc, self.checkpointing = nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, K), checkpointing
+
+    def forward_features(self, x):
+        return self.act(checkpoint(self.body, x, use_reentrant=False) if self.checkpointing else self.body(x))
+
+    def forward(self, x):
+        return self.fc(self.forward_features(x))
+
+
+@pytest.mark.parametrize("drawn", ["input", "body", "act"])
+def test_forward_features_is_a_forward_pass(drawn):
+    model, x, y = Features(), torch.randn(3, 2, generator=generator()), torch.tensor([0, 1, 2])
+    mixup = fixed(ManifoldMixup(model, K, layers=["input", "body", "act"]), drawn, 0.3, [1, 2, 0])
+    with mixup:
+        expected = model(mixup(x, y)[0])
+        torch.testing.assert_close(model.fc(model.forward_features(mixup(x, y)[0])), expected)
+    with pytest.raises(InputError, match="second forward pass after one draw"), mixup:
+        images, _ = mixup(x, y)
+        model.forward_features(images)
+        model.forward_features(images)
+    with pytest.raises(InputError, match="second forward pass after one draw"), mixup:
+        images, _ = mixup(x, y)
+        model(images)
+        model.forward_features(images[:2])
+    with pytest.raises(InputError, match="without a draw"), mixup:
+        model.forward_features(x)
+
+
+def test_a_checkpointed_pass_is_repeated_in_whichever_draw_is_current():
+    """The backward pass repeats the layers of an earlier pass, which must leave the draw of the next one alone."""
+    x, y = torch.randn(3, 2, generator=generator()), torch.tensor([0, 1, 2])
+    grads = []
+    for model in (Features(), Features(checkpointing=True)):
+        mixup = ManifoldMixup(model, K, layers="body", generator=generator(1))
+        with mixup:
+            first = model.fc(model.forward_features(mixup(x, y)[0])).square().sum()
+            images, _ = mixup(x, y)
+            first.backward()
+            second = model(images).square().sum()
+        with mixup:
+            second.backward()
+        grads.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("layer", ["input", "body"])
+def test_functional_gradients_equal_those_of_autograd(layer):
+    model, x, y = Features(), torch.randn(3, 2, generator=generator()), torch.tensor([0, 1, 2])
+    mixup = ManifoldMixup(model, K, layers=layer)
+
+    def loss(weights):
+        mixup.seed(1)
+        with mixup:
+            images, targets = mixup(x, y)
+            return F.cross_entropy(torch.func.functional_call(model, weights, (images,)), targets)
+
+    weights = dict(model.named_parameters())
+    got = torch.func.grad(loss)({name: weight.detach() for name, weight in weights.items()})
+    expected = torch.autograd.grad(loss(weights), list(weights.values()))
+    torch.testing.assert_close([*got.values()], [*expected])
+
+
 def test_wrong_order_of_calls():
     model, (x, y) = tiny().train(), batch(4, 16)
     before, mixup = traces(model), ManifoldMixup(model, K, layers=["layer1"])

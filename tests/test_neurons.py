@@ -65,6 +65,18 @@ def test_rows_of_every_kind_of_layer():
     assert net["table"].weight.grad is None
 
 
+def test_every_gate_of_a_parametrized_recurrent_layer_is_covered():
+    lstm = nn.LSTM(3, 2)
+    nn.utils.parametrizations.orthogonal(lstm, "weight_hh_l0")
+    term = MHE(lstm, hidden=1.0, output=0)
+    assert term.report().keys() == {f"weight_{kind}_l0.{gate}" for kind in ("ih", "hh") for gate in "ifgo"}
+    assert term.skipped == {}
+    rows = lstm.weight_hh_l0[2:4].detach()
+    assert term.report()["weight_hh_l0.f"] == pytest.approx(slow_energy(rows.double()), rel=1e-5)  # float32
+    term().backward()
+    assert lstm.parametrizations.weight_hh_l0.original.grad.any()
+
+
 class TwoHeads(nn.Module):
     def __init__(self):
         super().__init__()
@@ -81,12 +93,16 @@ def test_the_output_layer_is_found():
     assert outputs(timm.create_model("resnet20_cifar")) == ["fc"]
     assert outputs(timm.create_model("resnet20_cifar", num_classes=0)) == []
     assert outputs(TwoHeads()) == ["head", "distilled.0"]
+    plain = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Linear(2, 3), nn.Embedding(3, 2), nn.ReLU())
+    assert outputs(plain) == ["1"] and outputs(torch.compile(plain)) == ["1"]
     plain = nn.Sequential(nn.Linear(4, 3), nn.Conv2d(3, 2, 1))
-    assert outputs(plain) == ["0"]
+    assert outputs(plain) == []  # the head is a convolution
+    assert [layer.name for layer in select(plain).hidden] == ["0", "1"]
+    with pytest.raises(InputError, match="no output layer.*name it in output_layer"):
+        MHE(plain, hidden=1.0, output=1.0)
     assert outputs(plain, output_layer="1") == ["1"]
     assert [layer.name for layer in select(plain, output_layer="1").hidden] == ["0"]
     assert outputs(nn.Linear(4, 3)) == ["weight"]
-    assert outputs(torch.compile(plain)) == ["0"]
     tied = nn.ModuleDict(dict(table=nn.Embedding(5, 3), decoder=nn.Linear(3, 5)))
     tied["decoder"].weight = tied["table"].weight
     assert outputs(tied) == ["decoder"]
@@ -113,6 +129,7 @@ def test_frozen_layers_are_left_out_and_it_is_said():
     term = MHE(net, hidden=1.0, output=1.0)
     assert term.skipped == {"0": "frozen"}
     assert "0: skipped, frozen" in repr(term) and "1: 1" in repr(term)
+    assert "2 (output): 1" in repr(term)
     assert list(term.report()) == ["1", "2"]
     net[1].weight.requires_grad_(False)
     with pytest.raises(InputError, match=r"no hidden layer.*0 \(frozen\), 1 \(frozen\)"):

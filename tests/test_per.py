@@ -351,3 +351,45 @@ def test_bad_input_is_refused(function, x, arguments, message):
         function(x, **arguments)
     with pytest.raises(InputError, match="mean, batch, sum; got 'max'"):
         projected_error(torch.zeros(4, 3), reduce="max")
+
+
+def slow_errors(x, axis):
+    """The error of each vector along an axis, by scipy in float64."""
+    rows = x.detach().double().movedim(axis, -1).flatten(0, -2)
+    found = scipy.special.hyp1f1(-0.5, rows.shape[1] / 2, -rows.square().sum(1).numpy() / 2)
+    return ZERO * torch.as_tensor(found)
+
+
+@pytest.mark.parametrize("shape, axes", [((2, 3, 4, 5), (1, 2, 3)), ((2, 3, 4), (1, 2)), ((2, 3), (1,))])
+@pytest.mark.parametrize("slices", [None, 7])
+def test_the_axis_of_the_vectors_can_be_chosen(shape, axes, slices):
+    x = normal(*shape, seed=4)
+    for axis in [*axes, *(axis - len(shape) for axis in axes)]:
+        rows = x.movedim(axis, -1).flatten(0, -2)
+        for reduce, count in (("mean", len(rows)), ("batch", shape[0]), ("sum", 1)):
+            value, grad = value_and_gradient(x, slices=slices, reduce=reduce, axis=axis, generator=generator())
+            same = value_and_gradient(rows, slices=slices, reduce="sum", generator=generator())
+            torch.testing.assert_close(value, same[0] / count)
+            torch.testing.assert_close(grad.movedim(axis, -1).flatten(0, -2), same[1] / count)
+            if slices is None:
+                torch.testing.assert_close(value, slow_errors(x, axis).sum() / count)
+        distance = sliced_wasserstein(x, slices=5, axis=axis, generator=generator())
+        torch.testing.assert_close(distance, sliced_wasserstein(rows, slices=5, generator=generator()))
+
+
+@pytest.mark.parametrize("function", [projected_error, sliced_wasserstein])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(axis=0), r"axis must be a whole number other than 0, the batch, or None; got 0"),
+        (dict(axis=1.0), "got 1.0"),
+        (dict(axis=True), "got True"),
+        (dict(axis="channels"), "got 'channels'"),
+        (dict(axis=1, view="flatten"), "view='flatten' .* leave axis out"),
+        (dict(axis=3), r"axis=3 .* \(4, 3, 2\)"),
+        (dict(axis=-3), r"axis=-3 .* \(4, 3, 2\)"),
+    ],
+)
+def test_a_bad_axis_is_refused(function, arguments, message):
+    with pytest.raises(InputError, match=message):
+        function(torch.ones(4, 3, 2), **arguments)

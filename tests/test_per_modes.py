@@ -119,6 +119,23 @@ def test_a_compiled_model_has_the_same_term(slices):
         compiled(x)
 
 
+@pytest.mark.parametrize("slices", [None, 4])
+def test_torch_func_has_the_gradient_of_eager(slices):
+    model, x = net(), images()
+    term = PER(model, strength=1.0, layers=LAYERS, slices=slices)
+    expected, report = gradients(model, step(model, term, x)), term.report()
+    term.seed(0)
+
+    def loss(parameters):
+        with term:
+            return torch.func.functional_call(model, parameters, (x,)).square().mean() + term()
+
+    found = torch.func.grad(loss)(dict(model.named_parameters()))
+    for got, wanted in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert term.report() == pytest.approx(report)
+
+
 @pytest.mark.parametrize("slices", [None, 16])
 @pytest.mark.parametrize("inside", [False, True])
 def test_gradient_checkpointing_changes_nothing(inside, slices):

@@ -20,6 +20,7 @@ from hyperzoo.analysis import predict
 from hyperzoo.experiments import train
 from hyperzoo.files import sha256
 from hyperzoo.publishing import push
+from hyperzoo.publishing.finished_run import FinishedRun
 from hyperzoo.training.recipe import Recipe, load_recipe
 
 REPO = "some-one/first-try"
@@ -92,6 +93,19 @@ def test_the_code_of_the_card_runs_and_its_numbers_are_those_of_the_run(run, dou
     assert first in classes and second == str(classes)
     for link in re.findall(r"\]\(([^)]+)\)", card):
         assert link in ("recipe.yaml", "metrics.jsonl", "result.json", "learning_curve.png")
+
+
+def test_the_code_of_the_card_of_a_gray_network_takes_a_gray_image(run, double):
+    config = json.loads((run / "config.json").read_text())
+    config["pretrained_cfg"]["input_size"][0] = 1
+    values = json.loads((run / "result.json").read_text())
+    recipe = Recipe.stored(values["recipe"])
+    card = push._card(FinishedRun(run, values), config, recipe, REPO, ("a", "b"), 10)
+    assert """image = Image.new("L", (64, 64))  # your image, in gray: .convert('L')""" in card
+    assert (
+        """image = Image.new("RGB", (64, 64))  # your image\n"""
+        in downloaded(push.push(run, REPO))["README.md"].decode()
+    )
 
 
 @pytest.mark.fault("path of this machine in a run", 3)

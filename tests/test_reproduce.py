@@ -56,7 +56,11 @@ def test_a_new_run_is_within_the_prediction_interval_of_the_published_ones(
     published(monkeypatch, 90.0, sd, 3)
     trained[1][3] = found
     report = reproduce.run(NAME, tmp_path)
-    assert report.agrees is agrees and report.seeds == (3,) and report.allowed == pytest.approx(4.303 * sd * math.sqrt(1 / 3 + 1), abs=1e-3)
+    assert (
+        report.agrees is agrees
+        and report.seeds == (3,)
+        and report.allowed == pytest.approx(4.303 * sd * math.sqrt(1 / 3 + 1), abs=1e-3)
+    )
     assert ("agrees" if agrees else "DIFFERS") in report.verdict and "published 90.00 %" in report.verdict
     assert json.loads((tmp_path / "report.json").read_text())["values"] == [found]
 

@@ -357,3 +357,17 @@ def test_a_sphereized_model_compiles_in_one_graph():
     torch.testing.assert_close(compiled(images(2, 9)), net(images(2, 9)), atol=5e-6, rtol=0)
     compiled(images(2, 9)).sum().backward()
     assert net[0].raw_k.grad.isfinite().all()
+
+
+def test_the_classifier_of_a_wrapped_model_is_left():
+    net = nn.DataParallel(build("resnet18"))
+    report = sphereize(net, linear=True)
+    assert report.left == {"module.fc": "the classifier: include takes it"} and type(net.module.fc) is nn.Linear
+
+
+def test_the_head_of_a_model_without_get_classifier_is_converted_unless_excluded():
+    def net():
+        return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 21, 1))
+
+    assert sphereize(net()).changed == ("0", "2")
+    assert sphereize(net(), exclude=["2"]).changed == ("0",)

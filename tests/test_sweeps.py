@@ -1,7 +1,9 @@
 """A sweep is read strictly, trains each of its recipes once, resumes, and collects the results in one file."""
 
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from scipy import stats
@@ -10,8 +12,9 @@ from hyperzoo.analysis import plots
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import RecipeError, RunError
 from hyperzoo.experiments import sweep
+from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe import load_recipe
-from hyperzoo.training.sweep_file import is_sweep, load_sweep, sweep_files
+from hyperzoo.training.sweep_file import is_sweep, load_sweep, size, sweep_files
 
 BASE = """\
 model: {arch: resnet20_cifar}
@@ -91,8 +94,8 @@ def test_one_fault_one_sentence(tmp_path, old, new, expected):
 
 
 def test_an_unknown_name_lists_the_sweeps():
-    with pytest.raises(RecipeError, match="no sweep 'nothing'; sweeps: "):
-        load_sweep("nothing")
+    with pytest.raises(RecipeError, match="no sweep 'mixup_alfa'. Closest: mixup_alpha, .*Or pass a .yaml file"):
+        load_sweep("mixup_alfa")
 
 
 SMALL = """\
@@ -118,9 +121,10 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     file, out = trained
     assert _exit_code(["train", str(file), "--out", str(out)]) == 0
     header, *table = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert header == list(sweep.COLUMNS) and [(row[0], *row[3:6], *row[10:]) for row in table] == [
-        ("plain", "-", "-", "-", "2", "1", "test", "91.25", "-", "-", "-", "-"),
-        ("other", "-", "-", "-", "2", "1", "test", "-", "-", "-", "-", "-"),
+    assert " ".join(header) == "run accuracy (%) sd NLL ECE (%) training loss n epochs measured on published"
+    assert [(row[0], *row[6:]) for row in table] == [
+        ("plain", "2", "1", "test", "91.25"),
+        ("other", "2", "1", "test", "-"),
     ]
     results = json.loads((out / "sweep.json").read_text())
     stated = {(run["label"], run["seed"]): run["metrics"]["accuracy"] for run in results["runs"]}
@@ -140,7 +144,7 @@ def test_a_sweep_trains_and_resumes_and_its_file_holds_the_runs(trained, capsys)
     assert len(kept) == 3 and (out / "other" / "1" / "result.json").exists()
 
 
-def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
+def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch, capsys):
     from hyperzoo.errors import BusyError
 
     file, out = trained
@@ -156,24 +160,86 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch):
     shutil.copytree(out, unfinished := out.parent / "unfinished")
     for result in (unfinished / "plain").glob("*/result.json"):
         result.unlink()
-    assert [(line.label, line.n) for line in sweep.run(file, unfinished)[1]] == [("other", 2)]
+    capsys.readouterr()
+    assert _exit_code(["train", str(file), "--out", str(unfinished)]) == 0
+    table, said = capsys.readouterr()
+    assert [row.split("\t")[0] for row in table.splitlines()] == ["run", "other"]
+    assert said.splitlines()[-1] == (
+        "2 of 4 runs finished; another process is training plain/0, plain/1. Repeat the command when it ends"
+    )
     assert [(line.label, line.n) for line in sweep.run(file, out)[1]] == [("plain", 2), ("other", 2)]  # finished by now
     monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: busy(recipe, folder / "plain" / "x"))
     with pytest.raises(RunError, match="other processes are training all runs of some"):
         sweep.run(file, out.parent / "new")
 
 
-def test_a_stop_loses_no_run_that_was_finished_before(trained, monkeypatch):
-    file, out = trained
-    sweep.run(file, out)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_outside_of_epochs_loses_no_finished_run(trained, tmp_path, monkeypatch, capsys, number):
+    file, before = trained[0], signal.getsignal(signal.SIGTERM)
+    sweep.run(*trained)
+    shutil.copytree(trained[1], out := tmp_path / "out")
+    for name in ("sweep.json", "plain/1/result.json", "other/0/result.json", "other/1/result.json"):
+        (out / name).unlink()
+    monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: os.kill(os.getpid(), number))
+    capsys.readouterr()
+    assert _exit_code(["train", str(file), "--out", str(out)]) == 128 + number
+    assert [(line.label, line.n) for line in sweep.lines(out / "sweep.json")] == [("plain", 1)]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"SweepStopped: stopped by {number.name}; 1 of 4 runs finished -> {out}; repeat the command to go on"
+    )
+    assert signal.getsignal(signal.SIGTERM) is before
 
+
+def test_a_stop_within_an_epoch_is_a_stop_of_the_sweep(trained, tmp_path, monkeypatch):
     def stopped(recipe, folder):
-        raise KeyboardInterrupt
+        raise Stopped(signal.SIGTERM, 0)
 
     monkeypatch.setattr(sweep.train, "run", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        sweep.run(file, out)
-    assert [(line.label, line.n) for line in sweep.lines(out / "sweep.json")] == [("plain", 2), ("other", 2)]
+    with pytest.raises(RunError, match="stopped by SIGTERM; 0 of 4 runs finished") as caught:
+        sweep.run(trained[0], tmp_path / "out")
+    assert caught.value.exit_code == 143
+
+
+def test_a_changed_sweep_is_refused_before_anything_is_written(trained, tmp_path):
+    sweep.run(*trained)
+    shutil.copytree(trained[1], out := tmp_path / "out")
+    (out / "other" / "1" / "result.json").unlink()  # its checkpoint has the recipe
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    changed = SMALL.replace("{train.ema: 0}", "{optim.lr: 0.5, method.mixup: {alpha: 1.0}}, third: {}")
+    with pytest.raises(RunError) as caught:
+        sweep.run(write(tmp_path, changed), out)
+    assert str(caught.value) == (
+        f"2 of 6 runs in {out} were trained with another recipe: other/0, other/1 (method.mixup None -> "
+        "{'alpha': 1.0, 'cutmix': False}, optim.lr 0.01 -> 0.5). Train into another folder (--out), rename the row, or "
+        "delete these folders"
+    )
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_sweep_says_its_size_and_the_place_of_each_run(trained, tmp_path, capsys):
+    sweep.run(*trained)
+    shutil.copytree(trained[1], out := tmp_path / "out")
+    (out / "other" / "1" / "result.json").unlink()
+    capsys.readouterr()
+    sweep.run(trained[0], out)
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == [
+        f"sweep some: 2 rows x 2 seeds = 4 runs of 1 epoch, 3 finished -> {out}",
+        "run 4 of 4: other, seed 1",
+    ]
+    assert not any(line.startswith("run ") for line in said[2:])
+    spec, runs = load_sweep(write(tmp_path))
+    assert size(spec, runs) == "2 rows x 2 columns x 2 seeds = 8 runs of 1 to 2 epochs"
+
+
+def test_plot_takes_the_folder_of_a_sweep(trained, tmp_path, capsys):
+    sweep.run(*trained)
+    shutil.copytree(trained[1], out := tmp_path / "out")
+    (out / "sweep.png").unlink(missing_ok=True)
+    capsys.readouterr()
+    assert _exit_code(["plot", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'sweep.png'}\n"
+    assert (out / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_row_that_cannot_be_compared_leaves_the_others_in_the_table(trained, tmp_path):

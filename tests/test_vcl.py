@@ -118,6 +118,58 @@ def test_nothing_in_evaluation():
     assert not model[0]._forward_hooks
 
 
+def test_the_betas_follow_a_model_that_is_converted_later():
+    model = net()
+    term = VCL(model, layers="0", input_size=(3, 6, 6))
+    (beta,) = term.parameters()
+    optimizer = torch.optim.SGD([beta], lr=0.1)
+    for dtype in (torch.float32, torch.float64):  # the second time, beta has a gradient
+        model.to(dtype)
+        with term:
+            model(images().to(dtype))
+            term().backward()
+        assert term.parameters()[0] is beta and beta.dtype == beta.grad.dtype == dtype
+    optimizer.step()
+    assert (beta != 1).any()
+
+
+def test_half_precision_keeps_the_betas_in_float32():
+    model = net().bfloat16()
+    term = VCL(model, layers="0", input_size=(3, 6, 6))
+    with term:
+        model(images().bfloat16())
+        term().backward()
+    assert term.parameters()[0].dtype == torch.float32
+
+
+def test_the_betas_are_saved_and_loaded():
+    term, other = (VCL(net(), layers=["0", "2"], input_size=(3, 6, 6)) for _ in range(2))
+    (before, _), (beta, _) = other.parameters(), term.parameters()
+    with torch.no_grad():
+        beta += torch.rand_like(beta)
+    state = term.state_dict()
+    assert list(state) == ["0", "2"] and not any(value.requires_grad for value in state.values())
+    other.load_state_dict(state)
+    assert other.parameters()[0] is before and torch.equal(before, beta)
+    with torch.no_grad():
+        beta += 1
+    assert not torch.equal(before, beta)
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        ({"0": torch.zeros(4, 4, 4)}, r"betas of the layers '0', '2' are needed; got '0'"),
+        ({"0": torch.zeros(4, 4, 4), "2": torch.zeros(4)}, r"'2' must have the shape \(4, 4, 4\); got \(4,\)"),
+    ],
+)
+def test_betas_of_another_term_are_refused(state, message):
+    term = VCL(net(), layers=["0", "2"], input_size=(3, 6, 6))
+    with pytest.raises(InputError, match=message):
+        term.load_state_dict(state)
+    assert all((beta == 1).all() for beta in term.parameters())
+
+
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [

@@ -73,6 +73,7 @@ def test_filters_beyond_those_of_the_patches_keep_their_values():
     [
         (nn.Conv2d(2, 5, 2), images(), "got 5 filters"),
         (nn.Conv2d(3, 6, 2), images(), "3 channels"),
+        (nn.Conv2d(2, 6, 2, groups=2), images(), "groups=2"),
         (nn.Conv2d(2, 6, 8), images(), "at least 8 x 8"),
         (nn.Conv2d(2, 6, 2), images()[:0], "got \\(0, 2, 7, 7\\)"),
     ],

@@ -16,6 +16,8 @@ from hyperzoo.analysis.training_data import as_trained_on, data_of
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
+from hyperzoo.regularizers.activation_term import known_axis, refuse_channels_last
+from hyperzoo.regularizers.projections import axes_of, check_choices
 from hyperzoo.training.log import read_log
 
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -50,22 +52,30 @@ class LayerActivations:
 
 
 def layer_activations(
-    model: nn.Module, inputs: Tensor, layers: str | Sequence[str] | None = None
+    model: nn.Module, inputs: Tensor, layers: str | Sequence[str] | None = None, *, axis: int | None = None
 ) -> list[LayerActivations]:
     """Run a batch through a network in evaluation mode and compute statistics of the outputs of its layers.
 
     Args:
         inputs: images (B, C, H, W) or tokens (B, T).
         layers: see `hooks.select` [default: all nonlinearities and LSTM layers; the stages if there are none].
+        axis: the axis whose entries form one vector, for all layers; only the distance depends on it [default: see
+            `PER`].
     Raises:
-        InputError, UnknownNameError: no such layer, or none was called. And what the model raises.
+        InputError, UnknownNameError: no such layer, none was called, a bad axis, or a network of timm with maps
+            (B, H, W, C) and no `axis`. And what the model raises.
     """
+    check_choices(None, "mean", "location", axis)
+    if axis is None:
+        refuse_channels_last(model)
+    selected = _selected(model, layers)
     found: list[LayerActivations] = []
 
     def measure(name: str, output: Any) -> None:
-        found.append(_described(name, output[0] if isinstance(output, tuple) else output))
+        output = output[0] if isinstance(output, tuple) else output
+        found.append(_described(name, output, axis or known_axis(selected[name])))
 
-    with hooks.evaluating(model), torch.inference_mode(), hooks.attached(_selected(model, layers), measure):
+    with hooks.evaluating(model), torch.inference_mode(), hooks.attached(selected, measure):
         model(inputs)
     if not found:
         raise InputError("the forward pass called none of the selected layers")
@@ -82,9 +92,9 @@ def _selected(model: nn.Module, layers: str | Sequence[str] | None) -> dict[str,
     return chosen or hooks.select(model, "stages")
 
 
-def _described(name: str, output: Tensor) -> LayerActivations:
+def _described(name: str, output: Tensor, axis: int | None) -> LayerActivations:
     """Statistics of an output; taken at once, because later code may overwrite it in place."""
-    axis = 1 if output.ndim == 4 else -1
+    (axis,) = axes_of(output, "location", axis)
     vectors = output.movedim(axis, -1).reshape(-1, output.shape[axis]).float()
     entries = vectors.flatten()
     quantiles = torch.quantile(_some(entries, ENTRIES), torch.tensor(LEVELS, device=entries.device))

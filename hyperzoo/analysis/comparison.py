@@ -39,6 +39,20 @@ class Difference:
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
+def prediction_width(known: int, new: int) -> float:
+    """How far the mean of `new` scores may lie from that of `known` ones at 95 %, in standard deviations of the latter.
+
+    Student's prediction interval: t sqrt(1 / known + 1 / new), with known - 1 degrees of freedom.
+
+    Example:
+        >>> round(prediction_width(3, 1), 2)
+        4.97
+    """
+    from scipy.stats import t  # a slow import, part of [train]
+
+    return float(t.ppf((1 + CONFIDENCE) / 2, known - 1)) * math.sqrt(1 / known + 1 / new)
+
+
 def paired(method: Mapping[int, float], baseline: Mapping[int, float], *, larger_is_better: bool = True) -> Difference:
     """Compare the scores of a method with those of its baseline, paired by seed.
 

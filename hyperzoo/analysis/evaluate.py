@@ -117,8 +117,7 @@ def load_model_and_samples(
         dataset: code of the data set [default: that of a published weight or of a run folder].
         limit: evaluate on at most this many images, drawn with a fixed seed.
     Raises:
-        InputError: no data set is known for the model; its classes, their order or channels do not fit the images; a
-            limit below 1 or for a text.
+        InputError: no known data set; classes, their order or channels that do not fit; a limit below 1 or for a text.
         UnknownNameError, DataError, WeightHashError, ...: see `zoo.any_network` and `data.load_images`.
     """
     where = data_of(name) if dataset is None else dataset

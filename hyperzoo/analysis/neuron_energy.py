@@ -29,7 +29,8 @@ class LayerEnergy:
     Attributes:
         energy: of the weights.
         random: expectation for independent random directions; infinite in few dimensions.
-        least: the minimum, if it is known (full space: a simplex, N <= D + 1; half space: orthogonal rows, N <= D).
+        least: the minimum, if it is known (full space: a simplex, N <= D + 1; half space: orthogonal rows, N <= D). In
+            full space with `angular` and power 0 only for N <= 3: two opposite pairs have less energy than a simplex.
         closest: the two rows with the smallest angle, in half space between lines; None for a single row.
         closest_deg: that angle.
         zeros: number of zero rows, which count as orthogonal to all others.
@@ -164,7 +165,9 @@ def _least(count: int, size: int, power: int, half_space: bool, angular: bool) -
         return (2 * (count - 1) * right + opposite) / (2 * count - 1) if count <= size else None
     if count == 1:
         return 0.0
-    return _repulsion(math.acos(-1 / (count - 1)), power, angular) if count <= size + 1 else None
+    if count > size + 1 or (angular and power == 0 and count > 3):
+        return None
+    return _repulsion(math.acos(-1 / (count - 1)), power, angular)
 
 
 def _random(count: int, size: int, power: int, half_space: bool, angular: bool) -> float:

@@ -98,5 +98,5 @@ def check_fits(name: str, model: nn.Module, samples: Samples, dataset: str) -> N
         if word in samples.classes and samples.classes[place] != word:
             raise InputError(
                 f"{name} has the class {word!r} at position {place}, but {dataset} has it at "
-                f"{samples.classes.index(word)}; put its label_names in the order of its training data"
+                f"{samples.classes.index(word)}. Give the classes the names and the order that it was trained with"
             )

@@ -49,9 +49,12 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     picture = plots.curves(file, file.with_suffix(".png"))
     if as_json:
         show_json({"results": file, "picture": picture, "rows": lines})
-        return
-    show(sweep.COLUMNS, [line.shown() for line in lines])
-    note(str(picture))
+    else:
+        columns, *rows = sweep.table(lines)
+        show(columns, rows)
+        note(str(picture))
+    if partial := sweep.unfinished(file):
+        note(partial)
 
 
 def _show_run(run: "RunResult", as_json: bool) -> None:
@@ -123,7 +126,7 @@ def reproduce(name: str, seeds: int, budget: float, out: Path | None, as_json: b
 @click.option("--out", type=Picture(), help="Output PNG [default: next to WHAT]")
 @json_option
 def plot(what: Path, out: Path | None, as_json: bool) -> None:
-    """Draw WHAT: a run folder (learning curve), a sweep.json (its runs compared), or a figure by its name.
+    """Draw WHAT: a run folder (learning curve), a sweep or its sweep.json (runs compared), or a figure by its name.
 
     Figures: `overview` of the four methods; `operators` of SphereConv; `half_space` of MHE; `clouds` of PER. Those that
     train first, for up to some minutes: `softmax_features` of angular losses; `rare_class` of MHE; `spiral`
@@ -133,6 +136,8 @@ def plot(what: Path, out: Path | None, as_json: bool) -> None:
     from hyperzoo.analysis.figures import FIGURES
     from hyperzoo.errors import UnknownNameError
 
+    if (what / "sweep.json").is_file():
+        what = what / "sweep.json"
     if str(what) in FIGURES:
         picture = FIGURES[str(what)](out or Path(f"{what}.png"))
     elif what.suffix == ".json":

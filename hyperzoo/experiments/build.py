@@ -79,7 +79,8 @@ def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.M
     Args:
         classes: the class names, or only their number.
     Raises:
-        RecipeError: the architecture does not take `model.args`, or a pattern of `model.freeze` matches nothing.
+        RecipeError: the architecture does not take `model.args`, a pattern of `model.freeze` matches nothing, or
+            `model.sphereize` with `model.pretrained`.
         InputError: nothing for `model.sphereize`, or for `method.angular` no single linear classifier.
     """
     arch, args, pretrained_name = recipe.model.arch, recipe.model.args, pretrained.start(recipe)
@@ -100,8 +101,13 @@ def model(recipe: Recipe, classes: tuple[str, ...] | int, channels: int) -> nn.M
             raise
         raise RecipeError(f"model.args of {arch}: {args} do not fit ({type(error).__name__}: {error})") from error
     if pretrained_name and classes != pretrained.class_names(pretrained_name):
-        pretrained.renew_classifier(network)
+        pretrained.renew_classifier(network, pretrained_name, recipe.train.seed)
     if replaced := angles(recipe):
+        if pretrained_name and "sphereize" in replaced:
+            raise RecipeError(
+                f"model.sphereize: the filters and batch statistics of {pretrained_name} are those of inner products, "
+                "so the converted network would be evaluated wrongly; remove model.pretrained, or model.sphereize"
+            )
         sphereized.convert(network, **replaced)
     if recipe.model.freeze:
         pretrained.freeze(network, recipe.model.freeze)

@@ -29,6 +29,9 @@ FIXED = (  # keys that even --allow-change does not change: weights, optimizer s
 )
 
 
+SAMPLING = ("fraction", "per_class", "keep", "keep_seed", "long_tail", "label_noise")  # of data: which samples train
+
+
 def recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: bool) -> list[dict[str, Any]]:
     """The changes of the recipe since the run began: after which epoch, and each key with its values before and after.
 
@@ -62,7 +65,7 @@ def trained_on(
     """The fingerprints of the samples and the sha256 of the names of the classes, or words.
 
     Raises:
-        RunError: a resumed run began with others, although its recipe has the same block `data`.
+        RunError: a resumed run began with others, and its recipe chose the same. Names are compared in any case.
     """
     found = {
         "train": train.fingerprint,
@@ -70,8 +73,10 @@ def trained_on(
         "classes": hashlib.sha256(json.dumps(train.classes).encode()).hexdigest(),
     }
     earlier = saved.state.get("trained_on") if saved else None
-    if saved and earlier and Recipe.stored(saved.state["recipe"]).data == recipe.data:
-        texts = {"classes": "names of the classes", "train": "training data", "validation": "validation data"}
+    if saved and earlier:
+        before, texts = Recipe.stored(saved.state["recipe"]).data, {"classes": "names of the classes"}
+        if all(getattr(before, key) == getattr(recipe.data, key) for key in SAMPLING):
+            texts |= {"train": "training data", "validation": "validation data"}
         if changed := [text for key, text in texts.items() if earlier.get(key) != found[key]]:
             raise RunError(
                 f"the {changed[0]} of {recipe.data.name} have changed since this run began ({saved.epoch} epochs); "

@@ -1,11 +1,13 @@
 """Start of a run: a weight or a run folder, with a new classifier and frozen layers."""
 
 import fnmatch
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 
 from hyperzoo import names, zoo
@@ -88,10 +90,17 @@ def class_names(name: str) -> tuple[str, ...] | None:
         return None
 
 
-def renew_classifier(network: nn.Module) -> None:
-    """Draw the classifier anew, in place."""
-    for module in _classifier(network):
-        getattr(module, "reset_parameters", lambda: None)()
+def renew_classifier(network: nn.Module, name: str, seed: int) -> None:
+    """Draw the classifier anew, in place.
+
+    The numbers depend on the weight and the seed, not on the seed alone: a run that starts from a run of the same seed
+    would otherwise draw the values from which that one was trained.
+    """
+    words = f"{seed} {zoo.weight_sha256(name) or name}"
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(hashlib.sha256(words.encode()).hexdigest()[:15], 16))
+        for module in _classifier(network):
+            getattr(module, "reset_parameters", lambda: None)()
 
 
 def _classifier(network: nn.Module) -> list[nn.Module]:

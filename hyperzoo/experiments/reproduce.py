@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hyperzoo import files, zoo
-from hyperzoo.analysis.comparison import CONFIDENCE
+from hyperzoo.analysis.comparison import CONFIDENCE, prediction_width
 from hyperzoo.errors import InputError, RunError
 from hyperzoo.experiments import train
 from hyperzoo.training.recipe import Recipe, load_recipe
@@ -92,10 +92,7 @@ def _report(info: WeightInfo, results: list[dict]) -> Report:
     values = tuple(result["metrics"][info.metric] for result in results)
     epochs = results[0]["epochs"]
     if spread.sd is not None:
-        from scipy.stats import t  # a slow import, part of [train]
-
-        width = float(t.ppf((1 + CONFIDENCE) / 2, spread.n - 1)) * math.sqrt(1 / spread.n + 1 / len(values))
-        allowed = width * spread.sd
+        allowed = prediction_width(spread.n, len(values)) * spread.sd
         rule = f"{100 * CONFIDENCE:g} % prediction interval of Student's t from {spread.n} published runs"
     elif info.metric == "perplexity":
         allowed, rule = TEXT_SHARE * spread.mean, f"{100 * TEXT_SHARE:g} %: n = 1, so no spread is published"

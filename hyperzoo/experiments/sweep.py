@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import signal
 import statistics
-from collections.abc import Iterable
-from contextlib import suppress
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,9 +15,10 @@ from hyperzoo import files
 from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
-from hyperzoo.training.log import finished_result, metric_of, read_log, task_loss
+from hyperzoo.training.log import metric_of, read_log, task_loss
+from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe_data import Data
-from hyperzoo.training.sweep_file import Run, Sweep, load_sweep
+from hyperzoo.training.sweep_file import Results, Run, Sweep, check_folders, finished_runs, listed, load_sweep, size
 
 COLUMNS = (
     "run",
@@ -79,22 +83,11 @@ class Line(NamedTuple):
         sd, *optional_cells = ("-" if value is None else f"{value:.2f}" for value in optional)
         ece, fgsm = ("-" if value is None else f"{value:.2f}" for value in (self.ece, self.fgsm))
         losses = f"{self.nll:.3f}", ece, fgsm, f"{self.train_loss:.3f}"
-        counts = str(self.n), str(self.epochs)
         score = {self.metric: f"{self.mean:.2f}"}
-        compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
         accuracy, perplexity = score.get("accuracy", "-"), score.get("perplexity", "-")
-        return (
-            self.label,
-            accuracy,
-            sd,
-            self.baseline or "-",
-            *compared,
-            *losses,
-            *counts,
-            self.split,
-            *optional_cells,
-            perplexity,
-        )
+        compared = (str(self.difference), self.difference.verdict) if self.difference else ("-", "-")
+        start = self.label, accuracy, sd, self.baseline or "-", *compared
+        return (*start, *losses, str(self.n), str(self.epochs), self.split, *optional_cells, perplexity)
 
 
 def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
@@ -107,6 +100,20 @@ def table(lines: Iterable[Line]) -> list[tuple[str, ...]]:
     return list(zip(*columns, strict=True))
 
 
+class SweepStopped(RunError):
+    """A signal ended a sweep; sweep.json has its finished runs."""
+
+    def __init__(self, exit_code: int, state: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(exit_code - 128).name}; {state}; repeat the command to go on")
+        self.exit_code = exit_code
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a sweep as SIGINT does."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
 def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[Line]]:
     """Train all unfinished runs of a sweep and write `sweep.json`; returns that file and its lines.
 
@@ -117,38 +124,70 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
         out: folder of the runs, which are <out>/<label>/<seed> [default: runs/sweeps/<file name>].
     Raises:
         RecipeError: see `load_sweep`.
-        RunError and its subclasses: a run failed; the runs before it are kept.
+        SweepStopped: SIGINT or SIGTERM; carries the exit code.
+        RunError and its subclasses: run folders were trained with another recipe, and nothing was written; or a run
+            failed, and the runs before it are kept.
     """
     sweep, runs = load_sweep(path_or_name)
     name = Path(path_or_name).stem
     folder = out or Path("runs", "sweeps", name)
     file = folder / "sweep.json"
-    results: dict[int, train.RunResult] = {}
-    order = sorted(range(len(runs)), key=lambda number: sweep.seeds.index(runs[number].recipe.train.seed))
+    finished = finished_runs(runs, folder)
+    check_folders([one for one in runs if one.subfolder not in finished], folder, len(runs))
+    _say(f"sweep {name}: {size(sweep, runs)}, {len(finished)} finished -> {folder}")
+    results: Results = {}
+    ordered = sorted(runs, key=lambda one: sweep.seeds.index(one.recipe.train.seed))
     try:
-        for number in order * 2:  # a second time for runs that another process had and has left
-            one = runs[number]
-            if number not in results:
-                with suppress(BusyError):
-                    results[number] = train.run(one.recipe, folder / one.label / str(one.recipe.train.seed))
+        with _sigterm_interrupts():
+            for number, one in [*enumerate(ordered, 1)] * 2:  # again for runs that another process had and has left
+                if one.subfolder in results:
+                    continue
+                if one.subfolder not in finished:
+                    _say(f"run {number} of {len(runs)}: {one.label}, seed {one.recipe.train.seed}")
+                try:
+                    results[one.subfolder] = train.run(one.recipe, folder / one.subfolder).values
+                except BusyError:
+                    _say(f"another process is training {one.subfolder}")
+    except (KeyboardInterrupt, Stopped) as error:
+        state = f"{len(finished_runs(runs, folder))} of {len(runs)} runs finished -> {folder}"
+        raise SweepStopped(getattr(error, "exit_code", 128 + signal.SIGINT), state) from error
     finally:
-        for number in set(range(len(runs))) - results.keys():  # finished earlier, or by another process
-            one = runs[number]
-            place = folder / one.label / str(one.recipe.train.seed)
-            if values := finished_result(place, one.recipe.digest()):
-                results[number] = train.RunResult(place, values, trained=False)
+        results = finished_runs(runs, folder) | results  # finished earlier, or by another process
         if results:
-            done = [(runs[number], results[number]) for number in sorted(results)]
-            files.write_json(file, _contents(name, sweep, done), indent=1)
+            files.write_json(file, _contents(name, sweep, runs, folder, results), indent=1)
     if not results:
         raise RunError(f"other processes are training all runs of {name} in {folder}; call again when they end")
     return file, lines(file)
 
 
-def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) -> dict[str, Any]:
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM raises a KeyboardInterrupt; signal handlers exist in the main thread only."""
+
+    def interrupt(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _say(text: str) -> None:
+    """Print a line of progress, in the first of several processes; accelerate does not know them before a run."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+def _contents(name: str, sweep: Sweep, runs: list[Run], folder: Path, results: Results) -> dict[str, Any]:
     """The contents of `sweep.json`; figures and tables need nothing else."""
+    done = [(one, results[one.subfolder]) for one in runs if one.subfolder in results]
     keep = ("seed", "split", "metrics", "recipe_sha256", "precision", "epochs", "minutes", "finished")
-    environments = {json.dumps(result.values["environment"], sort_keys=True) for _, result in done}
+    environments = {json.dumps(values["environment"], sort_keys=True) for _, values in done}
     return {
         "sweep": name,
         "base": sweep.base,
@@ -158,16 +197,17 @@ def _contents(name: str, sweep: Sweep, done: list[tuple[Run, train.RunResult]]) 
         "published": sweep.stated(),
         "recipes": {one.label: one.recipe.non_default() for one, _ in done},
         "environments": [json.loads(text) for text in sorted(environments)],
+        "unfinished": [one.subfolder for one in runs if one.subfolder not in results],
         "runs": [
             {
                 "label": one.label,
-                "rare": _rare(one.recipe.data, result.values["metrics"]),
-                **{key: result.values[key] for key in (*keep, *SIZES) if key in result.values},
-                **_best(one.recipe.data, log := read_log(result.folder / "metrics.jsonl")),
+                "rare": _rare(one.recipe.data, values["metrics"]),
+                **{key: values[key] for key in (*keep, *SIZES) if key in values},
+                **_best(one.recipe.data, log := read_log(folder / one.subfolder / "metrics.jsonl")),
                 "rate": max(value for row in log for key, value in row.items() if key.endswith("_per_s")),
                 "log": log,
             }
-            for one, result in done
+            for one, values in done
         ],
     }
 
@@ -203,6 +243,16 @@ def lines(file: Path) -> list[Line]:
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"cannot read the results {file}: {error}. `hyperzoo train SWEEP` writes them") from error
+
+
+def unfinished(file: Path) -> str:
+    """What the table of a `sweep.json` lacks, as a sentence; '' if all runs are finished."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if not (others := values["unfinished"]):
+        return ""
+    count = len(values["runs"])
+    state = f"{count} of {count + len(others)} runs finished"
+    return f"{state}; another process is training {listed(others)}. Repeat the command when it ends"
 
 
 def _line(

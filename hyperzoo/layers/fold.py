@@ -26,7 +26,7 @@ def fold(model: nn.Module) -> nn.Module:
             subclasses of them, are copied as they are.
     Returns:
         The copy. Its filters are buffers called `filters`, so it has nothing to train, and its state dict does not load
-        into the model.
+        into the model. `weight` of a folded layer is the same tensor, for code that reads its dtype, device or shape.
     Example:
         >>> net = nn.Sequential(SphereConv2d(3, 8, 3), nn.ReLU())
         >>> x = torch.randn(1, 3, 8, 8)
@@ -75,6 +75,11 @@ class _Folded(nn.Module):
                 self.register_buffer(name, None if values is None else values.detach().reshape(shape))
         self.eval()
 
+    @property
+    def weight(self) -> Tensor:
+        """The unit filters, in the shape of the layer's weight."""
+        return self.filters
+
     def _response(self, product: Tensor, inverse: Tensor) -> Tensor:
         return angular(full_precision(product) * inverse, self.operator, self.k)
 
@@ -91,6 +96,7 @@ class FoldedConv2d(_Folded):
 
     def __init__(self, layer: SphereConv2d) -> None:
         super().__init__(layer, (-1, 1, 1))
+        self.in_channels, self.out_channels, self.kernel_size = layer.in_channels, layer.out_channels, layer.kernel_size
         self.geometry = Geometry(layer.stride, layer.padding, layer.dilation, layer.groups)
         self.tf_same = layer.tf_same
         # one operation, where `inverse_norm` takes a dozen
@@ -98,7 +104,7 @@ class FoldedConv2d(_Folded):
 
     def forward(self, x: Tensor) -> Tensor:
         stride, padding, dilation, groups = self.geometry
-        kernel = (self.filters.size(-2), self.filters.size(-1))
+        kernel = self.kernel_size
         if self.tf_same:
             x = pad_tf_same(x, kernel, stride, dilation)
         product = F.conv2d(x, self.filters, None, stride, padding, dilation, groups)
@@ -125,6 +131,7 @@ class FoldedLinear(_Folded):
 
     def __init__(self, layer: SphereLinear) -> None:
         super().__init__(layer, (-1,))
+        self.in_features, self.out_features = layer.in_features, layer.out_features
         self.scale_by_norm = layer.scale_by_norm
 
     def forward(self, x: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def attached(modules: Mapping[str, nn.Module], fn: Callable[[str, Any], Any]) ->
     """Call fn(name, output) after each forward pass of each module, inside the `with`.
 
     The return value of fn replaces the output; None keeps it. All hooks are removed on exit, also after an exception.
-    Copies of the model that are made inside the `with` do not call fn.
+    Copies of the model that are made inside the `with`, also by pickle, never call fn.
 
     Differs:
         The hook of an `nn.Sequential` is registered on its last member, if that has parameters: the output is the same,
@@ -101,18 +101,25 @@ def attached(modules: Mapping[str, nn.Module], fn: Callable[[str, Any], Any]) ->
     with ExitStack() as stack:
         for name, module in modules.items():
             last = _last(module)
-            stack.callback(last.register_forward_hook(_hook(name, last, fn)).remove)
+            stack.callback(last.register_forward_hook(_Tap(name, last, fn)).remove)
             if "forward" not in vars(last):
                 vars(last)["forward"] = last.forward
                 stack.callback(vars(last).pop, "forward")
         yield
 
 
-def _hook(name: str, tapped: nn.Module, fn: Callable[[str, Any], Any]) -> Callable[[nn.Module, Any, Any], Any]:
-    def hook(module: nn.Module, _: Any, output: Any) -> Any:
-        return fn(name, output) if module is tapped else None  # copies of the model carry the hook too
+class _Tap:
+    """Forward hook that calls fn(name, output) for one module. A copy of it, as in a copied model, does nothing."""
 
-    return hook
+    def __init__(self, name: str, module: nn.Module | None, fn: Callable[[str, Any], Any] | None) -> None:
+        self.name, self.module, self.fn = name, module, fn
+
+    def __call__(self, module: nn.Module, _: Any, output: Any) -> Any:
+        # a shallow copy of the module shares its hooks
+        return self.fn(self.name, output) if self.fn is not None and module is self.module else None
+
+    def __reduce__(self) -> tuple[type, tuple[str, None, None]]:
+        return _Tap, (self.name, None, None)
 
 
 def _last(module: nn.Module) -> nn.Module:
@@ -131,6 +138,8 @@ def _names(model: nn.Module, modules: Mapping[str, nn.Module], word: str) -> Ite
     kind = type(model).__name__
     if word == "stages":
         found = [str(entry["module"]) for entry in getattr(model, "feature_info", None) or ()]
+        # features_only=True makes stages.0 a child stages_0
+        found = [name if name in modules else name.replace(".", "_") for name in found]
         if not found:
             top = ", ".join(name for name, _ in model.named_children())
             raise InputError(f"{kind} has no feature_info, which lists the stages of timm's models; name layers: {top}")

@@ -44,6 +44,8 @@ class SphereConv2d(nn.Conv2d):
         Norms and angles are float32 under autocast; the output has the dtype of a convolution. Where a squared norm
         overflows (entries of about 1e19 in float32), the output is NaN.
         With the cosine and no bias, the backward pass needs the output, so modifying it in place is an error.
+        Do not fuse it with a batch norm: `torch.nn.utils.fusion.fuse_conv_bn_eval` and timm's `reparameterize_model`
+        read the weight as that of an ordinary convolution and return another function, without an error.
     Example:
         >>> layer = SphereConv2d(3, 8, 3, padding=1, operator='linear')
         >>> layer(torch.zeros(2, 3, 32, 32)).abs().max().item()      # an all-zero patch gives exactly 0

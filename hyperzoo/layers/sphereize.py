@@ -10,7 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers._torch import has_hooks
-from hyperzoo.layers.hooks import classifiers
+from hyperzoo.layers.hooks import classifiers, unwrapped
 from hyperzoo.layers.operators import check_operator, first_raw_k
 from hyperzoo.layers.sphere import SphereConv2d, SphereLinear
 
@@ -69,6 +69,8 @@ def sphereize(
             timm's Conv2dSame too); a shared module is converted once and stays shared.
         operator, k, eps: as for `SphereConv2d`.
         include, exclude: glob patterns of module names, such as ['layer1.*'] [default: include all, exclude none].
+            Exclude the head of a model without timm's `get_classifier`, such as a final 1 x 1 convolution: it is
+            converted like any other layer, and bounded outputs are poor logits.
         linear: also convert `nn.Linear`.
     Returns:
         The converted names, and the skipped names with the reason: subclasses with their own forward, padding other
@@ -98,14 +100,15 @@ def sphereize(
         hint = "; linear=True takes its linear layers" if layers else ""
         raise InputError(f"{type(model).__name__} has no convolution to convert{hint}")
     selected = _select([name for names in layers.values() for name in names], include, exclude)
-    heads = set() if include is not None else {layer for head in classifiers(model) for layer in head.modules()}
+    heads = () if include is not None else classifiers(unwrapped(model))
+    reserved = {layer for head in heads for layer in head.modules()}
     read = {layer for reader in model.modules() if isinstance(reader, _READS_WEIGHTS) for layer in reader.modules()}
 
     new: dict[nn.Module, nn.Module] = {}
     left: dict[str, str] = {}
     for layer, names in layers.items():
         why = _kept_out(names, selected) or _why_left(layer, linear)
-        if not why and layer in heads:
+        if not why and layer in reserved:
             why = "the classifier: include takes it"
         if not why and layer in read:
             why = "a torch attention layer reads the weight without calling the layer"

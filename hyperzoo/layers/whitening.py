@@ -55,8 +55,14 @@ def whiten_(conv: nn.Conv2d, images: Tensor) -> None:
     Shapes:
         images: (N, C, H, W), normalized as the network sees them, C the input channels of `conv`.
     Raises:
-        InputError: an odd number of filters, or images of other channels; see also `whitening_filters`.
+        InputError: an odd number of filters, groups other than 1, or images of other channels; see also
+            `whitening_filters`.
     """
+    if conv.groups != 1:
+        raise InputError(
+            f"whitening sets filters that see all input channels, so the convolution must have groups=1; "
+            f"got groups={conv.groups}"
+        )
     filters, count = conv.out_channels, min(conv.out_channels, 2 * conv.weight[0].numel())
     if filters % 2 or images.dim() != 4 or images.shape[1] != conv.in_channels:
         raise InputError(

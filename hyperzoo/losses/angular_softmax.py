@@ -68,7 +68,8 @@ class AngularSoftmax(nn.Module):
     """Cross-entropy with an angular margin: W-Softmax (margin 1), A-Softmax (cosine), GA-Softmax (linear, sigmoid).
 
     The mean of -log softmax(z)_y, with the logits z of `angular_logits`. Prediction needs no margin; see
-    `replace_classifier`.
+    `replace_classifier`. In evaluation mode the loss has the margin too; for a validation loss without it, use
+    `torch.nn.functional.cross_entropy` on the model's logits.
 
     Shapes:
         features: (B, D).   weight: (K, D) class rows.   target: (B,) int64.   return: (), float32.
@@ -79,8 +80,9 @@ class AngularSoftmax(nn.Module):
         k: steepness of 'sigmoid', above 0.
         eps: added to squared lengths, 0 or more.
         annealing: (start, floor, rate) of lambda, see `annealed`; None is the full margin from the first step.
-        accumulate: forward passes per optimizer step. The buffer `iteration` counts forward passes in training mode, so
-            the schedule resumes from the state dict of this module.
+        accumulate: forward passes per optimizer step. The buffer `iteration` counts forward passes in training mode
+            with gradients enabled, so the schedule resumes from the state dict of this module and does not advance
+            under `torch.no_grad()`. To validate with gradients enabled, call `eval()` on the model and this module.
         label_smoothing: 0 to 1, as for `torch.nn.CrossEntropyLoss`.
     Raises:
         InputError: an argument outside its range; features and rows of different width; a label out of range, in eager
@@ -138,7 +140,7 @@ class AngularSoftmax(nn.Module):
         annealing: float | Tensor = 0.0
         if self.annealing:
             annealing = annealed(self.iteration // self.accumulate, *self.annealing)
-            if self.training:
+            if self.training and torch.is_grad_enabled():
                 self.iteration.add_(1)
         k = self.k if raw_k is None else steepness(raw_k)
         logits, own = _angular_logits(features, weight, target, self.operator, self.margin, k, self.eps, annealing)

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from hyperzoo.errors import InputError, check_alpha, check_number, check_seed
 from hyperzoo.layers.precision import full_dtype
@@ -33,7 +34,8 @@ class Mixup:
             uniform; the papers use 0.1 to 0.4 for ImageNet, 1 for CIFAR.
         smoothing: label smoothing of class indices before mixing, 0 to 1: t = (1 - s) onehot(y) + s / K.
         generator: CPU source of all draws, separate so that mixing does not change the order of the data
-            [default: a new one, seeded with `torch.initial_seed()`].
+            [default: a new one, seeded with `torch.initial_seed()`]. In a `DataLoader` worker, its copy is seeded from
+            its own seed and the worker's, so that draws differ between workers and epochs, but are reproducible.
     Raises:
         InputError: an argument or input outside these ranges. Class indices on a GPU are not read, because the program
             would wait for it; there, the kernel fails on a wrong one.
@@ -64,11 +66,13 @@ class Mixup:
         self.alpha = alpha
         self.smoothing = smoothing
         self.generator = generator or torch.Generator().manual_seed(torch.initial_seed())
+        self._seeded_for: int | None = None  # seed of the DataLoader worker
 
     def seed(self, n: int) -> None:
         """Restart the sequence of draws from seed n; use a different n for each process and epoch."""
         check_seed(n)
         self.generator.manual_seed(n)
+        self._seeded_for = _worker_seed()
 
     def __enter__(self) -> Self:
         return self
@@ -113,6 +117,7 @@ class Mixup:
         return targets
 
     def _draw(self, x: Tensor, layers: Sequence[str]) -> Draw:
+        self._seed_worker()
         layer = layers[int(torch.randint(len(layers), (), generator=self.generator, device="cpu"))]
         source = random.Random(self._number())  # torch's Beta distribution takes no generator
         lam = source.betavariate(self.alpha, self.alpha) if self.alpha else 1.0
@@ -120,6 +125,12 @@ class Mixup:
         rows = torch.stack([partner, partner.argsort()]).to(x.device, non_blocking=x.is_cuda)
         share = torch.tensor(lam, dtype=full_dtype(x), device="cpu").to(x.device, non_blocking=x.is_cuda)
         return Draw(layer, share, rows[0], rows[1])
+
+    def _seed_worker(self) -> None:
+        """In a new DataLoader worker, which holds a copy of the generator, start a sequence of its own."""
+        worker = _worker_seed()
+        if worker not in (None, self._seeded_for):
+            self.seed(random.Random(f"{self.generator.initial_seed()} {worker}").getrandbits(63))
 
     def _number(self) -> int:
         return int(torch.randint(2**62, (), generator=self.generator, device="cpu"))
@@ -146,9 +157,16 @@ class CutMix(Mixup):
         if not self.alpha:
             return x, targets
         with torch.random.fork_rng(devices=()), torch.device("cpu"):  # torchvision draws from the global generator
+            self._seed_worker()
             torch.default_generator.manual_seed(self._number())
             mixed: tuple[Tensor, Tensor] = v2.CutMix(alpha=float(self.alpha), num_classes=self.num_classes)(x, targets)
         return mixed
+
+
+def _worker_seed() -> int | None:
+    """The seed that a DataLoader gives to each worker in each epoch; None outside a worker."""
+    worker = get_worker_info()
+    return None if worker is None else worker.seed
 
 
 def _kind(x: Tensor) -> str:

@@ -1,6 +1,7 @@
 """Manifold Mixup: mix the output of one random layer by a hook."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from types import TracebackType
@@ -8,9 +9,11 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
+from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.mixup.images import INPUT, Mixup
 from hyperzoo.mixup.mix import Draw, mix
 
@@ -27,10 +30,10 @@ class ManifoldMixup(Mixup):
             x, targets = mixup(x, y)
             loss = soft_target(model(x), targets)
 
-    Hooks exist inside the `with` only, fire once per forward pass, and do nothing in evaluation mode, where a call
-    returns x itself and plain targets. When gradient checkpointing runs a layer again, it is mixed in the same way. A
-    compiled model has one graph per layer of S, however many batches it sees (for more than half a dozen layers, raise
-    `torch._dynamo.config.recompile_limit`).
+    A forward pass is one call of the model or of its `forward_features`. Hooks exist inside the `with` only, mix once
+    per forward pass, and do nothing in evaluation mode, where a call returns x itself and plain targets. When gradient
+    checkpointing runs a layer again, it is mixed in the same way. A compiled model has one graph per layer of S,
+    however many batches it sees (for more than half a dozen layers, raise `torch._dynamo.config.recompile_limit`).
 
     Args:
         model: any model, also wrapped by DDP or `torch.compile`.
@@ -40,11 +43,14 @@ class ManifoldMixup(Mixup):
         num_classes, smoothing, generator: as for `Mixup`.
     Raises:
         InputError, UnknownNameError: no such layer. On the first batch: a layer that is not called, whose output is not
-            one tensor (B, ...), or that lies inside a residual branch. Later: a call outside the `with`; a training
-            forward pass without a call, with another batch size, or repeated after one call; no forward pass at all.
+            one tensor (B, ...), or that a path from the images to an output bypasses, as in a residual branch. Later: a
+            call outside the `with`; a training forward pass without a call, with another batch size, or repeated after
+            one call; no forward pass at all. A repeated `forward_features` is detected only if S has a hidden layer
+            that runs once per pass.
     Differs:
         The authors edit the forward pass of each network. They report equal results for per-sample lambdas.
         The first call runs two rows of x through the model in evaluation mode, to check that no path bypasses a layer.
+            Inside transforms of `torch.func` this is impossible, so the layers are not checked there.
         Checkpointing with `use_reentrant=True` is refused around a layer of S.
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -76,8 +82,10 @@ class ManifoldMixup(Mixup):
         self.layers = (INPUT,) * (INPUT in words) + tuple(self._hidden)
         self._attached: AbstractContextManager[None] | None = None
         self._checked = not hidden
+        self._once = {""}  # runs once per forward pass: the model, and the layers of which the check finds it
+        self._ran: set[str] = set()  # those that ran since the draw
         self._now: Draw | None = None
-        self._mixed = self._ran = self._with_grad = False
+        self._mixed = self._with_grad = False
 
     def __enter__(self) -> Self:
         if self._attached:
@@ -107,26 +115,26 @@ class ManifoldMixup(Mixup):
             return x, targets
         if not self._attached:
             raise InputError("call ManifoldMixup inside its `with`: with mixup: x, targets = mixup(x, y); ...")
-        if not self._checked:
+        if not self._checked and not is_in_functorch():
             self._check_layers(x)
             self._checked = True
         draw = self._draw(x, self.layers)
-        self._now, self._ran, self._with_grad = draw, False, torch.is_grad_enabled()
+        self._now, self._ran, self._with_grad = draw, set(), torch.is_grad_enabled()
         self._mixed = draw.layer == INPUT
         return mix(x, draw) if self._mixed else x, mix(targets, draw)
 
     def _after(self, name: str, output: Any) -> Any:
         """The hook after each layer of S, and after the model under the name ''."""
-        if not self._model.training:
+        if not self._model.training or _repeated():
             return None
         draw = self._now
         if draw is None:
             raise InputError("training forward pass without a draw: call x, targets = mixup(x, y) before it")
-        if not name:
-            if self._ran:
+        if name in self._once:
+            if name in self._ran:
                 raise InputError("second forward pass after one draw: call x, targets = mixup(x, y) before each pass")
-            self._ran = True
-        elif name == draw.layer and not self._mixed:
+            self._ran.add(name)
+        if name == draw.layer and not self._mixed:
             if self._with_grad and not torch.is_grad_enabled():
                 raise InputError(
                     f"layer {name!r} is inside reentrant gradient checkpointing, which would repeat it without mixing: "
@@ -138,18 +146,20 @@ class ManifoldMixup(Mixup):
         return None
 
     def _check_layers(self, x: Tensor) -> None:
-        """Raise InputError unless every path from the images to the logits passes through each layer."""
+        """Raise InputError unless every path from the images to the outputs passes through each layer."""
         seen: dict[str, Any] = {}
+        calls: Counter[str] = Counter()
 
         def keep(name: str, output: Any) -> None:
             node = output.grad_fn if isinstance(output, Tensor) else None
+            calls[name] += 1
             seen.setdefault(name, (output.shape[0] if isinstance(output, Tensor) and output.dim() else output, node))
 
         with hooks.evaluating(self._model), torch.enable_grad(), hooks.attached(self._hidden, keep):
             dtype = next((weight.dtype for weight in self._model.parameters()), x.dtype)  # autocast may be off here
             start = x[:2].detach().to(dtype).requires_grad_().clone()
-            logits = self._model.forward(start)  # the eager forward, even if the model is compiled
-        outputs = logits if isinstance(logits, (tuple, list)) else [logits]
+            result = self._model.forward(start)  # the eager forward, even if the model is compiled
+        ends = [output.grad_fn for output in _tensors(result)]
         for name in self._hidden:
             rows, node = seen.get(name, (None, None))
             if rows is None:
@@ -159,12 +169,15 @@ class ManifoldMixup(Mixup):
                 raise InputError(
                     f"layer {name!r} returns {shown} for a batch of {len(start)}; choose one that returns (B, ...)"
                 )
-            if node and any(_leads(output.grad_fn, start.grad_fn, node) for output in outputs):
+            if node and (around := [end for end in ends if _leads(end, start.grad_fn, node)]):
                 stages = ", ".join(_first_stages(self._model)[1:]) or "a layer on all paths"
-                raise InputError(
-                    f"layer {name!r} is inside a residual branch, so the skip connection would bypass the mixing. "
-                    f"Mix at the output of a stage instead: {stages}"
+                reason = (
+                    "is inside a residual branch, so the skip connection would bypass the mixing"
+                    if all(_leads(end, node) for end in around)
+                    else "does not lead to every output of the model, so an output would not be mixed"
                 )
+                raise InputError(f"layer {name!r} {reason}. Mix at the output of a stage instead: {stages}")
+        self._once |= {name for name, count in calls.items() if count == 1}
 
 
 def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
@@ -179,7 +192,21 @@ def _again(module: nn.Module, draw: Draw) -> AbstractContextManager[None]:
     return hooks.attached({draw.layer: module}, repeat)
 
 
-def _leads(node: Any, start: Any, cut: Any) -> bool:
+def _repeated() -> bool:
+    """Whether the backward pass is running, where gradient checkpointing repeats layers; `_again` mixes them."""
+    return not torch.compiler.is_compiling() and bool(ModuleTracker().is_bw)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """All tensors in an output of nested mappings, tuples and lists."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (Mapping, tuple, list)):
+        for member in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors(member)
+
+
+def _leads(node: Any, start: Any, cut: Any = None) -> bool:
     """Whether the autograd graph has a path from a node back to the start that avoids the cut."""
     seen, todo = {None, cut}, [node]
     while todo:

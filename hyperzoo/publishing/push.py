@@ -185,6 +185,7 @@ def _card(
         base=config.get("model_args", {}).get("base"),
         ours=is_registered(config["architecture"]),
         language=names.is_language(recipe.model.arch),
+        channels=config.get("pretrained_cfg", config).get("input_size", [None])[0],
         classes=classes,
         parameters=parameters,
         metrics=metrics,

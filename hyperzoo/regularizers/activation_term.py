@@ -13,7 +13,7 @@ from hyperzoo.layers._torch import writes_to
 from hyperzoo.layers.hooks import attached, select
 from hyperzoo.layers.precision import full_dtype
 
-Tap = Callable[[Tensor], tuple[Tensor, Any]]
+Tap = Callable[[str, Tensor], tuple[Tensor, Any]]
 
 
 class ActivationTerm:
@@ -26,9 +26,10 @@ class ActivationTerm:
 
     Args:
         strength: 0 or more.
-        layers: see `hooks.select`. Of a tuple output (`nn.LSTM`) the first member counts; recurrent layers are recorded
-            as (B, T, H) whether or not they are `batch_first`.
-        tap: output -> (an alias of the output that the model continues with, what to record in place of the output).
+        layers: see `hooks.select`. Of a tuple output (`nn.LSTM`) the first member counts; torch's recurrent,
+            attention and transformer layers are recorded as (B, T, H) whether or not they are `batch_first`.
+        tap: name of the layer, output -> (an alias of the output that the model continues with, what to record in
+            place of the output).
     Raises:
         InputError, UnknownNameError: a bad strength, or no such layer.
     """
@@ -129,23 +130,39 @@ class ActivationTerm:
             return None if first is None else _with_first(output, first)
         if not isinstance(output, Tensor):
             raise InputError(f"{name} returns {type(output).__name__}, not a tensor; choose a layer inside it")
-        module = self._modules[name]
-        steps_first = isinstance(module, nn.RNNBase) and not module.batch_first and output.dim() == 3
+        steps_first = output.dim() == 3 and _steps_first(self._modules[name])
         x = output.transpose(0, 1) if steps_first else output
         untracked = torch.compiler.is_compiling() or output.is_inference()
         version = -1 if untracked else writes_to(output)
-        alias, kept = self._tap(x) if self._tap else (None, x)
+        alias, kept = self._tap(name, x) if self._tap else (None, x)
         self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
         return alias if alias is None or not steps_first else alias.transpose(0, 1)
 
 
+def known_axis(module: nn.Module) -> int | None:
+    """The axis of the channels in the output of a layer, if its class determines it."""
+    if isinstance(module, nn.Linear):
+        return -1
+    if isinstance(module, nn.LayerNorm) and type(module).__name__ == "LayerNorm":  # timm's LayerNorm2d has axis 1
+        return -1 if len(module.normalized_shape) == 1 else None  # type: ignore[arg-type]
+    channels_first = nn.Conv1d | nn.ConvTranspose1d | nn.BatchNorm1d | nn.GroupNorm  # of maps, axis 1 is the default
+    return 1 if isinstance(module, channels_first) else None
+
+
 def refuse_channels_last(model: nn.Module) -> None:
-    """Raise InputError for a network of timm whose maps are (B, H, W, C), where axis 1 is none of channels."""
+    """Raise InputError for a network of timm whose maps are (B, H, W, C), where axis 1 is not the channels."""
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         raise InputError(
-            f"the maps of {type(model).__name__} are (batch, height, width, channels), but (batch, channels, ...) is "
-            "needed; choose another network, or for PER view='flatten'"
+            f"the maps of {type(model).__name__} are (batch, height, width, channels); expected (batch, channels, "
+            "...). Pass axis=-1 to PER or layer_activations; for VCL choose another network"
         )
+
+
+def _steps_first(module: nn.Module) -> bool:
+    """Whether a layer of torch returns sequences as (T, B, H)."""
+    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+        module = module.self_attn
+    return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first
 
 
 def _with_first(output: Any, first: Any) -> Any:

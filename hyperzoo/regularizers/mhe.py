@@ -174,8 +174,7 @@ class MHE(WeightTerm):
 
     def __call__(self, labels: Tensor | None = None) -> Tensor:
         """The term: (), float32 (float64 for float64 weights). Labels (M,) are required by `output_by_labels`."""
-        parts = [strength * self._drawn(layers, out, labels).sum() for strength, out, layers in self._groups]
-        return torch.stack(parts).sum()
+        return self._total([s * self._drawn(layers, out, labels).sum() for s, out, layers in self._groups])
 
     def seed(self, n: int) -> None:
         """Restart the draws of `neurons` from this seed."""

@@ -1,8 +1,9 @@
 """The neurons of a model: which tensors hold them, and along which axis.
 
 A neuron is a row. Linear (O, I): the weight itself. Convolution (O, I / groups, kernel): one output filter. Transposed
-convolution (I, O / groups, kernel): one output channel. Recurrent layers: one matrix per gate. Attention: query, key
-and value separately. Embedding (V, D): one row per token, only if selected by name.
+convolution (I, O / groups, kernel): one output channel. Recurrent layers: one matrix per gate.
+`nn.MultiheadAttention`: query, key and value separately; timm's `qkv` is an `nn.Linear` and so counts as one matrix.
+Embedding (V, D): one row per token, only if selected by name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -75,7 +76,8 @@ def select(
             all layers in it [default: every convolution, linear, recurrent and attention layer, except embeddings and
             depthwise convolutions, whose neurons are single kernels].
         exclude: hidden layers to skip, as for `hooks.select`.
-        output_layer: name of the output layer [default: timm's `get_classifier()`, or the last linear layer].
+        output_layer: name of the output layer [default: timm's `get_classifier()`; for a model without it the last
+            layer, if that is an `nn.Linear`, otherwise none].
         frozen: include layers that are not trained.
     Raises:
         UnknownNameError: a selector without a match.
@@ -154,12 +156,9 @@ def _layers(owner: str, module: nn.Module) -> Iterator[Layer]:
 def _tensors(module: nn.Module) -> list[tuple[str, str]]:
     """The tensors of a module that hold neurons, each with the letters of its stacked matrices."""
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase, BatchNormLSTM)):
-        sizes = {name: len(w) // module.hidden_size for name, w in module.named_parameters(recurse=False)}
-        return [
-            (name, "" if name.startswith("weight_hr") else GATES.get(size, ""))
-            for name, size in sizes.items()
-            if name.startswith("weight_")
-        ]
+        names = [*dict(module.named_parameters(recurse=False)), *getattr(module, "parametrizations", ())]
+        sizes = {name: len(getattr(module, name)) // module.hidden_size for name in names if name.startswith("weight_")}
+        return [(name, "" if name.startswith("weight_hr") else GATES.get(size, "")) for name, size in sizes.items()]
     if isinstance(module, nn.MultiheadAttention):
         if module.in_proj_weight is not None:
             return [("in_proj_weight", "qkv")]
@@ -174,8 +173,8 @@ def _output_modules(model: nn.Module, name: str | None) -> list[nn.Module]:
     elif callable(getattr(model, "get_classifier", None)):
         heads = hooks.classifiers(model)
     else:
-        heads = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        heads = heads[-1:]
+        layers = [module for module in model.modules() if _tensors(module) and not isinstance(module, EMBEDDINGS)]
+        heads = [module for module in layers[-1:] if isinstance(module, nn.Linear)]
     inside = [[module for module in head.modules() if _tensors(module)] for head in heads]
     if name is not None and not all(inside):
         raise InputError(f"output_layer={name!r} has no neurons; name a linear, convolutional or recurrent layer")

@@ -3,7 +3,8 @@
 Deep Hyperspherical Learning, Liu et al., NeurIPS 2017 (arXiv 1711.03189), the penalty of SphereNets.
 
 It also pulls every norm to 1; the tables of the MHE paper (arXiv 1805.09298) call it "orthonormal". With `unit_rows` it
-depends on directions only: half the sum of squared cosines.
+is half the sum of squared cosines and depends on directions only, if rows are much longer than sqrt(eps) = 0.01. A
+shorter row keeps less than unit length after the division: 0.995 for a row of length 0.1, 0.71 for one of 0.01.
 """
 
 from collections.abc import Sequence

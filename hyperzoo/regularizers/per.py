@@ -13,7 +13,8 @@ import torch.distributed
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number, check_seed
-from hyperzoo.regularizers.activation_term import ActivationTerm, refuse_channels_last
+from hyperzoo.layers._torch import is_in_functorch
+from hyperzoo.regularizers.activation_term import ActivationTerm, known_axis, refuse_channels_last
 from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries, exact_errors
 from hyperzoo.regularizers.projections import (
     SampledError,
@@ -42,6 +43,10 @@ class PER(ActivationTerm):
         slices: None for all directions, cheaper and without noise, or a number; the paper, and a recipe that does not
             set it, uses 256.
         reduce, view: as for `projected_error`.
+        axis: the axis whose entries form one vector, for all chosen layers [default: the last of `nn.Linear` and
+            `nn.LayerNorm`, axis 1 of convolutions and batch norm; for every other layer by the number of axes, which
+            assumes (B, d), (B, T, d) or (B, d, H, W)]. Pass -1 for activations inside ConvNeXt and Swin, (B, H, W, d),
+            and for the heads of attention, (B, heads, T, d); pass 1 for activations after `nn.Conv1d`, (B, d, T).
         every: act in the first of every n training forward passes only, with n times the value and gradient, 1 or more.
             In the others no layer is watched and the term is 0, so that it costs 1 / n. The mean over the passes is
             the same; `seed` restarts the count.
@@ -49,7 +54,8 @@ class PER(ActivationTerm):
             layer and step, and the gradient is unbiased. The time of the projections is multiplied by it.
         seed: of the generator; `seed(n)` sets it later, for instance every epoch.
     Raises:
-        InputError, UnknownNameError: a bad strength or choice, or no such layer. When called: see `ActivationTerm`.
+        InputError, UnknownNameError: a bad strength or choice, no such layer, or a network of timm with maps
+            (B, H, W, d) and no `axis`. When called: see `ActivationTerm` and `projected_error`.
     Differs:
         Algorithm 1 adds its gradient outside the loss; a term scales correctly with mixed precision and accumulation.
         With reduce='sum' and several processes, the value is multiplied by their number, because gradients are averaged
@@ -72,21 +78,23 @@ class PER(ActivationTerm):
         slices: int | None = None,
         reduce: str = "mean",
         view: str = "location",
+        axis: int | None = None,
         every: int = 1,
         rows: float = 1.0,
         seed: int = 0,
     ) -> None:
-        check_choices(slices, reduce, view)
+        check_choices(slices, reduce, view, axis)
         check_number("every, the passes between two uses of PER,", every, low=1, whole=True)
         check_number("rows, the share of vectors,", rows, above=0, high=1)
         if rows < 1 and slices is None:
             raise InputError(f"rows={rows:g} needs slices; all directions cost less than drawing, so leave rows out")
-        if view != "flatten":
+        if view != "flatten" and axis is None:
             refuse_channels_last(model)
         super().__init__(model, strength=strength, layers=layers, tap=self._attach if slices is None else None)
         self.slices = slices
         self.reduce = reduce
         self.view = view
+        self._axes = {name: axis or known_axis(module) for name, module in self._modules.items()}
         self.every = every
         self.rows = float(rows)
         self._passes = 0  # since the last seed
@@ -132,7 +140,7 @@ class PER(ActivationTerm):
     def _penalties(self, name: str, calls: list[Any]) -> Iterator[Tensor]:
         self._measured[name] = []
         for kept in calls:
-            errors, squares, d, total = kept if self.slices is None else self._sampled(kept, self.slices)
+            errors, squares, d, total = kept if self.slices is None else self._sampled(name, kept, self.slices)
             sums = errors.detach().mean(), total.sum(), squares.detach().sum()
             self._measured[name].append((*sums, squares.numel() * d))
             yield reduced(errors, len(errors), self.reduce)
@@ -145,15 +153,15 @@ class PER(ActivationTerm):
             total = total * torch.distributed.get_world_size()
         return total
 
-    def _attach(self, output: Tensor) -> tuple[Tensor, Any]:
+    def _attach(self, name: str, output: Tensor) -> tuple[Tensor, Any]:
         """An alias of the output whose backward also adds the gradient of the errors, and what they are made of."""
-        axes = axes_of(output, self.view)
+        axes = axes_of(output, self.view, self._axes[name])
         with _not_checkpointed():
             alias, squares, total = SquaredNorm.apply(output, axes)
         return alias, (squares, entries(output, axes), total)
 
-    def _sampled(self, output: Tensor, slices: int) -> tuple[Tensor, Tensor, int, Tensor]:
-        x, axis = as_vectors(output, self.view)
+    def _sampled(self, name: str, output: Tensor, slices: int) -> tuple[Tensor, Tensor, int, Tensor]:
+        x, axis = as_vectors(output, self.view, self._axes[name])
         d = x.shape[axis]
         _, squares, total = SquaredNorm.apply(x.detach(), (axis,))
         errors = ExactError.apply(squares, d)
@@ -166,6 +174,6 @@ class PER(ActivationTerm):
 
 def _not_checkpointed() -> AbstractContextManager[Any]:
     """Hide saved tensors from gradient checkpointing, which counts them: its second pass is not recorded."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or is_in_functorch():  # neither supports these hooks
         return nullcontext()
     return torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)

@@ -31,6 +31,7 @@ def projected_error(
     slices: int | None = None,
     reduce: str = "mean",
     view: str = "location",
+    axis: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Penalize activations by their mean distance to a Gaussian along one-dimensional projections (PER).
@@ -40,16 +41,19 @@ def projected_error(
     vectors theta_k, with gradient eq. 6 (see above).
 
     Shapes:
-        x: activations after the nonlinearity: vectors (B, d), sequences (B, T, d), or maps (B, d, ...) with at least
-        four axes.   return: (), float32 also under autocast.
+        x: activations after the nonlinearity: vectors (B, d), sequences (B, T, d), maps (B, d, ...) with at least four
+        axes, or any other layout with `axis`.   return: (), float32 also under autocast.
     Args:
         slices: directions drawn per call, 1 or more, shared by all vectors (paper: 256) [default: all directions,
             which is cheaper and without noise].
         reduce: divide the sum over vectors by their number ('mean'), by B ('batch', eq. 5), or not at all ('sum').
         view: 'location' makes one vector per position of a map or step of a sequence, 'flatten' one per sample.
+        axis: the axis whose entries form one vector, for 'location' [default: 2 of three axes, otherwise 1]. Pass -1
+            for maps (B, H, W, d) and 1 for sequences (B, d, T).
         generator: CPU source of the directions [default: torch's global generator].
     Raises:
-        InputError: fewer than one slice, an unknown reduce or view, no vector, or x that is not floating point.
+        InputError: fewer than one slice, an unknown reduce or view, an axis that is the batch or missing in x, no
+            vector, or x that is not floating point.
     Differs:
         Algorithm 1 of the submission omits the 1 / B of eq. 5, which is reduce='sum'. Has first derivatives only.
     Example:
@@ -58,19 +62,24 @@ def projected_error(
         >>> projected_error(torch.tensor([[3.0, 4.0]]))      # |h| = 5, d = 2
         tensor(3.2474)
     """
-    check_choices(slices, reduce, view)
+    check_choices(slices, reduce, view, axis)
     if slices is None:
-        axes = axes_of(x, view)
+        axes = axes_of(x, view, axis)
         errors = ExactError.apply(SquaredNorm.apply(x, axes)[1], entries(x, axes))
     else:
-        x, axis = as_vectors(x, view)
+        x, axis = as_vectors(x, view, axis)
         errors = SampledError.apply(x, axis, draw_directions(x, axis, slices, generator), None, None)
     return reduced(errors, len(x), reduce)
 
 
 @torch.no_grad()
 def sliced_wasserstein(
-    x: Tensor, *, slices: int = 256, view: str = "location", generator: torch.Generator | None = None
+    x: Tensor,
+    *,
+    slices: int = 256,
+    view: str = "location",
+    axis: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Measure how far activations are from a Gaussian: the sliced W1 distance to N(0, I), by sorting.
 
@@ -80,15 +89,15 @@ def sliced_wasserstein(
     Shapes:
         x: as for `projected_error`.   return: () float64, the mean over directions.
     Args:
-        slices, view, generator: as for `projected_error`.
+        slices, view, axis, generator: as for `projected_error`.
     Raises:
         InputError: as `projected_error`.
     Example:
         >>> sliced_wasserstein(torch.zeros(4, 3))      # all mass at 0: E|z| = sqrt(2 / pi)
         tensor(0.7979, dtype=torch.float64)
     """
-    check_choices(slices, "mean", view)
-    x, axis = as_vectors(x, view)
+    check_choices(slices, "mean", view, axis)
+    x, axis = as_vectors(x, view, axis)
     rows = x.movedim(axis, -1).reshape(-1, x.shape[axis]).double()
     t = (rows @ draw_directions(rows, 1, slices, generator)).sort(dim=0).values
     share = torch.arange(len(t) + 1, dtype=t.dtype, device=t.device)[:, None] / len(t)
@@ -182,8 +191,8 @@ def draw_rows(count: int, share: float, generator: torch.Generator | None) -> Te
     return torch.stack([bounds[:-1] + (drawn * sizes).long(), sizes])
 
 
-def axes_of(x: Tensor, view: str) -> tuple[int, ...]:
-    """The axes that make up one vector of activations."""
+def axes_of(x: Tensor, view: str, axis: int | None) -> tuple[int, ...]:
+    """The axes that make up one vector of activations: for 'location' the given axis [default: by the rank of x]."""
     if x.dim() < 2 or not x.is_floating_point() or x.numel() == 0:
         kind = str(x.dtype).removeprefix("torch.")
         raise InputError(
@@ -192,12 +201,19 @@ def axes_of(x: Tensor, view: str) -> tuple[int, ...]:
         )
     if view == "flatten":
         return tuple(range(1, x.dim()))
-    return (1 if x.dim() != 3 else 2,)
+    if axis is None:
+        return (1 if x.dim() != 3 else 2,)
+    if not -x.dim() < axis < x.dim():
+        raise InputError(
+            f"axis={axis} is the batch or missing in activations of shape {tuple(x.shape)}; choose an axis from 1 to "
+            f"{x.dim() - 1}, or -1 for the last"
+        )
+    return (axis % x.dim(),)
 
 
-def as_vectors(x: Tensor, view: str) -> tuple[Tensor, int]:
+def as_vectors(x: Tensor, view: str, axis: int | None) -> tuple[Tensor, int]:
     """x, flattened if the view asks for it, and the axis of its vectors; samples stay in front."""
-    axes = axes_of(x, view)
+    axes = axes_of(x, view, axis)
     return (x.flatten(1) if len(axes) > 1 else x), axes[0]
 
 
@@ -208,7 +224,7 @@ def reduced(errors: Tensor, batch: int, reduce: str) -> Tensor:
     return errors.sum() / batch if reduce == "batch" else errors.sum()
 
 
-def check_choices(slices: int | None, reduce: str, view: str) -> None:
+def check_choices(slices: int | None, reduce: str, view: str, axis: int | None) -> None:
     """Raise InputError unless `projected_error` accepts these arguments."""
     if slices is not None:
         check_number("slices (None for all directions)", slices, low=1, whole=True)
@@ -216,3 +232,9 @@ def check_choices(slices: int | None, reduce: str, view: str) -> None:
         raise InputError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {reduce!r}")
     if view not in VIEWS:
         raise InputError(f"view must be one of {', '.join(VIEWS)}; got {view!r}")
+    if axis is None:
+        return
+    if not isinstance(axis, int) or isinstance(axis, bool) or axis == 0:
+        raise InputError(f"axis must be a whole number other than 0, the batch, or None; got {axis!r}")
+    if view == "flatten":
+        raise InputError(f"view='flatten' makes one vector of each sample; got axis={axis} with it, so leave axis out")

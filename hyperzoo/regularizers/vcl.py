@@ -9,7 +9,7 @@ which is small for an entry with two modes and large for one with a heavy tail. 
 avirambh/vcl_pytorch (models/VCL.py, vcl_tests_main.py).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,9 +55,11 @@ def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
 class VCL(ActivationTerm):
     """VCL on the layers of a model: strength times the sum over layers of `variance_constancy`.
 
-    The term owns one beta per entry of each layer's output. The betas train with the model and stay out of its state
-    dict. A map (B, C, H, W) of another size, as in progressive resizing, takes the nearest beta at each location; the
-    authors train at one size. Nothing is added in evaluation.
+    The term owns one beta per entry of each layer's output. The betas are not part of the model: in your own training
+    loop, add them to the optimizer, as in the example, and save `term.state_dict()`; hyperzoo's training does both.
+    They follow the layer's output to its device, in float32 (float64 for a float64 output). A map (B, C, H, W) of
+    another size, as in progressive resizing, takes the nearest beta at each location; the authors train at one size.
+    Nothing is added in evaluation.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -73,6 +75,8 @@ class VCL(ActivationTerm):
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(inplace=True), nn.Linear(8, 2))
         >>> term = VCL(model, layers='0', input_size=(2,))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer.add_param_group({'params': term.parameters()})
         >>> with term:
         ...     loss = model(torch.randn(10, 2)).square().mean() + term()
         >>> [tuple(beta.shape) for beta in term.parameters()]
@@ -101,6 +105,28 @@ class VCL(ActivationTerm):
         """The betas, in the order of the layers."""
         return list(self._betas.values())
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """The betas by the name of their layer; as for a module, they share memory with those of the term."""
+        return {name: beta.detach() for name, beta in self._betas.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the betas of `state_dict()` into this term.
+
+        Raises:
+            InputError: other layers or shapes; no beta was changed.
+        """
+        if state.keys() != self._betas.keys():
+            needed, got = (", ".join(map(repr, names)) or "none" for names in (self._betas, state))
+            raise InputError(f"betas of the layers {needed} are needed; got {got}")
+        for name, beta in self._betas.items():
+            if state[name].shape != beta.shape:
+                raise InputError(
+                    f"the beta of {name!r} must have the shape {tuple(beta.shape)}; got {tuple(state[name].shape)}"
+                )
+        for name, beta in self._betas.items():
+            beta.copy_(state[name])
+
     def _penalties(self, name: str, calls: list[Tensor]) -> Iterable[Tensor]:
         return [
             self._sum_and_report(name, (variance_constancy(x, self._beta(name, x), group=self.group) for x in calls))
@@ -112,6 +138,8 @@ class VCL(ActivationTerm):
         Nearest, not interpolated: an average can hide a negative beta, and v2 + beta must stay above 0.
         """
         beta = self._betas[name]
+        if (beta.device, beta.dtype) != (x.device, full_dtype(x)):
+            nn.ParameterList([beta]).to(x.device, full_dtype(x))  # in place, so the optimizer keeps its reference
         if x.dim() == 4 and x.shape[2:] != beta.shape[1:]:
             return F.interpolate(beta[None], size=(x.shape[2], x.shape[3]), mode="nearest-exact")[0]
         return beta

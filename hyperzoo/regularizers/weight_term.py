@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number
+from hyperzoo.layers._torch import is_in_functorch
 from hyperzoo.layers.precision import on_cpu
 from hyperzoo.regularizers.bundles import bundles
 from hyperzoo.regularizers.neurons import Layer, select
@@ -23,6 +24,10 @@ class WeightTerm:
     optional. Create it after the last change to the model: replaced modules (`reset_classifier`) are not tracked, and
     on a GPU larger groups of layers are computed together than on a CPU.
 
+    Call it after the forward pass, as above, if a hook computes weights there (`torch.nn.utils.weight_norm` and
+    `spectral_norm`, not their parametrizations): before, the weight is that of the previous step. Inside `torch.func`,
+    call it in the module that `functional_call` runs, because it reads the weights that its model holds.
+
     Args:
         hidden, output: strengths, 0 or more; 0 skips that kind of layer.
         layers, exclude, output_layer: see `neurons.select`.
@@ -31,7 +36,8 @@ class WeightTerm:
         once_per_update: the value does not depend on the batch. With gradient accumulation, evaluate it for one part
             only, at full weight.
     Raises:
-        InputError, UnknownNameError: a negative strength, no layer selected; see also `neurons.select`.
+        InputError, UnknownNameError: a negative strength, no layer selected; see also `neurons.select`. At a call: a
+            transform of `torch.func` would lose the gradient.
     """
 
     once_per_update = True
@@ -72,8 +78,19 @@ class WeightTerm:
 
     def __call__(self) -> Tensor:
         """The term: (), float32 (float64 for float64 weights)."""
-        parts = [strength * self._of(layers, out).sum() for strength, out, layers in self._groups]
-        return torch.stack(parts).sum()
+        return self._total([strength * self._of(layers, out).sum() for strength, out, layers in self._groups])
+
+    def _total(self, parts: list[Tensor]) -> Tensor:
+        """The sum of the weighted parts, which must have a gradient if a weight has."""
+        value = torch.stack(parts).sum()
+        if is_in_functorch() and torch.is_grad_enabled() and not value.requires_grad:
+            if any(layer.weight.requires_grad for _, _, layers in self._groups for layer in layers):
+                raise InputError(
+                    f"{type(self).__name__} has no gradient inside this transform of torch.func, because it reads the "
+                    "weights that the model holds, not the ones that are transformed. Compute model and term in the "
+                    "forward of one module, and pass that module to functional_call"
+                )
+        return value
 
     def _of(self, layers: Sequence[Layer], is_output: bool) -> Tensor:
         """f of layers of one shape, over all their neurons: (L,)."""
@@ -97,7 +114,9 @@ class WeightTerm:
         return {name: values[name] for name in self._order if name in values}
 
     def __repr__(self) -> str:
-        lines = [f"  {layer.name}: {s:g}" for s, _, layers in self._groups for layer in layers]
+        lines = [
+            f"  {layer.name}{' (output)' if out else ''}: {s:g}" for s, out, layers in self._groups for layer in layers
+        ]
         lines += [f"  {name}: skipped, {reason}" for name, reason in self.skipped.items()]
         return "\n".join([f"{type(self).__name__}(", *lines, ")"])
 

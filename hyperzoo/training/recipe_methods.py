@@ -72,12 +72,18 @@ class PERSettings(Block):
     reduce: Literal["mean", "batch", "sum"] = "mean"  # the sum over vectors is divided by their number, by the samples
     # of the batch, or not at all
     view: Literal["location", "flatten"] = "location"  # a vector per position of a feature map, or one per sample
+    axis: int | None = None  # the axis whose entries form one vector: -1 for maps (B, H, W, d), 1 for (B, d, T)
+    # [default: by the class of the layer, or the number of its axes]
     every: AtLeastOne = 1  # act in the first of every n forward passes only, n times as strongly; costs 1 / n
     rows: Annotated[float, Field(gt=0, le=1)] = 1.0  # with slices, the share of vectors that have a gradient, drawn per
     # step; unbiased and cheaper
 
     @model_validator(mode="after")
-    def _rows_of_slices(self) -> "PERSettings":
+    def _consistent(self) -> "PERSettings":
+        if self.axis == 0 or (self.axis is not None and self.view == "flatten"):
+            raise ValueError(
+                f"axis: {self.axis} with view: {self.view}; axis 0 is the batch, and flatten takes no axis"
+            )
         if self.rows < 1 and self.slices is None:
             raise ValueError(f"rows: {self.rows:g} needs slices; all directions (null) cost less, so remove rows")
         return self
