@@ -204,11 +204,17 @@ def test_a_list_for_the_constructor_keeps_its_whole_numbers_whole(tmp_path):
     assert json.dumps(args) == '{"widths": [16, 32], "rates": [0, 0.05]}'  # so digests of older recipes stand
 
 
-def test_a_missing_file_and_hostile_names():
+def test_a_missing_file_and_hostile_names(tmp_path, monkeypatch):
     with pytest.raises(RecipeError, match="cannot read the recipe nowhere.yaml"):
         load_recipe("nowhere.yaml")
     with pytest.raises(RecipeError, match="no recipe 'spherenet20.vcl_c10'. Closest: spherenet20"):
         load_recipe("spherenet20.vcl_c10")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"no recipe 'qqqq'. Known: (\S+ \(\w[\w ]*\)(, )?){5} and \d+ more. Or pass"):
+        load_recipe("qqqq")
+    (tmp_path / "qqqq.yaml").touch()
+    with pytest.raises(RecipeError, match=r"no recipe 'qqqq'; did you mean qqqq.yaml\?"):
+        load_recipe("qqqq")
     with pytest.raises(RecipeError, match=r"no recipe '\.\./\.\./etc/passwd'"):
         load_recipe("../../etc/passwd")
 
@@ -220,7 +226,7 @@ def test_a_missing_file_and_hostile_names():
         ("sphere_cnn9.sphere_c100", "sphere_cnn9.sphere_c10 (draft)"),
         ("spherenet_tabel4", "spherenet_table4 (table of a paper)"),
         ("mhe_imbalanc", "mhe_imbalance (study)"),
-        ("0123456789", "spherenet20.sphere_c10 (weight)"),
+        ("0123456789", "cnn11_elu.per_c10 (weight)"),
     ],
 )
 def test_an_unknown_name_suggests_recipes_of_every_kind(word, suggested):

@@ -45,7 +45,7 @@ def under_attack(values: dict[str, Any], runs: Path, count: int) -> dict[str, An
 
 def text(values: dict[str, Any], *, epochs: bool = False, reports: str | None = None) -> str:
     """Turn the contents of a sweep.json into a results file."""
-    parts = {key: json.dumps(value) for key, value in values.items()}
+    parts = {key: json.dumps(value) for key, value in values.items() if key != "unfinished"}
     if "recipes" in values:
         lines = ",\n  ".join(f"{json.dumps(label)}: {json.dumps(said)}" for label, said in values["recipes"].items())
         parts["recipes"] = f"{{\n  {lines}\n }}"

@@ -271,8 +271,9 @@ def _find(path_or_name: str | Path) -> Path:
     name = str(path_or_name)
     if kinds.get(name) in ("weight", "draft"):
         return files[name]
+    if Path(f"{name}.yaml").is_file():
+        raise RecipeError(f"no recipe {name!r}; did you mean {name}.yaml?")
     close = difflib.get_close_matches(name, files, n=3, cutoff=0.4)
-    shown = [f"{known} ({kinds[known]})" for known in close or sorted(files)]
-    raise RecipeError(
-        f"no recipe {name!r}. {'Closest' if close else 'Known'}: {', '.join(shown)}. Or pass a .yaml file"
-    )
+    shown = ", ".join(f"{known} ({kinds[known]})" for known in close or sorted(files)[:5])
+    rest = "" if close else f" and {len(files) - 5} more"
+    raise RecipeError(f"no recipe {name!r}. {'Closest' if close else 'Known'}: {shown}{rest}. Or pass a .yaml file")
