@@ -15,7 +15,7 @@ help:
 	@echo "make test-all  also the long tests; then a table of the faults tried and survived (make test TESTS=slow: the rest)"
 	@echo "make test-lower-bounds  set up the oldest packages allowed in $(LOWER), then part of the tests"
 	@echo "make lint      ruff and mypy"
-	@echo "make bench     set up, then most benchmarks (about an hour on two cores with AVX2, 45 minutes with AMX); BUSY=1: CPU time"
+	@echo "make bench     set up, then most benchmarks (about an hour on two cores with AVX2, 42 to 52 minutes with AMX); BUSY=1: CPU time"
 	@echo "make docs      set up, then guides and reference as a site in build/site-docs (no network after set-up)"
 
 demo: $(VENV)/installed-train

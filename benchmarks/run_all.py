@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other, and write what they print into benchmarks/README.md.
 
-    python benchmarks/run_all.py              # about an hour on two cores with AVX2, 45 minutes with AMX
+    python benchmarks/run_all.py              # about an hour on two cores with AVX2, 42 to 52 minutes with AMX
     python benchmarks/run_all.py --busy       # CPU time of one thread, where a benchmark has it: for a busy machine
     python benchmarks/run_all.py per mixup    # some of them
     python benchmarks/run_all.py time_to_accuracy    # only when named: it takes as long as all others
