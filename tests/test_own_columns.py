@@ -5,6 +5,7 @@ import json
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 from test_own_images import own_cache  # noqa: F401
@@ -69,6 +70,8 @@ def test_one_list_of_files_is_divided_and_its_cache_knows_how(tmp_path):
         assert (len(shades["train"]), len(shades["test"])) == (6, 4)
         assert sorted(shades["train"] + shades["test"]) == list(range(10))
         drawn[seed] = shades["test"]
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(seed)).tolist()  # rows have no file names
+        assert drawn[seed] == sorted(row for label in (0, 1) for row in [row for row in order if row % 2 == label][:2])
     assert drawn[0] != drawn[1]
 
 

@@ -12,7 +12,11 @@ from hyperzoo.data.hub_sets import VARIABLE, import_datasets, load_from_hub
 from hyperzoo.data.part import Part
 from hyperzoo.errors import DataError
 
-SPLITS = {"train": ("train",), "test": ("test",), "validation": ("val", "valid", "validation")}
+SPLITS = {
+    "train": ("train_set", "training", "train"),
+    "test": ("test_set", "testing", "test"),
+    "validation": ("val", "valid", "validation"),
+}
 """The usual names of a split; the last one that is there counts."""
 
 LABELS = ("label", "labels", "class", "fine_label")

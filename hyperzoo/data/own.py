@@ -1,16 +1,19 @@
 """Your own labeled images: from a folder, the Hub or parquet files to a data set with a training and a test split."""
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hyperzoo import names
 from hyperzoo.data.columns import SPLITS, hub_rows, parquet_rows, with_classes
 from hyperzoo.data.fit import Fit
-from hyperzoo.data.folders import class_files, folders
+from hyperzoo.data.folders import class_files, count_loose, folders, image_files
 from hyperzoo.data.hub_sets import import_datasets
 from hyperzoo.data.images import ImageSet, draw, load_in_memory
 from hyperzoo.data.part import Part
@@ -19,6 +22,7 @@ from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
 from hyperzoo.errors import DataError
 
 MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
+SHOWN_KINDS = 5  # the most frequent kinds of files that are not read; the summary adds up the rest
 
 
 @dataclass(frozen=True)
@@ -30,12 +34,14 @@ class OwnImages:
         splits: 'train' and 'test', and 'validation' if there is one, each with the same classes in the same order.
         fit: how the images are brought to one size.
         folder: the folder of the images; None if they are not files.
+        others: the number of files in that folder that are not read, by kind; see `folders.image_files`.
     """
 
     name: str
     splits: Mapping[str, Part]
     fit: Fit
     folder: Path | None = None
+    others: Mapping[str, int] = field(default_factory=dict)
 
     def load(self, split: str) -> ImageSet | StreamedSet:
         """The images of a split: in memory if those of the training split fit, otherwise streamed.
@@ -71,7 +77,9 @@ class OwnImages:
         fits = f"{decoded}, {'within' if self.fits_in_memory else 'above'} the limit of {MEMORY_BYTES / 1e6:,.0f} MB"
         held = f"held in memory at {self.fit.size_px} px" if self.fits_in_memory else "streamed"
         counts = ", ".join(f"{len(part.rows)} {split}" for split, part in self.splits.items())
-        text = f"{self.name}: {len(self.splits['train'].classes)} classes; images: {counts}; {held} ({fits})"
+        classes = self.splits["train"].classes
+        shown = f"{len(classes)} classes ({names.cut(', '.join(classes))})"
+        text = f"{self.name}: {shown}; images: {counts}; {held} ({fits}){_not_read(self.others)}"
         if not skipped:
             return text
         more = f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
@@ -96,28 +104,53 @@ def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
         MissingExtraError: `datasets` is missing: pip install hyperzoo[train].
     """
     folder = Path(os.path.expanduser(settings["folder"])) if settings["folder"] else None
+    others: Counter[str] = Counter()
     if folder:
-        parts = _folder(folder)
+        parts = _folder(folder, others)
     else:
         parts = with_classes(parquet_rows(settings) if settings["parquet"] else hub_rows(settings))
     if "test" not in parts and "validation" in parts:
         parts["test"] = parts.pop("validation")
     if "test" not in parts:
         parts = _divided(parts["train"], settings["test_part"], settings["seed"])
-    return OwnImages(name, parts, fit, folder)
+    return OwnImages(name, parts, fit, folder, others)
 
 
-def _folder(folder: Path) -> dict[str, Part]:
-    """The splits of a folder: those of its sub-folders that hold class folders, or all its class folders as one."""
+def _not_read(others: Mapping[str, int]) -> str:
+    """The part of a summary about the files that are not read."""
+    if not others:
+        return ""
+    total = sum(others.values())
+    shown = Counter({kind: count for kind, count in others.items() if kind}).most_common(SHOWN_KINDS)
+    rest = total - sum(count for _, count in shown)
+    listed = [f"{count} {kind}" for kind, count in shown] + [f"{rest} other"] * (rest > 0)
+    return f"; {total} {'file was' if total == 1 else 'files were'} not read: {', '.join(listed)}"
+
+
+def _folder(folder: Path, others: Counter[str]) -> dict[str, Part]:
+    """The splits of a folder: those of its sub-folders that hold class folders, or all its class folders as one.
+
+    Args:
+        others: counts the files that are not read.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; data.source.folder needs one with a folder of images per class")
     inside = {path.name.lower(): path for path in folders(folder) if folders(path)}
     places = {split: inside[word] for split, words in SPLITS.items() for word in words if word in inside}
+    for path in folders(folder) if places else ():
+        if path not in places.values() and image_files(path, others):
+            split = next(iter(places.values())).name
+            raise DataError(
+                f"{folder}: {path.name!r} has images and lies beside the split {split}, so it would be ignored. If "
+                f"{split} is a split, move {path.name!r} out of {folder}; if it is a class, rename {split!r}"
+            )
     if places and "train" not in places:
         raise DataError(
             f"{folder} has {', '.join(path.name for path in places.values())}, but no train; add that folder"
         )
-    found = {split: class_files(path, "your images") for split, path in (places or {"train": folder}).items()}
+    found = {split: class_files(path, "your images", others) for split, path in (places or {"train": folder}).items()}
+    for path in (folder, *places.values()):
+        count_loose(path, others)
     classes = tuple(found["train"])
     if len(classes) < 2:
         raise DataError(f"{places.get('train', folder)} has one class, {classes[0]!r}; a classifier needs two or more")
@@ -127,20 +160,17 @@ def _folder(folder: Path) -> dict[str, Part]:
             raise DataError(
                 f"the class {other[0]!r} is in {where} only; {places['train']} and {places[split]} need equal classes"
             )
-    return {
-        split: _rows_of_files(members, classes, f"the folder {places.get(split, folder)}")
-        for split, members in found.items()
-    }
+    return {split: _rows_of_files(members, classes, places.get(split, folder)) for split, members in found.items()}
 
 
-def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], origin: str) -> Part:
+def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], root: Path) -> Part:
     datasets = import_datasets()
     files = tuple(file for name in classes for file in members[name])
     labels = [label for label, name in enumerate(classes) for _ in members[name]]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
     paths = [str(file).encode(errors="replace").decode() for file in files]  # arrow takes UTF-8 only; `files` are read
     rows = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
-    return Part(rows, files, origin, a_file_each=True)
+    return Part(rows, files, f"the folder {root}", root)
 
 
 def _divided(whole: Part, test_part: float, seed: int) -> dict[str, Part]:
@@ -153,6 +183,24 @@ def _divided(whole: Part, test_part: float, seed: int) -> dict[str, Part]:
             f"the class {few[0]!r} in {whole.origin} has one image, which cannot be in both the training and the test "
             "split; add images of it"
         )
-    test = draw(labels, quota, seed)
+    if whole.root is None:
+        test = draw(labels, quota, seed)
+    else:
+        test = torch.tensor(_lowest_hashes(whole.root, whole.files, labels.tolist(), quota.tolist(), seed))
     share = f"{test_part:g} for the test, seed {seed}"
     return {"train": whole.take(~test, f"without {share}"), "test": whole.take(test, share)}
+
+
+def _lowest_hashes(root: Path, files: tuple[Path, ...], labels: list[int], quota: list[int], seed: int) -> list[bool]:
+    """For each file, whether it is one of the `quota[label]` files of its class with the lowest hashes.
+
+    The hash is the sha256 of "<seed> <name>", where the name is relative to the class folder. A permutation of
+    positions would give another test set for each added image, with images that an earlier run has trained on.
+    """
+    names_inside = (Path(*file.relative_to(root).parts[1:]).as_posix() for file in files)
+    hashes = [hashlib.sha256(f"{seed} {name}".encode(errors="surrogateescape")).digest() for name in names_inside]
+    left, chosen = list(quota), [False] * len(files)
+    for row in sorted(range(len(files)), key=hashes.__getitem__):
+        chosen[row] = left[labels[row]] > 0
+        left[labels[row]] -= 1
+    return chosen

@@ -16,14 +16,20 @@ ROWS = sources.ImageRepository("", "", "image", "label")
 class Part(NamedTuple):
     """A split: rows with the columns `image` and `label` (a ClassLabel), and the files that they come from.
 
-    `a_file_each` and `numbers`: see `sources.Source`.
+    Attributes:
+        root: the folder of the class folders if each row is a file; None for rows of other files.
+        numbers: see `sources.Source`.
     """
 
     rows: "Dataset"
     files: tuple[Path, ...]
     origin: str
-    a_file_each: bool = False
+    root: Path | None = None
     numbers: tuple[int, ...] | None = None
+
+    @property
+    def a_file_each(self) -> bool:
+        return self.root is not None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -38,4 +44,4 @@ class Part(NamedTuple):
         places = chosen.nonzero().flatten().tolist()
         files = tuple(self.files[place] for place in places) if self.a_file_each else self.files
         numbers = tuple(places if self.numbers is None else (self.numbers[place] for place in places))
-        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.a_file_each, numbers)
+        return Part(self.rows.select(places), files, f"{self.origin}, {origin}", self.root, numbers)
