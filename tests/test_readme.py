@@ -16,10 +16,12 @@ from ruamel.yaml import YAML
 from hyperzoo.cli.commands import COMMANDS, cli
 from hyperzoo.cli.main import TRAIN_EXTRA
 from hyperzoo.training.recipe import load_recipe
+from hyperzoo.training.sweep_file import load_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted(path for path in ROOT.glob("docs/*.md") if path.name != "own_images.md")  # that one: test_tutorial
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BLOCKS = FENCED.findall(README)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
@@ -51,13 +53,16 @@ def test_python_blocks_run(code, tmp_path):
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
-def test_the_blocks_of_a_document_run_one_after_the_other(path):
+def test_the_blocks_of_a_document_run_one_after_the_other(path, tmp_path):
     blocks = FENCED.findall(path.read_text(encoding="utf-8"))
     assert {kind for kind, _ in blocks} <= {"python", "yaml", "sh", "bibtex"}
     space: dict[str, object] = {}
     for kind, code in blocks:
         if kind == "python":
             exec(compile(code, path.name, "exec"), space)
+        elif kind == "yaml" and "rows:" in code:
+            (tmp_path / "sweep.yaml").write_text(code, encoding="utf-8")
+            assert load_sweep(tmp_path / "sweep.yaml")[1]
         elif kind == "yaml":  # part of a recipe: laid over a whole one
             overrides = YAML(typ="safe", pure=True).load(code)
             assert load_recipe(ROOT / "recipes" / "demo.yaml", overrides_of(overrides))
@@ -82,14 +87,19 @@ def test_commands_run(line, tmp_path, monkeypatch):
         variable, _, value = words.pop(0).partition("=")
         monkeypatch.setenv(variable, value)
     assert words.pop(0) == "hyperzoo"
-    if words[0] == "train":
+    result_file = "result.json"
+    if "tiny.yaml" in words:  # the sweep on the page, with one seed
+        (code,) = (code for kind, code in FENCED.findall(TRAINING) if kind == "yaml" and "rows:" in code)
+        (tmp_path / "tiny.yaml").write_text(code.replace("seeds: [0, 1]", "seeds: [0]"), encoding="utf-8")
+        words, result_file = ["train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "run")], "sweep.json"
+    elif words[0] == "train":
         shorter = [] if "recipes/demo.yaml" in words else SHORTER
         words += [*shorter, "--out", str(tmp_path / "run")]
     if words[0] == "export":
         words[2] = str(tmp_path / words[2])
     result = CliRunner().invoke(cli, words, standalone_mode=False)
     assert result.exception is None and not result.return_value, result.output
-    assert words[0] != "train" or (tmp_path / "run" / "result.json").is_file()
+    assert words[0] != "train" or (tmp_path / "run" / result_file).is_file()
 
 
 @pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("make ")])

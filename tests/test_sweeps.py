@@ -173,7 +173,16 @@ def test_a_run_that_another_process_is_at_is_left_to_it(trained, monkeypatch, ca
         sweep.run(file, out.parent / "new")
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal; a process in the background may have been started without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.usefixtures("interruptible")
 def test_a_stop_outside_of_epochs_loses_no_finished_run(trained, tmp_path, monkeypatch, capsys, number):
     file, before = trained[0], signal.getsignal(signal.SIGTERM)
     sweep.run(*trained)

@@ -1,6 +1,5 @@
 """The data set that a model was trained on, and whether another one fits it."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ def data_of(name: str) -> str | data.OwnImages:
     Raises:
         InputError: any other model.
         UnknownNameError, WeightFileError: see `zoo.weight_info` and `zoo.described`.
-        RecipeError, DataError: result.json is not of this version, or the images have moved.
+        RunError, RecipeError, DataError: result.json is damaged or not of this version, or the images have moved.
     """
     arch = name.partition(".")[0]
     if folder := zoo.local_folder(name):
@@ -53,8 +52,9 @@ def as_trained_on(name: str, samples: Samples) -> Samples:
 
 
 def _of_run(folder: Path) -> str | data.OwnImages:
+    values = read_result(folder)
     try:
-        recipe = Recipe.stored(json.loads((folder / "result.json").read_text(encoding="utf-8"))["recipe"])
+        recipe = Recipe.stored(values["recipe"])
     except RecipeError:
         raise
     except (KeyError, TypeError, ValueError) as error:

@@ -211,7 +211,7 @@ def axes_of(x: Tensor, view: str, axis: int | None) -> tuple[int, ...]:
     return (axis % x.dim(),)
 
 
-def as_vectors(x: Tensor, view: str, axis: int | None) -> tuple[Tensor, int]:
+def as_vectors(x: Tensor, view: str, axis: int | None = None) -> tuple[Tensor, int]:
     """x, flattened if the view asks for it, and the axis of its vectors; samples stay in front."""
     axes = axes_of(x, view, axis)
     return (x.flatten(1) if len(axes) > 1 else x), axes[0]
