@@ -15,10 +15,11 @@ from hyperzoo import files
 from hyperzoo.analysis.comparison import Difference, paired
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
+from hyperzoo.experiments.sweep_folder import Results, check_folders, finished_runs, listed
 from hyperzoo.training.log import metric_of, read_log, task_loss
 from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe_data import Data
-from hyperzoo.training.sweep_file import Results, Run, Sweep, check_folders, finished_runs, listed, load_sweep, size
+from hyperzoo.training.sweep_file import Run, Sweep, load_sweep, size
 
 COLUMNS = (
     "run",
@@ -135,24 +136,24 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     finished = finished_runs(runs, folder)
     check_folders([one for one in runs if one.subfolder not in finished], folder, len(runs))
     _say(f"sweep {name}: {size(sweep, runs)}, {len(finished)} finished -> {folder}")
-    results: Results = {}
+    results = dict(finished)
     ordered = sorted(runs, key=lambda one: sweep.seeds.index(one.recipe.train.seed))
     try:
         with _sigterm_interrupts():
             for number, one in [*enumerate(ordered, 1)] * 2:  # again for runs that another process had and has left
                 if one.subfolder in results:
                     continue
-                if one.subfolder not in finished:
-                    _say(f"run {number} of {len(runs)}: {one.label}, seed {one.recipe.train.seed}")
+                _say(f"run {number} of {len(runs)}: {one.label}, seed {one.recipe.train.seed}")
                 try:
                     results[one.subfolder] = train.run(one.recipe, folder / one.subfolder).values
                 except BusyError:
                     _say(f"another process is training {one.subfolder}")
     except (KeyboardInterrupt, Stopped) as error:
-        state = f"{len(finished_runs(runs, folder))} of {len(runs)} runs finished -> {folder}"
+        results |= finished_runs([one for one in runs if one.subfolder not in results], folder)
+        state = f"{len(results)} of {len(runs)} runs finished -> {folder}"
         raise SweepStopped(getattr(error, "exit_code", 128 + signal.SIGINT), state) from error
     finally:
-        results = finished_runs(runs, folder) | results  # finished earlier, or by another process
+        results |= finished_runs([one for one in runs if one.subfolder not in results], folder)  # by another process
         if results:
             files.write_json(file, _contents(name, sweep, runs, folder, results), indent=1)
     if not results:
