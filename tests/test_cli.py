@@ -352,6 +352,17 @@ def test_energy_of_any_network(command, tmp_path):
     assert command("energy", "hf_hub:x/y")[0] == 1
 
 
+def test_activations_along_an_axis(command, tmp_path):
+    words = ("activations", "test_vit", "--layers", "blocks.0", "--batch-size", "2", "--out", tmp_path / "a.png")
+
+    def distance(*axis):
+        torch.manual_seed(0)  # of the untrained network
+        return json.loads(command(*words, *axis, "--json")[1])["layers"][0]["distance"]
+
+    assert distance() == distance("--axis", "-1") != distance("--axis", "1")
+    assert "axis=7 is the batch or missing" in command(*words, "--axis", "7")[2]
+
+
 def test_train_prints_json_alone_and_says_when_a_run_is_finished(command, data_mirror, tmp_path):
     recipe, out = str(Path(__file__).parent.parent / "recipes" / "demo.yaml"), tmp_path / "run"
     words = ("train", recipe, "train.epochs=1", "optim.warmup_epochs=0", "--out", str(out))
