@@ -156,6 +156,13 @@ def test_json_is_standard():
         (["list", "--family", "resnet_cifr"], 1, "no family 'resnet_cifr'. Closest: resnet_cifar"),
         (["list", "--data", "c11"], 2, "'c11' is not one of 'c10'"),
         (["info", "../x"], 1, "InvalidNameError"),
+        (["info", "tests"], 1, "tests is a folder, which has no manifest entry; for a run, read tests/result.json, or"),
+        (["verify", "local-dir:tests/x.y"], 1, "or evaluate it: hyperzoo eval tests/x.y"),
+        (
+            ["train", "tests/support"],
+            1,
+            "tests/support is a folder; to resume a run, repeat its command: the recipe, and",
+        ),
         (["eval", "resnet21_cifar"], 1, "no architecture 'resnet21_cifar'. Closest: resnet"),
         (["verify"], 2, "--all"),
         (["verify", "resnet20_cifar", "--all"], 2, "--all"),

@@ -81,7 +81,7 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
         ("  few: {data.batch_size: 26}\n  many: {data.batch_size: 65}", "  {}", "at least one column"),
         ("optim.lr: 0.02", "optim.lrr: 0.02", "plain-few has 1 fault. unknown key 'lrr' (did you"),
-        ("optim.lr: 0.02", "lr: 0.02", "override 'lr' is not of the form block.key=value"),
+        ("optim.lr: 0.02", "lr: 0.02", "has 1 fault. unknown key 'lr' (did you mean 'optim.lr'?)"),
         ("train.epochs: 2", "train.epochs: two", "some.yaml, wide-few has 1 fault. train.epochs"),
         ("base.yaml", "nowhere.yaml", "cannot read the recipe"),
     ],
