@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, OutputFile, Picture, json_option
+from hyperzoo.cli.options import ModelCommand, OutputFile, Picture, json_option
 from hyperzoo.cli.tables import flat, note, show, show_json, write
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's weight, for a model of timm.")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
+from hyperzoo.cli.options import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
 from hyperzoo.cli.tables import note, show, show_json, write
 
 if TYPE_CHECKING:
