@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.published import ARCH, MHE, MIXUP, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, MIXUP, PLAIN
 
 from hyperzoo import errors
 from hyperzoo.cli import commands, main, tables, weights
@@ -17,12 +17,6 @@ from hyperzoo.publishing import verify
 from hyperzoo.zoo import weight_files
 
 COMMANDS = list(commands.COMMANDS)
-
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    yield publish(tmp_path, monkeypatch)
-    withdraw(monkeypatch)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
