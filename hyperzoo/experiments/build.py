@@ -170,10 +170,14 @@ def dataset(recipe: Recipe) -> str | data.OwnImages:
     source = recipe.data.source
     if source is None:
         return recipe.data.name
+    return data.find_own(source.model_dump(), recipe.data.name, fit(recipe))
+
+
+def fit(recipe: Recipe) -> data.Fit:
+    """The size that own images are brought to: that of the recipe, or of its network."""
     about = pretrained.description(recipe)
     size = recipe.data.size_px or recipe.model.args.get("img_size") or about["input_size"][-1]
-    fit = data.Fit(int(size), about["interpolation"], skip=recipe.data.on_error == "skip")  # type: ignore[arg-type]
-    return data.find_own(source.model_dump(), recipe.data.name, fit)
+    return data.Fit(int(size), about["interpolation"], skip=recipe.data.on_error == "skip")  # type: ignore[arg-type]
 
 
 def samples(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[Samples, Samples | None]:

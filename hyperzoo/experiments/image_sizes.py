@@ -34,6 +34,13 @@ def describe_images(network: nn.Module, train: Samples, size_px: int | None = No
         cfg["mean"], cfg["std"] = train.statistics()
 
 
+def size_of(train: Samples, dataset: str | data.OwnImages) -> int | None:
+    """The size of the training images in pixels; None for texts, and for data sets streamed at the network's size."""
+    if isinstance(dataset, data.OwnImages):
+        return dataset.fit.size_px
+    return int(train.images.shape[-1]) if isinstance(train, data.ImageSet) else None
+
+
 def check_sizes(recipe: Recipe, network: nn.Module, channels: int, size_px: int) -> None:
     """Raise a RecipeError unless the network takes images of the recipe's sizes; many transformers have one size."""
     training = network.training
@@ -43,8 +50,9 @@ def check_sizes(recipe: Recipe, network: nn.Module, channels: int, size_px: int)
                 network.eval()(torch.zeros(1, channels, size, size))
         except Exception as error:  # layers raise any kind for a shape that they do not take
             own = recipe.model.args.get("img_size") or pretrained.description(recipe)["input_size"][-1]
+            other = "or choose another network" if size == size_px else "or leave data.resize_px out"
             raise RecipeError(
                 f"{recipe.model.arch} takes no images of {size} x {size} pixels ({names.cut(str(error))}); set "
-                f"data.size_px to {own}, or leave data.resize_px out"
+                f"data.size_px to {own}, the network's own size, {other}"
             ) from error
     network.train(training)

@@ -14,6 +14,7 @@ from hyperzoo.analysis.results import reading
 from hyperzoo.analysis.sweep_table import Line, lines
 from hyperzoo.errors import BusyError, RunError
 from hyperzoo.experiments import train
+from hyperzoo.experiments.sweep_data import check_data, check_unfinished
 from hyperzoo.experiments.sweep_folder import Results, check_folders, finished_runs, listed
 from hyperzoo.training.log import read_log
 from hyperzoo.training.loop import Stopped
@@ -48,8 +49,8 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     Raises:
         RecipeError: see `load_sweep`.
         SweepStopped: SIGINT or SIGTERM; carries the exit code.
-        RunError and its subclasses: run folders were trained with another recipe, and nothing was written; or a run
-            failed, and the runs before it are kept.
+        RunError and its subclasses: run folders were trained with another recipe or on other data, and nothing was
+            written; or a run failed, and the runs before it are kept.
     """
     sweep, runs = load_sweep(path_or_name)
     name = Path(path_or_name).stem
@@ -57,7 +58,9 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     file = folder / "sweep.json"
     finished = finished_runs(runs, folder)
     check_folders([one for one in runs if one.subfolder not in finished], folder, len(runs))
+    check_data(runs, finished, folder)
     _say(f"sweep {name}: {size(sweep, runs)}, {len(finished)} finished -> {folder}")
+    check_unfinished(runs, finished, folder)
     results = dict(finished)
     ordered = sorted(runs, key=lambda one: sweep.seeds.index(one.recipe.train.seed))
     try:
@@ -70,6 +73,8 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
                     results[one.subfolder] = train.run(one.recipe, folder / one.subfolder).values
                 except BusyError:
                     _say(f"another process is training {one.subfolder}")
+                    continue
+                check_data(runs, results, folder)  # now, rather than after the other runs
     except (KeyboardInterrupt, Stopped) as error:
         results |= finished_runs([one for one in runs if one.subfolder not in results], folder)
         state = f"{len(results)} of {len(runs)} runs finished -> {folder}"
@@ -77,6 +82,7 @@ def run(path_or_name: str | Path, out: Path | None = None) -> tuple[Path, list[L
     finally:
         results |= finished_runs([one for one in runs if one.subfolder not in results], folder)  # by another process
         if results:
+            check_data(runs, results, folder)
             files.write_json(file, _contents(name, sweep, runs, folder, results), indent=1)
     if not results:
         raise RunError(f"other processes are training all runs of {name} in {folder}; call again when they end")

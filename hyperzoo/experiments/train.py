@@ -104,8 +104,8 @@ def _run(
     model = build.model(recipe, train.classes, train.channels)
     model = model.to(memory_format=memory_format(model))
     image_sizes.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
-    if isinstance(dataset, data.OwnImages):
-        image_sizes.check_sizes(recipe, model, train.channels, dataset.fit.size_px)
+    if size_px := image_sizes.size_of(train, dataset):
+        image_sizes.check_sizes(recipe, model, train.channels, size_px)  # type: ignore[union-attr]
     build.initialize(recipe, model, train)
     step = build.step(recipe, model.to(engine.device)).to(engine.device)  # terms group layers by device
     batches = build.batches(recipe, train, model, engine)
