@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers.precision import full_precision
-from hyperzoo.regularizers.activation_term import ActivationTerm
+from hyperzoo.regularizers.activation_term import ActivationTerm, Call
 
 
 def lp_penalty(x: Tensor, *, p: int = 1) -> Tensor:
@@ -41,7 +41,9 @@ def lp_penalty(x: Tensor, *, p: int = 1) -> Tensor:
 class ActivationNorm(ActivationTerm):
     """L1 or L2 penalty of the activations of a model: strength times the sum over layers of `lp_penalty`.
 
-    Nothing is added in evaluation. For an LSTM, the hidden states of all steps count.
+    Nothing is added in evaluation. For an LSTM, the hidden states of all steps count; of packed sequences, B is their
+    number. A module that is called several times in a forward pass counts as a layer per call, so that `nn.LSTMCell`
+    adds what `nn.LSTM` adds.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -67,8 +69,8 @@ class ActivationNorm(ActivationTerm):
         self.p = p
         super().__init__(model, strength=strength, layers=layers)
 
-    def _penalties(self, name: str, calls: list[Tensor]) -> Iterable[Tensor]:
-        return [self._sum_and_report(name, (lp_penalty(x, p=self.p) for x in calls))]
+    def _penalties(self, name: str, calls: list[Call]) -> Iterable[Tensor]:
+        return [self._sum_and_report(name, (lp_penalty(x, p=self.p) * (len(x) / samples) for x, samples in calls))]
 
 
 def _check_p(p: int) -> None:

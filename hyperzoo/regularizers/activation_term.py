@@ -3,10 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers._torch import writes_to
@@ -16,18 +17,32 @@ from hyperzoo.layers.precision import full_dtype
 Tap = Callable[[str, Tensor], tuple[Tensor, Any]]
 
 
+class Call(NamedTuple):
+    """What was recorded of one call of a layer.
+
+    Attributes:
+        kept: the output, or what the tap keeps in its place.
+        samples: the samples of the batch; for a packed sequence not the number of rows.
+    """
+
+    kept: Any
+    samples: int
+
+
 class ActivationTerm:
     """strength times the sum over layers of a penalty of their activations.
 
     Use it like every term: `with term: loss = task_loss(model(x), y) + term()`. Between entering the `with` and
     `term()` it records the outputs of the chosen layers that are in training mode; layers in evaluation mode add
     nothing. Modules with `inplace=True` work out of place inside the `with`, because they would overwrite what was
-    recorded. Subclasses define `_penalties`.
+    recorded. A module that is called several times in a forward pass (one `nn.ReLU` in two places, `nn.LSTMCell` in
+    each step) counts as a layer per call: the term adds the penalties of its calls. Subclasses define `_penalties`.
 
     Args:
         strength: 0 or more.
         layers: see `hooks.select`. Of a tuple output (`nn.LSTM`) the first member counts; torch's recurrent,
-            attention and transformer layers are recorded as (B, T, H) whether or not they are `batch_first`.
+            attention and transformer layers are recorded as (B, T, H) whether or not they are `batch_first`, and a
+            `PackedSequence` as its rows, a step of a sample each.
         tap: name of the layer, output -> (an alias of the output that the model continues with, what to record in
             place of the output).
     Raises:
@@ -42,7 +57,7 @@ class ActivationTerm:
         self._model = model
         self._modules = select(model, layers)
         self._tap = tap
-        self._outputs: dict[str, list[tuple[Any, Tensor, int, bool]]] = {}
+        self._outputs: dict[str, list[tuple[Call, Tensor, int, bool]]] = {}
         self._open = False
         self._end: Callable[[], None] | None = None
         self._reported: dict[str, Tensor] = {}
@@ -79,7 +94,7 @@ class ActivationTerm:
         return self.strength * self._total()
 
     def report(self) -> dict[str, float]:
-        """The penalty of each layer in the last call, without strength."""
+        """What each layer added in the last call, without strength; of a module with several calls, their sum."""
         return {name: float(value) for name, value in self._reported.items()}
 
     def _total(self) -> Tensor:
@@ -95,8 +110,8 @@ class ActivationTerm:
         first = next(self._model.parameters(), torch.zeros(()))
         return torch.zeros((), device=first.device, dtype=full_dtype(first))
 
-    def _penalties(self, name: str, calls: list[Any]) -> Iterable[Tensor]:
-        """The summands of one layer, given its recorded outputs, one per call; keeps what `report` shows."""
+    def _penalties(self, name: str, calls: list[Call]) -> Iterable[Tensor]:
+        """The summands of one layer, one per call; keeps what `report` shows."""
         raise NotImplementedError
 
     def _sum_and_report(self, name: str, penalties: Iterable[Tensor]) -> Tensor:
@@ -105,7 +120,7 @@ class ActivationTerm:
         self._reported[name] = total.detach()
         return total
 
-    def _take(self) -> dict[str, list[Any]]:
+    def _take(self) -> dict[str, list[Call]]:
         """Recorded outputs by layer, one per call of the layer.
 
         Recording stops here until the `with` is entered again: when gradient checkpointing repeats the forward pass,
@@ -122,11 +137,13 @@ class ActivationTerm:
                 )
         return {name: [_checked(name, *output) for output in calls] for name, calls in outputs.items()}
 
-    def _record(self, name: str, output: Any) -> Any:
+    def _record(self, name: str, output: Any, samples: int | None = None) -> Any:
         if not (self._open and self._modules[name].training):
             return None
         if isinstance(output, (tuple, list)):
-            first = self._record(name, output[0])
+            if isinstance(output, PackedSequence):
+                samples = int(output.batch_sizes[0])  # the longest sequence comes first
+            first = self._record(name, output[0], samples)
             return None if first is None else _with_first(output, first)
         if not isinstance(output, Tensor):
             raise InputError(f"{name} returns {type(output).__name__}, not a tensor; choose a layer inside it")
@@ -135,7 +152,8 @@ class ActivationTerm:
         untracked = torch.compiler.is_compiling() or output.is_inference()
         version = -1 if untracked else writes_to(output)
         alias, kept = self._tap(name, x) if self._tap else (None, x)
-        self._outputs.setdefault(name, []).append((kept, output, version, torch.is_grad_enabled()))
+        call = Call(kept, (len(x) if x.dim() else 1) if samples is None else samples)
+        self._outputs.setdefault(name, []).append((call, output, version, torch.is_grad_enabled()))
         return alias if alias is None or not steps_first else alias.transpose(0, 1)
 
 
@@ -171,7 +189,7 @@ def _with_first(output: Any, first: Any) -> Any:
     return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
 
-def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: bool) -> Any:
+def _checked(name: str, call: Call, output: Tensor, version: int, had_gradients: bool) -> Call:
     if torch.is_grad_enabled() and not had_gradients:
         raise InputError(
             f"{name!r} ran without gradients, so the term cannot act on it: use gradient checkpointing with "
@@ -182,7 +200,7 @@ def _checked(name: str, kept: Any, output: Tensor, version: int, had_gradients: 
             f"the output of {name!r} was overwritten in place by code after it (x += y, F.relu(x, inplace=True)); "
             "choose a later layer, or write the operation out of place"
         )
-    return kept
+    return call
 
 
 @contextmanager

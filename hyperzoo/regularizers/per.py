@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hyperzoo.errors import InputError, check_number, check_seed
 from hyperzoo.layers._torch import is_in_functorch
-from hyperzoo.regularizers.activation_term import ActivationTerm, known_axis, refuse_channels_last
+from hyperzoo.regularizers.activation_term import ActivationTerm, Call, known_axis, refuse_channels_last
 from hyperzoo.regularizers.exact_error import ExactError, SquaredNorm, entries, exact_errors
 from hyperzoo.regularizers.projections import (
     SampledError,
@@ -30,6 +30,9 @@ from hyperzoo.regularizers.projections import (
 class PER(ActivationTerm):
     """PER on the layers of a model: strength times the sum over layers of `projected_error`.
 
+    A module that is called several times in a forward pass counts as a layer per call: an `nn.LSTMCell` called for T
+    steps adds T means with reduce='mean', where `nn.LSTM` adds one.
+
     Nothing is added in evaluation, and nothing enters the state dict. The value of the term is the exact one over all
     directions (eq. 5 without sampling noise, at almost no cost), and so is its gradient. With `slices` the gradient is
     that of directions from the term's own generator, drawn anew for every layer and step.
@@ -39,7 +42,8 @@ class PER(ActivationTerm):
     Args:
         strength: lambda, 0 or more. The paper's grid is 3e-4 ... 1e-5 with reduce='sum' (CNN, ResNet), to 3e-4 (LSTM).
         layers: see `hooks.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class. Choose
-            layers after a nonlinearity. For an LSTM, the hidden state h_t of every step is a vector.
+            layers after a nonlinearity. For an LSTM, the hidden state h_t of every step is a vector, also with view
+            'flatten' if the sequences are packed; B is then their number.
         slices: None for all directions, cheaper and without noise, or a number; the paper, and a recipe that does not
             set it, uses 256.
         reduce, view: as for `projected_error`.
@@ -120,30 +124,33 @@ class PER(ActivationTerm):
 
     def report(self) -> dict[str, float]:
         """Per layer, for the last call that acted: error (mean over vectors, without strength), mean and variance of
-        entries."""
+        entries. Of a module with several calls, the sum of their errors, and mean and variance over all entries."""
         table: dict[str, float] = {}
         for name, calls in self._measured.items():
-            found = [torch.stack([error, total / count, squares / count]) for error, total, squares, count in calls]
-            error, mean, square = torch.stack(found).mean(0).tolist()
+            errors, totals, squares, counts = zip(*calls, strict=True)
+            sums = torch.stack([torch.stack(parts).sum() for parts in (errors, totals, squares)])
+            error, mean, square = (sums / sums.new_tensor([1, sum(counts), sum(counts)])).tolist()
             table |= {f"{name}/error": error, f"{name}/mean": mean, f"{name}/variance": square - mean**2}
         return table
 
-    def _take(self) -> dict[str, list[Any]]:
+    def _take(self) -> dict[str, list[Call]]:
         """As in the base class; with all directions, the errors of all layers in place of their squared norms."""
         self._measured = {}
         taken = super()._take()
         if self.slices is not None:
             return taken
-        errors = iter(exact_errors([kept[:2] for calls in taken.values() for kept in calls]))
-        return {name: [(next(errors), *kept) for kept in calls] for name, calls in taken.items()}
+        errors = iter(exact_errors([call.kept[:2] for calls in taken.values() for call in calls]))
+        return {
+            name: [call._replace(kept=(next(errors), *call.kept)) for call in calls] for name, calls in taken.items()
+        }
 
-    def _penalties(self, name: str, calls: list[Any]) -> Iterator[Tensor]:
+    def _penalties(self, name: str, calls: list[Call]) -> Iterator[Tensor]:
         self._measured[name] = []
-        for kept in calls:
+        for kept, samples in calls:
             errors, squares, d, total = kept if self.slices is None else self._sampled(name, kept, self.slices)
             sums = errors.detach().mean(), total.sum(), squares.detach().sum()
             self._measured[name].append((*sums, squares.numel() * d))
-            yield reduced(errors, len(errors), self.reduce)
+            yield reduced(errors, samples, self.reduce)
 
     def _total(self) -> Tensor:
         total = super()._total()

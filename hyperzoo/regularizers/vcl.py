@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hyperzoo.errors import InputError, check_number
 from hyperzoo.layers.hooks import attached, evaluating
 from hyperzoo.layers.precision import full_dtype, full_precision
-from hyperzoo.regularizers.activation_term import ActivationTerm, refuse_channels_last
+from hyperzoo.regularizers.activation_term import ActivationTerm, Call, refuse_channels_last
 
 
 def variance_constancy(x: Tensor, beta: Tensor, *, group: int = 5) -> Tensor:
@@ -59,7 +59,8 @@ class VCL(ActivationTerm):
     loop, add them to the optimizer, as in the example, and save `term.state_dict()`; hyperzoo's training does both.
     They follow the layer's output to its device, in float32 (float64 for a float64 output). A map (B, C, H, W) of
     another size, as in progressive resizing, takes the nearest beta at each location; the authors train at one size.
-    Nothing is added in evaluation.
+    Nothing is added in evaluation. A module that is called several times in a forward pass counts as a layer per call,
+    with the same betas.
 
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
@@ -127,10 +128,9 @@ class VCL(ActivationTerm):
         for name, beta in self._betas.items():
             beta.copy_(state[name])
 
-    def _penalties(self, name: str, calls: list[Tensor]) -> Iterable[Tensor]:
-        return [
-            self._sum_and_report(name, (variance_constancy(x, self._beta(name, x), group=self.group) for x in calls))
-        ]
+    def _penalties(self, name: str, calls: list[Call]) -> Iterable[Tensor]:
+        penalties = (variance_constancy(x, self._beta(name, x), group=self.group) for x, _ in calls)
+        return [self._sum_and_report(name, penalties)]
 
     def _beta(self, name: str, x: Tensor) -> Tensor:
         """The betas of a layer, for a map of another size the nearest ones.
