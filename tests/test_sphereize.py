@@ -337,6 +337,22 @@ def test_quantized_modules_of_torch_are_seen():
         sphereize(net)
 
 
+def test_a_model_of_which_no_layer_can_be_converted_is_refused():
+    """A script would train the plain network under the name of a sphere network."""
+    with torch.device("meta"):
+        net = timm.create_model("resnetv2_50x1_bit")
+    was = kinds(net)
+    with pytest.raises(InputError) as caught:
+        sphereize(net)
+    assert str(caught.value) == (
+        "sphereize converts no layer of ResNetV2 (StdConv2d has its own forward: stem.conv, stages.0.blocks.0"
+        ".downsample.conv, stages.0.blocks.0.conv1, stages.0.blocks.0.conv2, stages.0.blocks.0.conv3 and 48 more). "
+        "Replace these by plain nn.Conv2d first, or choose another network"
+    )
+    assert kinds(net) == was
+    assert sphereize(net, exclude=["*"]).changed == ()  # as asked
+
+
 def test_models_without_convolutions_are_refused():
     with pytest.raises(InputError, match="^ReLU has no convolution to convert$"):
         sphereize(nn.ReLU())

@@ -77,8 +77,9 @@ def sphereize(
         than zeros, hooks or parametrizations, filters that see a single number (their angle is only a sign), and timm's
         classifier (`get_classifier()`) unless `include` matches it, because bounded outputs are poor logits.
     Raises:
-        InputError: bad arguments, a pattern without a match, a model that has no convolution or is one itself, a lazy
-            or quantized layer to convert. The model is then unchanged.
+        InputError: bad arguments, a pattern without a match, a model that has no convolution or is one itself, none of
+            the layers to convert can be (timm's StdConv2d), a lazy or quantized layer to convert. The model is then
+            unchanged.
     Differs:
         With the cosine, `inplace` is set to False on all activations, because the backward pass needs the output of the
         convolution. In-place code inside a forward method is not detected; directly after a cosine layer, autograd
@@ -106,8 +107,11 @@ def sphereize(
 
     new: dict[nn.Module, nn.Module] = {}
     left: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}  # why a layer that the arguments choose cannot be converted: names
     for layer, names in layers.items():
-        why = _kept_out(names, selected) or _why_left(layer, linear)
+        why = kept_out = _kept_out(names, selected)
+        if not kept_out and (why := _why_left(layer, linear)) and (linear or not _is_linear(layer)):
+            refused.setdefault(why, []).extend(names)
         if not why and layer in reserved:
             why = "the classifier: include takes it"
         if not why and layer in read:
@@ -118,6 +122,12 @@ def sphereize(
         _check_convertible(layer, names[0])
         new[layer] = _sphere(layer, operator, k, eps)
 
+    if refused and not new and not any(isinstance(layer, (SphereConv2d, SphereLinear)) for layer in layers):
+        shown = "; ".join(f"{why}: {_few(names)}" for why, names in refused.items())
+        raise InputError(
+            f"sphereize converts no layer of {type(model).__name__} ({shown}). Replace these by plain nn.Conv2d first, "
+            "or choose another network"
+        )
     for layer, replacement in new.items():
         for name in layers[layer]:
             model.set_submodule(name, replacement)

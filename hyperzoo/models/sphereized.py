@@ -52,18 +52,26 @@ def convert(
 def _sphereize_all(network: nn.Module, base: str, operator: str) -> None:
     stem = network.pretrained_cfg.get("first_conv")  # type: ignore[union-attr, operator]
     if any(isinstance(module, SphereConv2d) for module in network.modules()):
-        why = "its convolutions are sphere layers"
+        why = "has no convolutions for sphereize: its convolutions are sphere layers"
     else:
-        report = sphereize_layers(network, operator)
+        try:
+            report = sphereize_layers(network, operator)
+        except InputError as error:
+            raise InputError(f"{base}: {error}. Or leave sphereize out") from error
         layers = {name: network.get_submodule(name) for name in (*report.changed, *report.left) if name != stem}
         kept = [name for name in report.left if name in layers and not isinstance(layers[name], nn.Linear)]
-        if _size(layers[name] for name in report.changed if name != stem) > _size(layers[name] for name in kept):
+        taken = [name for name in report.changed if name != stem]
+        if _size(layers[name] for name in taken) > _size(layers[name] for name in kept):
             return
-        why = "; ".join(dict.fromkeys(report.left[name] for name in kept)) or f"its only one is {stem}"
-    raise InputError(
-        f"{base} has no convolutions for sphereize: {why}. Choose a convolutional network with inner products, or "
-        "leave sphereize out"
-    )
+        why = f"has no convolutions for sphereize: its only one is {stem}"
+        if kept:
+            share = _size(layers[name] for name in taken) / _size(layers[name] for name in (*taken, *kept))
+            reasons = "; ".join(dict.fromkeys(report.left[name] for name in kept))
+            why = (
+                f"would stay mostly plain: sphereize converts {len(taken)} of {len(taken) + len(kept)} convolutions, "
+                f"{share:.0%} of their weights ({reasons})"
+            )
+    raise InputError(f"{base} {why}. Choose a convolutional network with inner products, or leave sphereize out")
 
 
 def _size(layers: Iterable[nn.Module]) -> int:
