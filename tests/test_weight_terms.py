@@ -1,6 +1,7 @@
 """Weight terms are exact under compile, autocast and DDP and for any memory layout, and own no parameters."""
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -37,6 +38,20 @@ def test_a_term_compiles_whole_and_gives_the_same(make):
     torch.testing.assert_close(compiled(), term())
     for got, expected in zip(gradients(net, compiled()), gradients(net, term()), strict=True):
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo reads it after a break
+def test_a_loss_with_random_rows_compiles_once_and_draws_as_without():
+    torch.manual_seed(0)
+    widths = [6, *range(12, 24)]  # more shapes than torch compiles one function for
+    net = nn.Sequential(*[nn.Linear(*pair) for pair in pairwise(widths)])
+    term, plain = (MHE(net, hidden=1.0, output=1.0, neurons=8) for _ in range(2))
+    x = torch.randn(5, 6)
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: net(x).square().mean() + term(), backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True, fail_on_recompile_limit_hit=True):
+        for _ in range(3):  # each draws anew
+            torch.testing.assert_close(compiled(x), net(x).square().mean() + plain())
 
 
 @pytest.mark.parametrize("make", TERMS)

@@ -171,9 +171,19 @@ class MHE(WeightTerm):
             exclude=exclude,
             output_layer=output_layer,
         )
+        drawn = [layers[0] for _, out, layers in self._groups if not (out and output_by_labels)]
+        self._draws = any(len(layer.rows()) > self._neurons for layer in drawn)
 
     def __call__(self, labels: Tensor | None = None) -> Tensor:
         """The term: (), float32 (float64 for float64 weights). Labels (M,) are required by `output_by_labels`."""
+        return self._uncompiled(labels) if self._draws else self._value(labels)
+
+    @torch.compiler.disable
+    def _uncompiled(self, labels: Tensor | None) -> Tensor:
+        """The term whose rows are drawn: a break for every draw would compile the functions around it once a shape."""
+        return self._value(labels)
+
+    def _value(self, labels: Tensor | None) -> Tensor:
         return self._total([s * self._drawn(layers, out, labels).sum() for s, out, layers in self._groups])
 
     def seed(self, n: int) -> None:
@@ -197,7 +207,6 @@ class MHE(WeightTerm):
             rows = [r[self._draw(count).to(r.device, non_blocking=r.is_cuda)] for r in rows]
         return _energies(stack(rows), rule, count)
 
-    @torch.compiler.disable
     def _draw(self, count: int) -> Tensor:
         return torch.randperm(count, generator=self._generator, device="cpu")[: self._neurons]
 
