@@ -2,8 +2,9 @@
 
     HYPERZOO_DATA=... python benchmarks/per_noise.py [MODEL]    # an untrained cnn11_elu, or local-dir:RUN
 
-CIFAR-10, batches of 128, PER on the output of every ELU, no dropout, whose masks would add noise of their own. Noise is the
-root mean squared distance of the gradients, over all parameters together, from their mean, relative to the norm of the mean.
+CIFAR-10, batches of 128, PER on the output of every ELU, no dropout, whose masks would add noise of their own. Noise is
+the root mean squared distance of the gradients, over all parameters together, from their mean, relative to the norm of
+the mean.
 """
 
 import sys
