@@ -4,13 +4,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hyperzoo import names
+from hyperzoo import names, pixels
 from hyperzoo.data.columns import SPLITS, hub_rows, parquet_rows, with_classes
 from hyperzoo.data.fit import Fit
 from hyperzoo.data.folders import class_files, count_loose, folders, image_files
@@ -18,10 +19,12 @@ from hyperzoo.data.hub_sets import import_datasets
 from hyperzoo.data.images import ImageSet, draw, load_in_memory
 from hyperzoo.data.part import Part
 from hyperzoo.data.readable import without_broken
+from hyperzoo.data.sources import Source
 from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
-from hyperzoo.errors import DataError
+from hyperzoo.errors import BrokenImageError, DataError
 
 MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
+DARK_SAMPLE = 16  # of streamed images, so many are looked at for 16-bit ones that become nearly black
 SHOWN_KINDS = 5  # the most frequent kinds of files that are not read; the summary adds up the rest
 
 
@@ -47,22 +50,38 @@ class OwnImages:
         """The images of a split: in memory if those of the training split fit, otherwise streamed.
 
         Raises:
-            DataError: no such split, or an image that cannot be decoded and is not to be skipped. Streamed training
-                images are not read yet, so that a broken one stops the first epoch.
+            DataError: no such split.
+            BrokenImageError: images that cannot be decoded and are not to be skipped, with those of the other splits.
+                Streamed training images are not read yet, so that a broken one stops the first epoch.
         """
         if split not in self.splits:
             raise DataError(f"{self.name} has no {split} split; it has {', '.join(self.splits)}")
+        try:
+            return self._load(split)
+        except BrokenImageError as error:
+            others = (name for other in self.splits if other != split for name in self._broken(other))
+            remedy = ", or set data.on_error to skip" if "train" in self.splits else ""
+            raise BrokenImageError([*error.pictures, *others], error.reason, remedy) from error
+
+    def _broken(self, split: str) -> tuple[str, ...]:
+        try:
+            self._load(split)
+        except BrokenImageError as error:
+            return error.pictures
+        return ()
+
+    def _load(self, split: str) -> ImageSet | StreamedSet:
         part = self.splits[split]
         if self.fits_in_memory:
             return load_in_memory(part.source(self.name, split), self.fit)
         images, source = self._streamed(part, split), part.source(self.name, split)
+        if split == "train":
+            _warn_of_dark(images, source)
         if split == "train" and not self.fit.skip:
             return images
         readable = without_broken(images, source)
         if readable.skipped and not self.fit.skip:
-            raise DataError(
-                f"{readable.skipped[0]} cannot be decoded. Replace or remove it, or set data.on_error to skip"
-            )
+            raise BrokenImageError(readable.skipped)
         return readable
 
     def _streamed(self, part: Part, split: str) -> StreamedSet:
@@ -114,6 +133,16 @@ def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
     if "test" not in parts:
         parts = _divided(parts["train"], settings["test_part"], settings["seed"])
     return OwnImages(name, parts, fit, folder, others)
+
+
+def _warn_of_dark(images: StreamedSet, source: Source) -> None:
+    """Warn of 16-bit images that become nearly black; of many images, `DARK_SAMPLE` are read."""
+    found: dict[str, int] = {}
+    for number in range(0, len(images), max(1, len(images) // DARK_SAMPLE)):
+        with suppress(DataError):  # broken images are reported where they stop the run
+            info = images.read(number).info
+            found |= {source.picture(number): info[pixels.LARGEST]} if pixels.LARGEST in info else {}
+    pixels.warn_of_dark(pixels.dark_text(found))
 
 
 def _not_read(others: Mapping[str, int]) -> str:
