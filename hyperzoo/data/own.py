@@ -21,7 +21,7 @@ from hyperzoo.data.part import Part
 from hyperzoo.data.readable import without_broken
 from hyperzoo.data.sources import Source
 from hyperzoo.data.streamed import StreamedSet, streamed_files, streamed_rows
-from hyperzoo.errors import BrokenImageError, DataError
+from hyperzoo.errors import BrokenImageError, DataError, listed
 
 MEMORY_BYTES = 2_000_000_000  # decoded training images up to this size are held in memory
 DARK_SAMPLE = 16  # of streamed images, so many are looked at for 16-bit ones that become nearly black
@@ -34,7 +34,8 @@ class OwnImages:
 
     Attributes:
         name: of the folder, the repository, or the folder of the parquet files.
-        splits: 'train' and 'test', and 'validation' if there is one, each with the same classes in the same order.
+        splits: 'train' and 'test', and 'validation' if there is one, each with the same classes in the same order; or
+            only the one of `find_labeled`.
         fit: how the images are brought to one size.
         folder: the folder of the images; None if they are not files.
         others: the number of files in that folder that are not read, by kind; see `folders.image_files`.
@@ -92,7 +93,7 @@ class OwnImages:
 
     def summary(self, skipped: tuple[str, ...] = ()) -> str:
         """One line about the classes and sizes, where the images are held, and what was left out of the training."""
-        decoded = f"{len(self.splits['train'].rows) * 3 * self.fit.size_px**2 / 1e6:,.1f} MB"
+        decoded = f"{self._decoded_bytes / 1e6:,.1f} MB"
         fits = f"{decoded}, {'within' if self.fits_in_memory else 'above'} the limit of {MEMORY_BYTES / 1e6:,.0f} MB"
         held = f"held in memory at {self.fit.size_px} px" if self.fits_in_memory else "streamed"
         counts = ", ".join(f"{len(part.rows)} {split}" for split, part in self.splits.items())
@@ -106,7 +107,13 @@ class OwnImages:
 
     @property
     def fits_in_memory(self) -> bool:
-        return len(self.splits["train"].rows) * 3 * self.fit.size_px**2 <= MEMORY_BYTES
+        return self._decoded_bytes <= MEMORY_BYTES
+
+    @property
+    def _decoded_bytes(self) -> int:
+        """Of the training images, or of the only split."""
+        part = self.splits.get("train") or next(iter(self.splits.values()))
+        return len(part.rows) * 3 * self.fit.size_px**2
 
     def like(self, channels: int) -> "OwnImages":
         """The same data set, with so many channels in every split."""
@@ -133,6 +140,30 @@ def find_own(settings: Mapping[str, Any], name: str, fit: Fit) -> OwnImages:
     if "test" not in parts:
         parts = _divided(parts["train"], settings["test_part"], settings["seed"])
     return OwnImages(name, parts, fit, folder, others)
+
+
+def find_labeled(folder: Path, split: str, classes: tuple[str, ...], fit: Fit) -> OwnImages:
+    """Locate the images that a trained network is evaluated on; its class names match those of the folders.
+
+    Args:
+        folder: holds a folder of images per class, or splits of such folders.
+        split: the one to take, where there are splits; images without splits are those of 'test'.
+        classes: names of the outputs of the network, in their order; a class without a folder has no images.
+    Raises:
+        DataError: no such folder or split, no images in a class, or a folder that is named like none of the classes.
+    """
+    places = _split_folders(folder) if folder.is_dir() else {}
+    if split not in (places or ("test",)):
+        there = f"{', '.join(places)}" if places else "class folders, which are evaluated as test"
+        raise DataError(f"{folder} has no {split} split; it has {there}")
+    place = places.get(split, folder)
+    members = class_files(place, "your images")
+    if strange := [name for name in members if name not in classes]:
+        raise DataError(
+            f"{place}: {len(strange)} of {len(members)} class folders are named like none of the {len(classes)} "
+            f"classes of the network: {listed(strange)}. {names.closest_text(strange[0], classes)} Rename or move them"
+        )
+    return OwnImages(folder.name, {split: _rows_of_files(members, classes, place)}, fit, folder)
 
 
 def _warn_of_dark(images: StreamedSet, source: Source) -> None:
@@ -164,8 +195,7 @@ def _folder(folder: Path, others: Counter[str]) -> dict[str, Part]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder; data.source.folder needs one with a folder of images per class")
-    inside = {path.name.lower(): path for path in folders(folder) if folders(path)}
-    places = {split: inside[word] for split, words in SPLITS.items() for word in words if word in inside}
+    places = _split_folders(folder)
     for path in folders(folder) if places else ():
         if path not in places.values() and image_files(path, others):
             split = next(iter(places.values())).name
@@ -192,10 +222,16 @@ def _folder(folder: Path, others: Counter[str]) -> dict[str, Part]:
     return {split: _rows_of_files(members, classes, places.get(split, folder)) for split, members in found.items()}
 
 
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders of the splits: sub-folders with a usual name that hold folders themselves; none without splits."""
+    inside = {path.name.lower(): path for path in folders(folder) if folders(path)}
+    return {split: inside[word] for split, words in SPLITS.items() for word in words if word in inside}
+
+
 def _rows_of_files(members: Mapping[str, list[Path]], classes: tuple[str, ...], root: Path) -> Part:
     datasets = import_datasets()
-    files = tuple(file for name in classes for file in members[name])
-    labels = [label for label, name in enumerate(classes) for _ in members[name]]
+    files = tuple(file for name in classes for file in members.get(name, ()))
+    labels = [label for label, name in enumerate(classes) for _ in members.get(name, ())]
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(classes))})
     paths = [str(file).encode(errors="replace").decode() for file in files]  # arrow takes UTF-8 only; `files` are read
     rows = datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
