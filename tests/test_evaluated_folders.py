@@ -3,10 +3,12 @@
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from conftest import MIRROR
+from PIL import Image
 from test_own_images import COLORS, fill, own_cache, recipe  # noqa: F401
 from torchvision.transforms.functional import to_pil_image
 
@@ -54,6 +56,18 @@ def test_classes_are_matched_by_name_and_not_by_order(run, tmp_path, monkeypatch
     _, samples = evaluate.load_model_and_samples(name, dataset=str(tmp_path / "other"))
     assert samples.classes == tuple(COLORS)[::-1] and samples.labels.tolist() == [0] * 5 + [1] * 5
     assert evaluate.run(name, dataset=str(tmp_path / "other")).total == 10
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.fault("12 bits in a file of 16")
+def test_12_bits_in_a_file_of_16_are_named(run, tmp_path, monkeypatch, caplog, streamed):
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 0 if streamed else 10**9)
+    (tmp_path / "other" / "blau").mkdir(parents=True)
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "other" / "blau" / "x.png")
+    evaluate.load_model_and_samples(run[0], dataset=str(tmp_path / "other"))
+    assert [record.message.partition(":")[2].split(". ")[0] for record in caplog.records] == [
+        f" {tmp_path}/other/blau/x.png"
+    ]
 
 
 def test_a_split_of_a_folder_is_chosen(run, tmp_path):

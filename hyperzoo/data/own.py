@@ -67,8 +67,8 @@ class OwnImages:
     def _broken(self, split: str) -> tuple[str, ...]:
         try:
             self._load(split)
-        except BrokenImageError as error:
-            return error.pictures
+        except DataError as error:  # also of a class that has no other images
+            return error.pictures if isinstance(error, BrokenImageError) else ()
         return ()
 
     def _load(self, split: str) -> ImageSet | StreamedSet:
@@ -76,7 +76,7 @@ class OwnImages:
         if self.fits_in_memory:
             return load_in_memory(part.source(self.name, split), self.fit)
         images, source = self._streamed(part, split), part.source(self.name, split)
-        if split == "train":
+        if split == "train" or "train" not in self.splits:
             _warn_of_dark(images, source)
         if split == "train" and not self.fit.skip:
             return images
