@@ -37,7 +37,6 @@ SPEED: list[tuple[str, str, dict[str, Any], float | None]] = [
     ("256 directions", "cnn11_elu", {"slices": 256}, None),
     ("256 directions, rows=0.1", "cnn11_elu", {"slices": 256, "rows": 0.1}, None),
 ]
-GROUP = 4  # steps that are timed together, a whole cycle of `every`
 COMPILED_LIMIT = 1.03
 MEMORY_LIMIT = 1.10
 
@@ -115,10 +114,11 @@ def main() -> None:
         if args.only not in (None, network) or (args.compiled and settings):
             continue
         form = (args.channels_last, args.compiled, args.bf16)
-        steps = [measure.group(make_step(network, term, settings, *form), GROUP) for term in (False, True)]
+        cycle = settings.get("every", 1)  # steps that are timed together
+        steps = [measure.group(make_step(network, term, settings, *form), cycle) for term in (False, True)]
         count = repeats * (4 if network == "lstm200" else 1)
         times = measure.rounds(*steps, repeats=count, now=measure.clock(args.busy))
-        a, b = (one / GROUP for one in measure.medians(times))
+        a, b = (one / cycle for one in measure.medians(times))
         ratio = measure.ratio(times)
         row(what, network, f"{a * 1e3:.0f} ms", f"{b * 1e3:.0f} ms", ratio, COMPILED_LIMIT if args.compiled else limit)
     if args.only:

@@ -33,11 +33,11 @@ COMMANDS = {
     "per_compiled": "per --compiled --quick --only fixup_resnet56_cifar",
     "per_noise": "per_noise",
     "mixup": "mixup",
-    "engine": "engine --updates 30 --images 1280",
+    "engine": "engine --updates 20 --images 1280",
     "language": "language 20",
     "traffic": "traffic",
     "start_up": "start_up",
-    "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 15",
+    "side_by_side": "side_by_side resnet20_cifar --counts 1 2 --updates 15 --kinds eager one-run",
     "scaling": "scaling",
     "time_to_accuracy": "time_to_accuracy",
 }

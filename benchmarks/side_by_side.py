@@ -27,9 +27,9 @@ from hyperzoo.experiments import build
 from hyperzoo.training.recipe import Recipe
 
 EPOCHS, BATCH, CORES = 4, 128, os.cpu_count() or 1
-ONE_RUN = "one run"
+ONE_RUN = "one-run"
 # train.compile, CUDA graphs
-KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "CUDA graphs": ("on", "1"), ONE_RUN: ("off", "0")}
+KINDS = {"eager": ("off", "0"), "compiled": ("on", "0"), "cuda-graphs": ("on", "1"), ONE_RUN: ("off", "0")}
 
 
 def train(arch: str, compiled: str, updates: int, together: Barrier, rates: Queue, group: dict[str, str]) -> None:
@@ -95,11 +95,12 @@ def main() -> None:
     parser.add_argument("arch", nargs="?", default="spherenet20")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 4], help="numbers of processes")
     parser.add_argument("--updates", type=int, default=200, help="updates per epoch")
+    possible = [kind for kind in KINDS if kind != (ONE_RUN if torch.cuda.is_available() else "cuda-graphs")]
+    parser.add_argument("--kinds", nargs="+", choices=possible, default=possible, help="[default: all]")
     args = parser.parse_args()
-    kinds = [kind for kind in KINDS if kind != (ONE_RUN if torch.cuda.is_available() else "CUDA graphs")]
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     print(f"{args.arch}, batch {BATCH}, {where}; images/s of all processes, and relative to the first")
-    for kind in kinds:
+    for kind in args.kinds:
         first = None
         for count in args.counts:
             found = total(args.arch, kind, count, args.updates)

@@ -96,7 +96,9 @@ def check_arch(arch: str) -> str:
 def closest_text(word: str, known: Iterable[str]) -> str:
     """Sentence of an error message: up to three known words close to a misspelled one, or else the first ten."""
     words = sorted(known)
-    close = difflib.get_close_matches(word, words, n=3, cutoff=0.4) if len(word) < 1000 else []
+    spellings = (word, word.lower()) if len(word) < 1000 else ()
+    matches = (difflib.get_close_matches(each, words, n=3, cutoff=0.4) for each in spellings)
+    close = next(filter(None, matches), [])
     if close:
         return f"Closest: {', '.join(close)}."
     more = f", and {len(words) - 10} more" if len(words) > 10 else ""

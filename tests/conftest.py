@@ -40,6 +40,15 @@ def data_mirror(monkeypatch) -> Path:
 
 
 @pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """The small published zoo of `support.published` in the place of the package's own."""
+    from support.published import publish, withdraw
+
+    yield publish(tmp_path, monkeypatch)
+    withdraw(monkeypatch)
+
+
+@pytest.fixture
 def double(tmp_path, monkeypatch):
     """A running double of the Hub; the client of this process talks to it, with an empty cache."""
     from support.hub_double import Double, talk_to

@@ -7,8 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from support import oracles
-from support.oracles import labels, normal
+from support.oracles import EACH_OPERATOR, labels, normal
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,14 +15,6 @@ from torch.utils._pytree import tree_leaves
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereLinear
 from hyperzoo.losses import AngularSoftmax, angular_logits, replace_classifier
-
-ORACLES = oracles.load("loss")
-OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]
-EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
-MARGINS = [1, 2, 3, 4, 2.6]
-EACH_MARGIN = pytest.mark.parametrize("margin", MARGINS)
-CLAMP = 1 - 1e-6  # of the cosine: linear and sigmoid, and the target class when the margin is above 1
-
 
 # W-, A- and GA-Softmax: half precision, compile, memory
 

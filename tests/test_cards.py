@@ -11,7 +11,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from support.published import MHE, MIXUP, PLAIN, publish, withdraw
+from support.published import MHE, MIXUP, PLAIN
 
 import hyperzoo
 from hyperzoo import errors, names
@@ -25,12 +25,6 @@ from hyperzoo.zoo.manifest import Manifest
 
 CHECKOUT = find_checkout()
 TEMPLATES = {"accuracy": CHECKOUT.card_template, "perplexity": CHECKOUT.text_card_template}
-
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    yield publish(tmp_path, monkeypatch)
-    withdraw(monkeypatch)
 
 
 def text(name, *, robustness=None):

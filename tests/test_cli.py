@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.published import ARCH, MHE, MIXUP, PLAIN, publish, withdraw
+from support.published import ARCH, MHE, MIXUP, PLAIN
 
 from hyperzoo import errors
 from hyperzoo.cli import commands, main, tables, weights
@@ -17,12 +17,6 @@ from hyperzoo.publishing import verify
 from hyperzoo.zoo import weight_files
 
 COMMANDS = list(commands.COMMANDS)
-
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    yield publish(tmp_path, monkeypatch)
-    withdraw(monkeypatch)
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)], ids=" ".join)
@@ -156,6 +150,13 @@ def test_json_is_standard():
         (["list", "--family", "resnet_cifr"], 1, "no family 'resnet_cifr'. Closest: resnet_cifar"),
         (["list", "--data", "c11"], 2, "'c11' is not one of 'c10'"),
         (["info", "../x"], 1, "InvalidNameError"),
+        (["info", "tests"], 1, "tests is a folder, which has no manifest entry; for a run, read tests/result.json, or"),
+        (["verify", "local-dir:tests/x.y"], 1, "or evaluate it: hyperzoo eval tests/x.y"),
+        (
+            ["train", "tests/support"],
+            1,
+            "tests/support is a folder; to resume a run, repeat its command: the recipe, and",
+        ),
         (["eval", "resnet21_cifar"], 1, "no architecture 'resnet21_cifar'. Closest: resnet"),
         (["verify"], 2, "--all"),
         (["verify", "resnet20_cifar", "--all"], 2, "--all"),
@@ -350,6 +351,17 @@ def test_energy_of_any_network(command, tmp_path):
     code, _, err = command("energy", "resnet20_cifr")
     assert code == 1 and "no model 'resnet20_cifr'. Closest: resnet20_cifar" in err
     assert command("energy", "hf_hub:x/y")[0] == 1
+
+
+def test_activations_along_an_axis(command, tmp_path):
+    words = ("activations", "test_vit", "--layers", "blocks.0", "--batch-size", "2", "--out", tmp_path / "a.png")
+
+    def distance(*axis):
+        torch.manual_seed(0)  # of the untrained network
+        return json.loads(command(*words, *axis, "--json")[1])["layers"][0]["distance"]
+
+    assert distance() == distance("--axis", "-1") != distance("--axis", "1")
+    assert "axis=7 is the batch or missing" in command(*words, "--axis", "7")[2]
 
 
 def test_train_prints_json_alone_and_says_when_a_run_is_finished(command, data_mirror, tmp_path):

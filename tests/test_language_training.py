@@ -11,7 +11,7 @@ from support import texts
 from torch import nn
 
 from hyperzoo import data
-from hyperzoo.analysis import evaluate, plots
+from hyperzoo.analysis import evaluate, plots, sweep_table
 from hyperzoo.data import load
 from hyperzoo.errors import InputError, NonFiniteError, RecipeError
 from hyperzoo.experiments import build, sweep, train
@@ -241,7 +241,7 @@ def test_a_sweep_of_texts_has_perplexities_and_no_accuracies(mirror, tmp_path):
     runs = load_sweep(tmp_path / "some.yaml")[1]
     assert [run.recipe.model.args.get("depth") for run in runs] == [3, None]  # no column reaches into another
     file, lines = sweep.run(tmp_path / "some.yaml", tmp_path / "out")
-    head, deep, flat = sweep.table(lines)
+    head, deep, flat = sweep_table.table(lines)
     found = json.loads((tmp_path / "out" / "few-flat" / "0" / "result.json").read_text())["metrics"]["perplexity"]
     told = dict(zip(head, flat, strict=True))
     assert (told["perplexity"], told["published"], told["measured on"]) == (f"{found:.2f}", "100.50", "validation")

@@ -9,15 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import oracles
-from support.oracles import close, normal
+from support.oracles import EACH_OPERATOR, close, normal
 
 from hyperzoo.errors import InputError
 from hyperzoo.layers import SphereConv2d, SphereLinear
 from hyperzoo.layers.operators import steepness
 
 ORACLES = oracles.load("sphere")
-OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]
-EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
 CLAMP = 1 - 1e-6  # of the cosine, for linear and sigmoid
 CONVOLUTIONS = [
     key

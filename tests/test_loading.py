@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
-from support.published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN, publish, withdraw
+from support.published import ARCH, COMMIT, LABELS, MHE, MIXUP, PLAIN
 
 import hyperzoo
 from hyperzoo import errors
@@ -16,12 +16,6 @@ from hyperzoo.zoo import weight_files
 
 ROOT = str(Path(__file__).parent.parent)
 BACKBONE = "layer2.0.conv1.weight"
-
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    yield publish(tmp_path, monkeypatch)
-    withdraw(monkeypatch)
 
 
 def has_exactly(model, tensors):

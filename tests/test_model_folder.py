@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from support.bomb import Bomb
 
 import hyperzoo
 from hyperzoo import errors, zoo
@@ -250,16 +251,6 @@ def test_only_what_the_caller_asks_for_may_differ(run, monkeypatch, data_mirror)
 
 
 # Architectures of timm
-
-
-class Bomb:
-    """Unpickling this writes a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.mark.fault("pickle in the place of a weight", 2)

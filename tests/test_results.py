@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import hyperzoo
-from hyperzoo.analysis import evaluate, plots
+from hyperzoo.analysis import evaluate, plots, sweep_table
 from hyperzoo.errors import RunError
-from hyperzoo.experiments import sweep, train
+from hyperzoo.experiments import train
 from hyperzoo.training.recipe import Recipe, load_recipe
 from hyperzoo.training.sweep_file import load_sweep
 
@@ -79,7 +79,7 @@ def test_reducing_keeps_the_table_and_the_numbers_of_the_last_epoch(tmp_path):
     reduced.write_text(tool().text(values))
     kept = json.loads(reduced.read_text())
     assert kept == values | {"runs": [run | {"log": [last]} for run in values["runs"]]}
-    assert sweep.lines(reduced) == sweep.lines(whole)
+    assert sweep_table.lines(reduced) == sweep_table.lines(whole)
 
 
 def test_a_figure_may_ask_for_all_epochs_and_for_reports_of_activations(tmp_path):
@@ -121,7 +121,7 @@ def test_the_attack_meets_the_images_of_the_run_at_their_size(tmp_path, data_mir
     (tmp_path / "sweep.json").write_text(
         json.dumps({**values, "runs": [run | {"metrics": found, "log": [{"loss": 1.0}]}]})
     )
-    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    head, line = sweep_table.table(sweep_table.lines(tmp_path / "sweep.json"))
     assert dict(zip(head, line, strict=True))["FGSM (%)"] == f"{found['fgsm']:.2f}"
 
 

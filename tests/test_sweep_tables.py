@@ -5,9 +5,8 @@ import json
 import pytest
 from support import finished
 
-from hyperzoo.analysis import plots
+from hyperzoo.analysis import plots, sweep_table
 from hyperzoo.errors import RunError
-from hyperzoo.experiments import sweep
 from hyperzoo.publishing import cards
 from hyperzoo.zoo.manifest import Manifest
 
@@ -23,7 +22,7 @@ def test_rare_classes_have_a_column_and_empty_columns_have_none(tmp_path):
         {**common, "metrics": metrics(52.0, a=30.0, b=40.0, c=99.0) | {"ece": 5.0}},
     ]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs, "published": {}}))
-    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    head, line = sweep_table.table(sweep_table.lines(tmp_path / "sweep.json"))
     assert dict(zip(head, line, strict=True)) == {
         "run": "x",
         "accuracy (%)": "51.00",
@@ -45,7 +44,7 @@ def test_the_best_epoch_stands_beside_the_last_one_and_the_test(tmp_path):
         {**common, "metrics": metrics(52.0), "best": 62.0, "log": [{"loss": 1.0, "accuracy": 54.0}]},
     ]
     (tmp_path / "sweep.json").write_text(json.dumps({"runs": runs, "published": {}}))
-    head, line = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    head, line = sweep_table.table(sweep_table.lines(tmp_path / "sweep.json"))
     shown = dict(zip(head, line, strict=True))
     assert (shown["accuracy (%)"], shown["best epoch (%)"], shown["last epoch (%)"]) == ("51.00", "61.50", "52.50")
 
@@ -67,7 +66,7 @@ def test_curves_and_tables_compare_the_task_alone(tmp_path, monkeypatch):
         [30.0, 40.0],
     ]
     assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["none", "strong"]
-    assert [line.train_loss for line in sweep.lines(tmp_path / "sweep.json")] == [2.0, 1.5]
+    assert [line.train_loss for line in sweep_table.lines(tmp_path / "sweep.json")] == [2.0, 1.5]
 
 
 def test_curves_of_long_names_fit_and_a_run_that_diverged_hides_no_other(tmp_path, monkeypatch):
@@ -107,7 +106,7 @@ def test_a_table_names_the_baselines_if_there_are_several(tmp_path, shared):
     file = tmp_path / "some.json"
     baselines = {"b": "a", "d": "a" if shared else "c"}
     file.write_text(json.dumps({"runs": runs, "published": {}, "baselines": baselines}))
-    header, *rows = sweep.table(sweep.lines(file))
+    header, *rows = sweep_table.table(sweep_table.lines(file))
     assert ("baseline" in header) == (not shared)
     if not shared:
         place = header.index("baseline")

@@ -8,7 +8,7 @@ import signal
 import pytest
 from scipy import stats
 
-from hyperzoo.analysis import plots
+from hyperzoo.analysis import plots, sweep_table
 from hyperzoo.cli.main import _exit_code
 from hyperzoo.errors import RecipeError, RunError
 from hyperzoo.experiments import sweep
@@ -81,7 +81,7 @@ def test_rows_times_grid_times_seeds(tmp_path):
         ("seeds: [0, 3]", "seeds: []", "at least one row and one seed"),
         ("  few: {data.batch_size: 26}\n  many: {data.batch_size: 65}", "  {}", "at least one column"),
         ("optim.lr: 0.02", "optim.lrr: 0.02", "plain-few has 1 fault. unknown key 'lrr' (did you"),
-        ("optim.lr: 0.02", "lr: 0.02", "override 'lr' is not of the form block.key=value"),
+        ("optim.lr: 0.02", "lr: 0.02", "has 1 fault. unknown key 'lr' (did you mean 'optim.lr'?)"),
         ("train.epochs: 2", "train.epochs: two", "some.yaml, wide-few has 1 fault. train.epochs"),
         ("base.yaml", "nowhere.yaml", "cannot read the recipe"),
     ],
@@ -192,7 +192,7 @@ def test_a_stop_outside_of_epochs_loses_no_finished_run(trained, tmp_path, monke
     monkeypatch.setattr(sweep.train, "run", lambda recipe, folder: os.kill(os.getpid(), number))
     capsys.readouterr()
     assert _exit_code(["train", str(file), "--out", str(out)]) == 128 + number
-    assert [(line.label, line.n) for line in sweep.lines(out / "sweep.json")] == [("plain", 1)]
+    assert [(line.label, line.n) for line in sweep_table.lines(out / "sweep.json")] == [("plain", 1)]
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"SweepStopped: stopped by {number.name}; 1 of 4 runs finished -> {out}; repeat the command to go on"
     )
@@ -255,10 +255,10 @@ def test_a_row_that_cannot_be_compared_leaves_the_others_in_the_table(trained, t
     values = json.loads(sweep.run(*trained)[0].read_text())
     values["baselines"] = {"other": "plain"}
     (file := tmp_path / "sweep.json").write_text(json.dumps(values))
-    assert [line.difference is None for line in sweep.lines(file)] == [True, False]
+    assert [line.difference is None for line in sweep_table.lines(file)] == [True, False]
     values["runs"] = [run for run in values["runs"] if (run["label"], run["seed"]) in {("plain", 0), ("other", 1)}]
     file.write_text(json.dumps(values))
-    assert [(line.label, line.n, line.difference) for line in sweep.lines(file)] == [
+    assert [(line.label, line.n, line.difference) for line in sweep_table.lines(file)] == [
         ("plain", 1, None),
         ("other", 1, None),
     ]
@@ -266,7 +266,7 @@ def test_a_row_that_cannot_be_compared_leaves_the_others_in_the_table(trained, t
 
 def test_bad_results_and_overrides(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text('{"runs": 3}')
-    for call in (sweep.lines, lambda file: plots.curves(file, tmp_path / "x.png")):
+    for call in (sweep_table.lines, lambda file: plots.curves(file, tmp_path / "x.png")):
         with pytest.raises(RunError, match="cannot read the results"):
             call(tmp_path / "sweep.json")
     assert _exit_code(["train", str(write(tmp_path)), "optim.lr=1"]) == 2
@@ -342,10 +342,10 @@ def test_rows_are_compared_with_the_baseline_of_their_column(tmp_path):
     ]
     contents = {"runs": runs, "published": {}, "baselines": said.baselines()}
     (tmp_path / "sweep.json").write_text(json.dumps(contents))
-    found = {line.label: line.difference for line in sweep.lines(tmp_path / "sweep.json")}
+    found = {line.label: line.difference for line in sweep_table.lines(tmp_path / "sweep.json")}
     interval = stats.ttest_rel([90.6, 91.2, 90.5], [90.1, 90.5, 89.9]).confidence_interval(0.95)
     assert found["plain-few"] is found["plain-many"] is None
     assert (found["wide-few"].low, found["wide-few"].high) == pytest.approx((interval.low, interval.high))
-    head, *lines = sweep.table(sweep.lines(tmp_path / "sweep.json"))
+    head, *lines = sweep_table.table(sweep_table.lines(tmp_path / "sweep.json"))
     shown = dict(zip(head, lines[1], strict=True))
     assert (shown["to baseline (95 %)"], shown["verdict"]) == ("+0.60 [+0.35, +0.85]", "gain")

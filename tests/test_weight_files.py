@@ -14,7 +14,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from support import fuzz_weights
-from support.published import ARCH, MHE, PLAIN, publish, withdraw
+from support.bomb import Bomb
+from support.published import ARCH, MHE, PLAIN
 
 import hyperzoo
 from hyperzoo import errors
@@ -23,12 +24,6 @@ from hyperzoo.zoo import hub, weight_files
 from hyperzoo.zoo.manifest import Manifest
 
 MUTATED = "mutated weight file"
-
-
-@pytest.fixture
-def zoo(tmp_path, monkeypatch):
-    yield publish(tmp_path, monkeypatch)
-    withdraw(monkeypatch)
 
 
 def own(file):
@@ -90,16 +85,6 @@ def test_bad_headers(tmp_path, fault):
     with pytest.raises(errors.WeightFileError) as caught:
         weight_files.check_file(file)
     assert str(file) in str(caught.value) and f"{len(BAD[fault])} bytes found" in str(caught.value)
-
-
-class Bomb:
-    """Unpickling this writes a file."""
-
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 def archive(bomb):

@@ -1,6 +1,5 @@
 """Learning curves of runs and sweeps, grids of predictions, and the style that all figures share."""
 
-import json
 import logging
 import re
 import statistics
@@ -10,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from hyperzoo.analysis.results import reading
 from hyperzoo.data import ImageSet
 from hyperzoo.errors import InputError, RunError
 from hyperzoo.training.log import perplexity, read_log, task_loss
@@ -76,12 +76,9 @@ def curves(results: Path, picture: Path) -> Path:
     Raises:
         RunError: no such file, not the results of a sweep, or not all epochs.
     """
-    try:
-        values = json.loads(results.read_text(encoding="utf-8"))
+    with reading(results) as values:
         runs = [(run["label"], _with_task(run["log"])) for run in values["runs"]]
         whole = all(len(run["log"]) == run["epochs"] for run in values["runs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"cannot read the results {results}: {error}. `hyperzoo train SWEEP` writes them") from error
     if not whole:
         raise RunError(f"{results} has only the last epoch of each run; pass the sweep.json of the run folders instead")
     styles = {label: STYLES[i % len(STYLES)] for i, label in enumerate(dict.fromkeys(label for label, _ in runs))}

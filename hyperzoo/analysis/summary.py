@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperzoo.analysis.comparison import Difference, paired
-from hyperzoo.errors import RunError
+from hyperzoo.analysis.results import reading, runs_by_label
 from hyperzoo.layers.operators import OPERATORS
 from hyperzoo.training.log import metric_of
 from hyperzoo.training.recipe import Recipe
@@ -162,15 +162,10 @@ def as_json(found: list[Comparison]) -> str:
 
 
 def _of_study(file: Path) -> list[Comparison]:
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        by_label: dict[str, dict[int, dict[str, Any]]] = {}
-        for run in values["runs"]:
-            by_label.setdefault(run["label"], {})[run["seed"]] = run
+    with reading(file) as values:
+        by_label = {label: {run["seed"]: run for run in runs} for label, runs in runs_by_label(values).items()}
         stated = {label: said for label, said in values.get("recipes", {}).items() if label in by_label}
         pairs = {label: base for label, base in values.get("baselines", {}).items() if {label, base} <= stated.keys()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"cannot read the results {file}: {error}. tools/study_results.py writes them") from error
     recipes = {label: Recipe.stored(said) for label, said in stated.items()}
     found = []
     for label, base in pairs.items():

@@ -5,7 +5,7 @@ from typing import Literal
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, OutputFile, Picture, json_option
+from hyperzoo.cli.options import ModelCommand, OutputFile, Picture, json_option
 from hyperzoo.cli.tables import flat, note, show, show_json, write
 
 pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's weight, for a model of timm.")
@@ -182,6 +182,7 @@ def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: 
     help="Data set code (c10, ptb, ...), or a folder with a folder of images per class [default: the weight's own]",
 )
 @click.option("--layers", multiple=True, help="Names, patterns or type:ReLU [default: all nonlinearities and LSTMs]")
+@click.option("--axis", type=int, help="Axis whose entries form a vector: -1 for (B, H, W, C) [default: as in PER]")
 @click.option("--batch-size", default=128, show_default=True, help="Number of images.")
 @pretrained_option
 @click.option("--out", type=Picture(), default="activations.png", show_default=True, help="Output PNG.")
@@ -190,6 +191,7 @@ def activations(
     model: str,
     dataset: str | None,
     layers: tuple[str, ...],
+    axis: int | None,
     batch_size: int,
     pretrained: bool,
     out: Path,
@@ -206,7 +208,7 @@ def activations(
     network, batch, origin = measuring.load_model_and_batch(
         model, dataset=dataset, pretrained=pretrained, batch_size=batch_size
     )
-    rows = measuring.layer_activations(network, batch, list(layers) or None)
+    rows = measuring.layer_activations(network, batch, list(layers) or None, axis=axis)
     pictures = [measuring.draw(rows, out, title=model)]
     if (folder := zoo.local_folder(model)) and measuring.has_reports(folder):
         course = out.with_stem(f"{out.stem}_training")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, RunFolder, json_option
+from hyperzoo.cli.options import ModelCommand, RunFolder, json_option
 from hyperzoo.cli.tables import note, show_json, write
 
 

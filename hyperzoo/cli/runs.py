@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hyperzoo.cli.command import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
+from hyperzoo.cli.options import ModelCommand, Picture, RunFolder, json_option, progress_on_stderr
 from hyperzoo.cli.tables import note, show, show_json, write
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
         return
     if overrides or allow_change:
         raise click.UsageError("a sweep takes no overrides and no --allow-change; change its file")
-    from hyperzoo.analysis import plots
+    from hyperzoo.analysis import plots, sweep_table
     from hyperzoo.experiments import sweep
 
     with progress_on_stderr(True):
@@ -50,7 +50,7 @@ def train(recipe: str, overrides: tuple[str, ...], out: Path | None, allow_chang
     if as_json:
         show_json({"results": file, "picture": picture, "rows": lines})
     else:
-        columns, *rows = sweep.table(lines)
+        columns, *rows = sweep_table.table(lines)
         show(columns, rows)
         note(str(picture))
     if partial := sweep.unfinished(file):

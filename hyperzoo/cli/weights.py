@@ -6,7 +6,7 @@ from typing import NamedTuple
 import click
 
 from hyperzoo import names
-from hyperzoo.cli.command import ModelCommand, json_option
+from hyperzoo.cli.options import ModelCommand, json_option
 from hyperzoo.cli.tables import flat, show, show_json, write
 
 LIST_COLUMNS = ("weight", "data set", "test metric", "epochs", "seeds", "parameters", "size", "default")

@@ -199,38 +199,48 @@ def images(recipe: Recipe, where: str | data.OwnImages | None = None) -> tuple[I
         InputError: a class has fewer images than data.per_class.   UnknownNameError: no class of data.keep.
     """
     where = dataset(recipe) if where is None else where
-    own = isinstance(where, data.OwnImages)
-    train: Images = where.load("train") if own else data.load_images(where, "train")  # type: ignore
-    held: Images | None = None
-    size_px = None if own else recipe.data.size_px
-    if size_px and isinstance(train, data.StreamedSet):
-        raise RecipeError(f"data.size_px resizes images in memory, but {recipe.data.name} is streamed; remove it")
-    if isinstance(train, data.ImageSet) or isinstance(where, data.OwnImages):
-        sizes, remedy = recipe.data.resize_px, "resize all images by data.size_px with data.hold_out"
-        if isinstance(where, data.OwnImages):
-            size, remedy = where.fit.size_px, "set data.size_px to that"
-        else:
-            size = size_px or train.images.shape[-1]  # type: ignore[union-attr]
-        if sizes and (last := sizes[max(sizes)]) != size:
-            raise RecipeError(
-                f"data.resize_px ends at {last} px, but {recipe.data.name} is evaluated at {size}; end it at {size}, "
-                f"or {remedy}"
-            )
-    if count := recipe.data.hold_out:
-        before = subset.sizes(train)
-        train, held = train.hold_out(count)
-        for name, size, rest in zip(train.classes, before, subset.sizes(train), strict=True):
-            if size and not rest:
-                raise RecipeError(
-                    f"data.hold_out {count} leaves no training image of the class {name!r}, which has {size}; hold out "
-                    "fewer"
-                )
-    elif isinstance(where, data.OwnImages) and "validation" in where.splits:
-        held = where.like(train.channels).load("validation")
-    train = _training_part(train, recipe.data)
+    settings, size_px, held = recipe.data, None, None
+    train: Images
+    if isinstance(where, data.OwnImages):
+        train = where.load("train")
+        _check_last_size(settings, where.fit.size_px, "set data.size_px to that")
+        if "validation" in where.splits and not settings.hold_out:
+            held = where.like(train.channels).load("validation")
+    else:
+        train, size_px = data.load_images(where, "train"), settings.size_px
+        if isinstance(train, data.ImageSet):
+            remedy = "resize all images by data.size_px with data.hold_out"
+            _check_last_size(settings, size_px or train.images.shape[-1], remedy)
+        elif size_px:
+            raise RecipeError(f"data.size_px resizes images in memory, but {settings.name} is streamed; remove it")
+    if settings.hold_out:
+        train, held = _held_out(train, settings.hold_out)
+    train = _training_part(train, settings)
     if size_px and isinstance(train, data.ImageSet):  # last, because a part is resized sooner than all images
         train, held = train.resized(size_px), held.resized(size_px) if isinstance(held, data.ImageSet) else None
     return train, held
+
+
+def _check_last_size(settings: Data, size_px: int, remedy: str) -> None:
+    """Raise RecipeError unless data.resize_px ends at the size of the evaluation."""
+    sizes = settings.resize_px
+    if sizes and (last := sizes[max(sizes)]) != size_px:
+        raise RecipeError(
+            f"data.resize_px ends at {last} px, but {settings.name} is evaluated at {size_px}; end it at {size_px}, or "
+            f"{remedy}"
+        )
+
+
+def _held_out(train: Images, count: int) -> tuple[Images, Images]:
+    """The other training images, and `count` validation images."""
+    rest, held = train.hold_out(count)
+    for name, size, left in zip(train.classes, subset.sizes(train), subset.sizes(rest), strict=True):
+        if size and not left:
+            raise RecipeError(
+                f"data.hold_out {count} leaves no training image of the class {name!r}, which has {size}; hold out "
+                "fewer"
+            )
+    return rest, held
 
 
 def _training_part(train: Images, settings: Data) -> Images:

@@ -39,14 +39,12 @@ def recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: b
         RunError: a change without `allow_change`, of a fixed key, or with no epoch left to train.
     """
     earlier = saved.state.get("recipe_changes", [])
-    before, now = _flat(Recipe.stored(saved.state["recipe"]).settings()), _flat(recipe.settings())
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    if not keys:
+    changed = changed_settings(Recipe.stored(saved.state["recipe"]).settings(), recipe.settings())
+    if not changed:
         return earlier
-    changed = {key: [before.get(key), now.get(key)] for key in keys}
     shown = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
     names = (*FIXED, "train.accumulate") if recipe.method.angular else FIXED  # its annealing counts forward passes
-    fixed = [key for key in keys if any(f"{key}.".startswith(f"{name}.") for name in names)]
+    fixed = [key for key in changed if any(f"{key}.".startswith(f"{name}.") for name in names)]
     if fixed:
         raise RunError(f"a run cannot resume with another {', '.join(fixed)}: {shown}. Use another --out")
     if not allow_change:
@@ -107,9 +105,11 @@ def started_from(recipe: Recipe, saved: checkpoint.Checkpoint | None) -> dict[st
     return earlier or found
 
 
-def _flat(blocks: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their keys 'block.key'."""
-    flat: dict[str, Any] = {}
-    for key, value in blocks.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + str(key): value}
-    return flat
+def changed_settings(before: Any, now: Any, key: str = "") -> dict[str, list[Any]]:
+    """The settings that differ between two recipes, as 'block.key': [before, now]; None for a key that one lacks."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return {} if before == now else {key: [before, now]}
+    found: dict[str, list[Any]] = {}
+    for name in sorted(before.keys() | now.keys()):
+        found |= changed_settings(before.get(name), now.get(name), f"{key}.{name}".lstrip("."))
+    return found

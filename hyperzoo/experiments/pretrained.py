@@ -46,7 +46,7 @@ def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) ->
         },
         "train": {"epochs": 10},
     }
-    if overridden(values, overrides, "train.epochs") == 1:
+    if overridden(values, overrides, "train.epochs", Recipe) == 1:
         values["optim"]["warmup_epochs"] = 0.1
     return make_recipe(values, list(overrides))
 

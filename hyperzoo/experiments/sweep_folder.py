@@ -6,6 +6,7 @@ from typing import Any
 
 from hyperzoo import names
 from hyperzoo.errors import RunError
+from hyperzoo.experiments.changes import changed_settings
 from hyperzoo.training import checkpoint
 from hyperzoo.training.log import finished_result, read_result
 from hyperzoo.training.recipe import Recipe
@@ -39,8 +40,9 @@ def check_folders(unfinished: list[Run], folder: Path, total: int) -> None:
     others: dict[str, list[str]] = {}  # the settings that differ: the folders
     for run in unfinished:
         before = _stored_recipe(folder / run.subfolder)
-        if before and (changes := _changes(before.settings(), run.recipe.settings())):
-            others.setdefault(", ".join(changes), []).append(run.subfolder)
+        if before and (changed := changed_settings(before.settings(), run.recipe.settings())):
+            texts = (names.cut(f"{key} {old!r} -> {new!r}") for key, (old, new) in changed.items())
+            others.setdefault(", ".join(texts), []).append(run.subfolder)
     if others:
         shown = "; ".join(f"{listed(subfolders)} ({changes})" for changes, subfolders in others.items())
         raise RunError(
@@ -55,15 +57,3 @@ def _stored_recipe(folder: Path) -> Recipe | None:
         return Recipe.stored(read_result(folder)["recipe"])
     saved = checkpoint.newest(folder / "checkpoints")
     return Recipe.stored(saved.state["recipe"]) if saved else None
-
-
-def _changes(before: Any, now: Any, key: str = "") -> list[str]:
-    """The settings that differ, as 'block.key before -> now' each."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = sorted(before.keys() | now.keys())
-        return [
-            text
-            for name in keys
-            for text in _changes(before.get(name), now.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if before == now else [names.cut(f"{key} {before!r} -> {now!r}")]

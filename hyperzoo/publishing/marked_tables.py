@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from hyperzoo import zoo
-from hyperzoo.analysis import neuron_energy, summary
-from hyperzoo.experiments import sweep
+from hyperzoo.analysis import neuron_energy, summary, sweep_table
 from hyperzoo.publishing.checkout import Checkout
 
 _SWEEP = re.compile(r"<!-- sweep: (\w+) -->\n.*?<!-- end of sweep -->", re.DOTALL)
@@ -39,7 +38,7 @@ def _with_sweeps(text: str, checkout: Checkout) -> str:
     """Insert the table of results/NAME.json below each line `<!-- sweep: NAME -->`."""
 
     def filled(match: re.Match[str]) -> str:
-        rows = sweep.table(sweep.lines(checkout.results(match[1])))
+        rows = sweep_table.table(sweep_table.lines(checkout.results(match[1])))
         return f"<!-- sweep: {match[1]} -->\n{markdown(rows)}\n<!-- end of sweep -->"
 
     return _SWEEP.sub(filled, text)

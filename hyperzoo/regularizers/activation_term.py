@@ -154,7 +154,7 @@ def refuse_channels_last(model: nn.Module) -> None:
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         raise InputError(
             f"the maps of {type(model).__name__} are (batch, height, width, channels); expected (batch, channels, "
-            "...). Pass axis=-1 to PER or layer_activations; for VCL choose another network"
+            "...). Pass axis=-1 to PER or layer_activations (--axis -1); for VCL choose another network"
         )
 
 

@@ -10,7 +10,7 @@ import hashlib
 import inspect
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import timm
 import timm.optim
@@ -57,6 +57,9 @@ class Model(Block):
     def _known(cls, arch: str) -> str:
         if not timm.is_model(arch):
             raise ValueError(f"unknown architecture {arch!r}. {names.closest_text(arch, timm.list_models())}")
+        if "." in arch:
+            name = arch.partition(".")[0]
+            raise ValueError(f"model.arch {arch!r} has a tag; set model.arch to {name} and model.pretrained to {arch}")
         return arch
 
     @field_validator("args")
@@ -139,6 +142,11 @@ class Expect(Block):
 class Recipe(Block):
     """One training run. `name` is the file name without `.yaml`."""
 
+    foreign_keys: ClassVar[dict[str, str]] = {
+        "learning_rate": "did you mean 'optim.lr'?",
+        "device": "a GPU is used if there is one; for the CPU, set ACCELERATE_USE_CPU=true in the environment",
+    }
+
     name: str
     model: Model
     data: Data
@@ -151,7 +159,9 @@ class Recipe(Block):
     def _consistent(self) -> "Recipe":
         faults = []
         if "." in self.name and names.parse(self.name).arch != self.model.arch:
-            faults.append(f"the recipe is named {self.name!r}, but model.arch is {self.model.arch!r}")
+            faults.append(
+                f"the recipe is named {self.name!r}, but model.arch is {self.model.arch!r}; copy it under another name"
+            )
         if self.optim.warmup_epochs >= self.train.epochs:
             faults.append(
                 f"optim.warmup_epochs {self.optim.warmup_epochs:g} must be below train.epochs {self.train.epochs}; "
@@ -249,7 +259,7 @@ def make_recipe(values: dict[str, Any], overrides: tuple[str, ...] | list[str] =
 
 def _made(values: dict[str, Any], reader: Reader, where: str, overrides: tuple[str, ...] | list[str]) -> Recipe:
     for override in overrides:
-        reader.override(values, override)
+        reader.override(values, override, Recipe)
     return validated(Recipe, values, reader, where)
 
 
@@ -271,6 +281,8 @@ def _find(path_or_name: str | Path) -> Path:
     name = str(path_or_name)
     if kinds.get(name) in ("weight", "draft"):
         return files[name]
+    if path.is_dir():
+        raise RecipeError(f"{name} is a folder; to resume a run, repeat its command: the recipe, and --out {name}")
     if Path(f"{name}.yaml").is_file():
         raise RecipeError(f"no recipe {name!r}; did you mean {name}.yaml?")
     close = difflib.get_close_matches(name, files, n=3, cutoff=0.4)

@@ -7,9 +7,9 @@ So is a text beyond the limits below: an alias repeats its values, so a few line
 import copy
 import difflib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML, YAMLError
@@ -40,6 +40,7 @@ class Block(BaseModel):
     """A block of settings: strictly typed, frozen, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    foreign_keys: ClassVar[dict[str, str]] = {}  # keys of other libraries: what to write or do instead
 
 
 def read_yaml(path: Path) -> tuple["Reader", dict[str, Any]]:
@@ -81,12 +82,12 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
     return built
 
 
-def overridden(values: dict[str, Any], overrides: Sequence[str], key: str) -> Any:
-    """The value of 'block.key' after the overrides, or None; `values` stay, and faults are left to `validated`."""
+def overridden(values: dict[str, Any], overrides: Sequence[str], key: str, settings: type[BaseModel]) -> Any:
+    """The value of 'block.key' of `settings` after the overrides, or None; faults are left to `validated`."""
     inner: Any = copy.deepcopy(values)
     reader = Reader()
     for override in overrides:
-        reader.override(inner, override)
+        reader.override(inner, override, settings)
     for part in key.split("."):
         inner = inner.get(part) if isinstance(inner, dict) else None
     return inner
@@ -114,8 +115,8 @@ class Reader:
             self.faults.append((mark.line + 1 if mark else 1, f"not readable as YAML: {reason}"))
             return None
 
-    def override(self, values: dict[str, Any], text: str) -> None:
-        """Set 'block.key=value' in values; the value is read as YAML."""
+    def override(self, values: dict[str, Any], text: str, settings: type[BaseModel]) -> None:
+        """Set 'block.key=value' in the values of `settings`; the value is read as YAML."""
         key, equals, value = text.partition("=")
         reader, path = Reader(), tuple(key.split("."))
         parsed = reader.read(value, path)
@@ -123,11 +124,17 @@ class Reader:
         self.overrides |= dict.fromkeys((*made, path, *reader.lines), text)
         self.faults += [(0, f"override {text}: {fault}") for _, fault in reader.faults]
         if not reader.faults:
-            self.set(values, key if equals else "", parsed, text)
+            self.set(values, key if equals else "", parsed, settings, text)
 
-    def set(self, values: dict[str, Any], key: str, value: Any, shown: str | None = None) -> None:
+    def set(
+        self, values: dict[str, Any], key: str, value: Any, settings: type[BaseModel], shown: str | None = None
+    ) -> None:
         """Set the key 'block.key' of nested values."""
         *blocks, last = key.split(".")
+        if last and not blocks:
+            text = _no_block(settings, [key], value, "=") if key in _keys(settings, []) else _unknown(settings, [key])
+            self.faults.append((0, f"override {shown}: {text}" if shown else text))
+            return
         inner: Any = values
         for block in blocks:
             if isinstance(inner, dict):
@@ -145,11 +152,10 @@ class Reader:
         while loc and tuple(loc) not in known and detail["type"] not in ("missing", "extra_forbidden"):
             loc.pop()  # pydantic appends the names of union members
         loc = loc or list(detail["loc"])
-        text = _text(detail, loc, block)
         paths = [tuple(loc[:end]) for end in range(len(loc), -1, -1)]
         if override := next((self.overrides[path] for path in paths if path in self.overrides), None):
-            return 0, f"override {override}: {text}"
-        return next((self.lines[path] for path in paths if path in self.lines), 0), text
+            return 0, f"override {override}: {_text(detail, loc, block, '=')}"
+        return next((self.lines[path] for path in paths if path in self.lines), 0), _text(detail, loc, block, ": ")
 
     def _value(self, node: Node, at: tuple[Any, ...]) -> Any:
         line = node.start_mark.line + 1
@@ -186,12 +192,12 @@ class Reader:
         return None
 
 
-def _text(detail: Any, loc: list[Any], block: type[BaseModel]) -> str:
-    """One of pydantic's errors in a sentence."""
+def _text(detail: Any, loc: list[Any], block: type[BaseModel], equals: str) -> str:
+    """One of pydantic's errors in a sentence; `equals` stands between a key and its value."""
     if detail["type"] == "extra_forbidden":
-        known = _keys(block, loc[:-1])
-        close = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
-        return f"unknown key {loc[-1]!r} ({f'did you mean {close[0]!r}?' if close else 'known: ' + ', '.join(known)})"
+        return _unknown(block, loc)
+    if detail["type"] == "model_type":
+        return _no_block(block, loc, detail["input"], equals)
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
     name = ".".join(str(part) for part in loc)
@@ -210,6 +216,33 @@ def _number(text: str, kind: str) -> float | str:
         )
     except ValueError:
         return text
+
+
+def _unknown(block: type[BaseModel], loc: list[Any]) -> str:
+    """The fault of an unknown key: with its place in another block, or the nearest key, or all keys of its block."""
+    key, known = loc[-1], _keys(block, loc[:-1])
+    if remedy := getattr(block, "foreign_keys", {}).get(key):
+        return f"unknown key {key!r} ({remedy})"
+    places = sorted((path for path in _paths(block, []) if path[-1] == key), key=len)[:3]
+    close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+    meant = " or ".join(repr(".".join(path)) for path in places) or (repr(close[0]) if close else "")
+    return f"unknown key {key!r} ({f'did you mean {meant}?' if meant else 'known: ' + ', '.join(known)})"
+
+
+def _no_block(block: type[BaseModel], loc: list[Any], value: Any, equals: str) -> str:
+    """The fault of a value where a block of settings is expected, with the right form for its first plain key."""
+    name, keys = ".".join(map(str, loc)), _keys(block, loc)
+    example = next(key for key in keys if not _keys(block, [*loc, key]))
+    shown = "..." if isinstance(value, bool) or value in keys else value
+    written = f"{name}.{example}={shown}" if equals == "=" else f"{example}: {shown}"
+    return f"{name} is a block of settings, got {value!r}; write {written} (keys: {', '.join(keys)})"
+
+
+def _paths(block: type[BaseModel], inner: list[str]) -> Iterator[list[str]]:
+    """The paths of all keys in a nested block and in its own blocks."""
+    for key in _keys(block, inner):
+        yield [*inner, key]
+        yield from _paths(block, [*inner, key])
 
 
 def _keys(block: Any, inner: list[Any]) -> list[str]:

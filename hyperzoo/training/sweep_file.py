@@ -192,7 +192,7 @@ def _runs(sweep: Sweep, path: Path) -> list[Run]:
 def _changed(base: dict[str, Any], changes: dict[str, Any], label: str, path: Path) -> Recipe:
     values, reader = copy.deepcopy(base), Reader()
     for key, value in changes.items():
-        reader.set(values, key, copy.deepcopy(value))  # a later key may change a part of it
+        reader.set(values, key, copy.deepcopy(value), Recipe)  # a later key may change a part of it
     name = f"{path.stem}/{label}".replace(".", "_")
     return validated(Recipe, {**values, "name": name}, reader, f"{path.name}, {label}")
 

@@ -235,6 +235,7 @@ def list_weights(arch: str | None = None) -> list[str]:
 
 def weight_info(name: str) -> WeightInfo:
     """The manifest entry of a weight; an architecture stands for its default weight."""
+    _refuse_folder(name)
     is_arch = isinstance(name, str) and "." not in name
     return weight_files.MANIFEST.info(weight_files.MANIFEST.default(known_arch(name)) if is_arch else name)
 
@@ -246,6 +247,19 @@ def is_registered(arch: str) -> bool:
 
 def known_arch(arch: str) -> str:
     """Return the name of one of hyperzoo's architectures, or raise InvalidNameError or UnknownNameError."""
+    _refuse_folder(arch)
     if not is_registered(names.check_arch(arch)):
         raise names.unknown("architecture", arch, list_models())
     return arch
+
+
+def _refuse_folder(name: str) -> None:
+    """Raise InvalidNameError for the folder of a run where the name of a weight or architecture is expected."""
+    if not isinstance(name, str) or timm.is_model(name):
+        return
+    if name.startswith(LOCAL) or os.path.isdir(name):
+        shown = names.cut(ascii(name.removeprefix(LOCAL))[1:-1])
+        raise InvalidNameError(
+            f"{shown} is a folder, which has no manifest entry; for a run, read {shown}/result.json, or evaluate it: "
+            f"hyperzoo eval {shown}"
+        )

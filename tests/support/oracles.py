@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 ASSETS = Path(__file__).parents[1] / "assets"
+OPERATORS = [("cosine", 0.3), ("linear", 0.3), ("sigmoid", 0.1), ("sigmoid", 0.3), ("sigmoid", 0.7)]
+EACH_OPERATOR = pytest.mark.parametrize("operator, k", OPERATORS)
 
 
 def load(subject: str) -> dict[str, dict[str, Any]]:

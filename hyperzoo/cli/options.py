@@ -1,4 +1,4 @@
-"""What every command shares: it registers the models before it runs, and it can print JSON."""
+"""What the commands share: the option --json, types of paths, and the registration of the models when one runs."""
 
 import os
 import sys
