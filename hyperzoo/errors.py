@@ -5,6 +5,7 @@ None is a `TypeError`, because timm reacts to a `TypeError` in a weight filter b
 
 import math
 import sys
+from collections.abc import Sequence
 
 
 class HyperzooError(Exception):
@@ -45,6 +46,26 @@ class WeightUnavailableError(HyperzooError, OSError):
 
 class DataError(HyperzooError, OSError):
     """A data set, split or shard that is missing or invalid."""
+
+
+class BrokenImageError(DataError):
+    """Images that cannot be decoded; the message names all, up to ten.
+
+    Args:
+        pictures: their names, one or more.
+        reason: of the first.
+        remedy: what follows 'Replace or remove it'.
+    """
+
+    def __init__(self, pictures: Sequence[str], reason: str = "", remedy: str = "") -> None:
+        self.pictures, self.reason = tuple(pictures), reason
+        count = len(self.pictures)
+        if count == 1:
+            text = f"{pictures[0]} cannot be decoded{f': {reason}' * bool(reason)}. Replace or remove it"
+        else:
+            first = f"; the first: {reason}" * bool(reason)
+            text = f"{count} images cannot be decoded: {listed(self.pictures)}{first}. Replace or remove them"
+        super().__init__(text + remedy)
 
 
 class RecipeError(HyperzooError, ValueError):
@@ -93,6 +114,17 @@ class PackagePairError(HyperzooError, ImportError):
 
 class SiteError(HyperzooError, RuntimeError):
     """A weights page that cannot be written, or a demo runtime that cannot be downloaded; no file was changed."""
+
+
+def listed(words: Sequence[str], most: int = 10) -> str:
+    """The first words, and the number of the others.
+
+    Example:
+        >>> listed(["a", "b", "c"], 2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(words) - most} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def check_number(

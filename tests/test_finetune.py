@@ -14,6 +14,7 @@ from hyperzoo import files
 from hyperzoo.cli.commands import cli
 from hyperzoo.errors import RecipeError, RunError, UnknownNameError, WeightUnavailableError
 from hyperzoo.experiments import build, train
+from hyperzoo.experiments.pretrained import finetuning_recipe
 from hyperzoo.training import seeding
 from hyperzoo.training.schedule import make_optimizer
 from hyperzoo.zoo import weight_files
@@ -108,6 +109,20 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_and_not_from_the_weight(tmp_p
     assert equal(*(load_file(tmp_path / place / "model.safetensors") for place in ("whole", "parts")))
 
 
+@pytest.mark.fault("start that a run cannot have", 2)
+def test_a_folder_with_the_run_of_another_weight_is_not_to_be_continued(tmp_path, monkeypatch):
+    fill(tmp_path / "photos", size=(32, 32))
+    monkeypatch.chdir(tmp_path)
+    command = ["photos", "train.epochs=1", "train.precision=fp32"]
+    CliRunner().invoke(cli, ["finetune", WEIGHT, *command], catch_exceptions=False)
+    for flag in ([], ["--allow-change"]):
+        found = CliRunner().invoke(cli, ["finetune", "spherenet20.sphere_c10", *command, *flag]).exception
+        assert isinstance(found, RunError) and str(found).startswith(
+            "a run cannot resume with another model.arch, model.pretrained: model.arch ('resnet20_cifar' -> 'sph"
+        )
+        assert str(found).endswith("Use another --out") and "allow" not in str(found)
+
+
 @pytest.mark.parametrize(
     "model, kind, message",
     [
@@ -138,6 +153,22 @@ def test_the_command_finetune_needs_a_name_and_a_folder(tmp_path, monkeypatch):
     assert values["folder"] == "runs/my photos" and values["started_from"]["name"] == "spherenet20.sphere_c10"
     assert values["recipe"]["data"]["source"]["folder"] == "my photos"
     assert json.loads((tmp_path / "runs" / "my photos" / "config.json").read_text())["label_names"] == list(COLORS)
+
+
+def test_one_epoch_of_finetuning_needs_no_other_word(tmp_path):
+    folder = fill(tmp_path / "photos", size=(32, 32))
+    for words, warmup in (
+        ([], 1.0),
+        (["train.epochs=2"], 1.0),
+        (["train.epochs=1"], 0.1),
+        (["train.epochs=1", "optim.warmup_epochs=0.5"], 0.5),
+    ):
+        assert finetuning_recipe(WEIGHT, folder, words).optim.warmup_epochs == warmup
+    with pytest.raises(RecipeError, match="warmup_epochs 1 must be below train.epochs 1; lower it, to 0 for no warm"):
+        finetuning_recipe(WEIGHT, folder, ["train.epochs=1", "optim.warmup_epochs=1"])
+    done = train.run(finetuning_recipe(WEIGHT, folder, ["train.epochs=1", "train.precision=fp32"]), tmp_path / "run")
+    (row,) = (json.loads(line) for line in (done.folder / "metrics.jsonl").read_text().splitlines())
+    assert row["lr"] == 1e-3  # of the only update
 
 
 @pytest.mark.parametrize(

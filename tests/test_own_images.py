@@ -201,6 +201,25 @@ def test_a_broken_picture_stops_the_run_or_is_left_out_and_counted(tmp_path, cap
     assert "left out of t" in capfd.readouterr().out
 
 
+@pytest.mark.fault("picture that cannot be decoded", 13)
+def test_all_broken_pictures_are_named_in_one_error(tmp_path):
+    folder, names = fill(tmp_path / "set", count=15), []
+    for file in [*sorted((folder / "blau").iterdir())[:12], folder / "红" / "9 x.png"]:
+        file.write_bytes(b"no picture")
+        names.append(str(file))
+    with pytest.raises(DataError, match="^13 images cannot be decoded: .* set data.on_error to skip$") as caught:
+        train.run(recipe(folder), tmp_path / "run")
+    listed, _, rest = str(caught.value).partition(": ")[2].partition(" and 3 more; the first: cannot identify")
+    assert len(set(listed.split(", "))) == 10 and {*listed.split(", ")} <= {*names} and rest
+    for name in names[3:]:
+        fill(tmp_path / "good", count=1)
+        shutil.copy(tmp_path / "good" / "blau" / "0 x.png", name)
+        shutil.rmtree(tmp_path / "good")
+    with pytest.raises(DataError, match="^3 images cannot be decoded") as caught:  # in both splits
+        train.run(recipe(folder), tmp_path / "run")
+    assert all(name in str(caught.value) for name in names[:3])
+
+
 @pytest.mark.parametrize("split", ["test", "val"])
 @pytest.mark.fault("picture that cannot be decoded")
 def test_a_broken_picture_of_a_streamed_test_stops_the_run_before_the_training(tmp_path, monkeypatch, split):

@@ -140,3 +140,21 @@ def test_a_dark_gray_picture_is_drawn_dark(tmp_path):
     with Image.open(plots.grid(images, None, tmp_path / "grid.png", title="made")) as drawn:
         shades = drawn.convert("L").histogram()
     assert all(shades[shade] > 1000 for shade in (40, 60)) and shades[0] < 1000
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+@pytest.mark.fault("12 bits in a file of 16", 2)
+def test_12_bits_in_a_file_of_16_are_named_in_every_run(tmp_path, monkeypatch, caplog, streamed):
+    monkeypatch.setattr("hyperzoo.data.own.MEMORY_BYTES", 0 if streamed else 10**9)
+    for name, largest in (("a", 4000), ("b", 65000)):
+        for split in ("train", "test"):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            ramp = np.linspace(0, largest, 36).astype(np.uint16).reshape(6, 6)
+            Image.fromarray(ramp).save(tmp_path / "set" / split / name / "x.png")
+    for _ in range(2):  # decoded, and from the cache
+        build.dataset(recipe(tmp_path / "set", size_px=4)).load("train")
+    (said,) = {record.message for record in caplog.records}
+    assert len(caplog.records) == 2 and said == (
+        f"16-bit gray images without a value above 4000 of 65535 become nearly black: {tmp_path}/set/train/a/x.png. "
+        "Unless they show darkness, multiply their values by 16, or save them with 8 bits"
+    )

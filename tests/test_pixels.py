@@ -1,6 +1,7 @@
 """Pictures of every mode become the 8-bit gray or RGB pixels that the format stands for."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 import hyperzoo
 from hyperzoo.errors import InputError
-from hyperzoo.pixels import gray_or_rgb
+from hyperzoo.pixels import LARGEST, dark_text, gray_or_rgb
 
 
 def stored(image, encoding="PNG", **options):
@@ -35,6 +36,15 @@ def pgm(largest, *values):
     return Image.open(io.BytesIO(f"P5 {len(values)} 1 {largest}\n".encode() + pixels))
 
 
+def twelve_bits(*values):
+    """One row of an even number of gray values, in a TIFF of 12 bits a pixel."""
+    pixels = b"".join((a << 12 | b).to_bytes(3, "big") for a, b in zip(values[::2], values[1::2], strict=True))
+    tags = {256: len(values), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(pixels)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+    content = b"II*\0" + struct.pack("<I", 8 + len(pixels)) + pixels + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return Image.open(io.BytesIO(content))
+
+
 def rotated():
     """Two pixels side by side, with the EXIF orientation of a camera held upright: rotate by 90 degrees clockwise."""
     image = Image.new("RGB", (2, 1))
@@ -49,6 +59,7 @@ CASES = {
     "16-bit PNG": (stored(sixteen_bits()), "L", HIGH),
     "16-bit TIFF": (stored(sixteen_bits(), "TIFF"), "L", HIGH),
     "16-bit PGM": (pgm(65535, 0, 255, 256, 0x7FFF, 0x8000, 0xFFFF), "L", HIGH),
+    "12-bit TIFF": (twelve_bits(0, 15, 16, 2048, 4095, 4095), "L", [[0, 0, 1, 128, 255, 255]]),
     "12-bit PGM": (pgm(4095, 0, 2048, 4095), "L", [[0, 128, 255]]),
     "one bit": (stored(Image.new("1", (1, 1), 1)), "L", [[255]]),
     "gray": (stored(Image.new("L", (1, 1), 7)), "L", [[7]]),
@@ -68,6 +79,21 @@ def test_the_values_are_those_of_the_format(name):
     image, mode, expected = CASES[name]
     found = gray_or_rgb(image)
     assert found.mode == mode and np.asarray(found).tolist() == expected
+
+
+@pytest.mark.parametrize("largest, said", [(0, None), (255, 255), (4095, 4095), (4096, None), (65535, None)])
+def test_16_bits_that_become_nearly_black_say_so(largest, said):
+    image = Image.fromarray(np.array([[0, largest]], np.uint16))
+    for decoded in (gray_or_rgb(stored(image)), gray_or_rgb(stored(image, "TIFF"))):
+        assert decoded.info.get(LARGEST) == said
+    assert LARGEST not in gray_or_rgb(twelve_bits(0, 4095)).info
+
+
+@pytest.mark.parametrize("largest, factor", [(4095, 16), (2048, 16), (2047, 32), (255, 256)])
+def test_the_remedy_fills_16_bits(largest, factor):
+    assert largest * factor <= 65535 < 2 * (largest + 1) * factor
+    assert f"multiply their values by {factor}, or save" in dark_text({"a.png": 1, "b.png": largest})
+    assert dark_text({}) == ""
 
 
 @pytest.mark.fault("odd kind of picture")

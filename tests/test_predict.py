@@ -73,6 +73,14 @@ def test_a_broken_file_is_named(folder, content):
         predict.run(NAME, folder)
 
 
+@pytest.mark.fault("picture that cannot be decoded", 2)
+def test_all_broken_files_are_named_in_one_error(folder):
+    for name in ("first.png", "last.png"):
+        (folder / name).write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"^2 of the \d+ images in .* cannot be decoded: .*first\.png, .*last\.png; "):
+        predict.run(NAME, folder)
+
+
 def test_wrong_arguments_are_named(folder, tmp_path):
     with pytest.raises(InputError, match="between 1 and the 10 classes of spherenet20; got 11"):
         predict.run(NAME, folder, top=11)

@@ -130,3 +130,9 @@ def test_resuming_between_two_slow_steps_changes_nothing(optimizer):
     checkpoint.unpack_optimizer(resumed, tensors, rest)
     train(again, resumed, 4, 10)
     assert all(torch.equal(value, step.state_dict()[key]) for key, value in again.state_dict().items())
+
+
+def test_a_warmup_of_one_update_would_waste_it_and_is_left_out():
+    for updates, warmup in ((1, 1.0), (1, 0.5), (5, 0.2)):
+        assert rates(updates=updates, warmup_epochs=warmup) == rates(updates=updates)
+    assert rates(updates=2, warmup_epochs=1.0)[:3] == [0.0, 0.2, 0.4]  # as in the recipes of the published weights

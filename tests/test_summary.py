@@ -89,6 +89,13 @@ def test_differences_times_and_verdicts(results):
     assert "50 % of the labels random" in noisy.setting
 
 
+def test_the_same_runs_in_two_studies_count_once(results):
+    [file] = results.glob("*.json")
+    found = summary.comparisons(results)
+    shutil.copy(file, results / "zz_again.json")
+    assert summary.comparisons(results) == found
+
+
 def test_tables_and_json(results):
     found = summary.comparisons(results)
     head, *lines = summary.details(found)

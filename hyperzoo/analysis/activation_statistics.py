@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hyperzoo import data, names, zoo
 from hyperzoo.analysis import evaluate, plots
-from hyperzoo.analysis.training_data import as_trained_on, data_of
+from hyperzoo.analysis.training_data import as_trained_on, data_named, data_of
 from hyperzoo.errors import InputError, RunError, UnknownNameError
 from hyperzoo.layers import hooks
 from hyperzoo.regularizers import sliced_wasserstein
@@ -126,7 +126,7 @@ def load_model_and_batch(
 
     Args:
         what: any name for `zoo.any_network`, such as a run folder.
-        dataset: code of the data set [default: the training data set of the weight or run].
+        dataset: code of a data set, or a folder; see `data_named` [default: that of the weight or run].
         pretrained: load timm's weight, for a model of timm.
         batch_size: number of images, 1 or more.
     Raises:
@@ -135,13 +135,13 @@ def load_model_and_batch(
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more; got {batch_size}")
     folder = zoo.local_folder(what)
-    where: str | data.OwnImages | None = dataset
+    where: str | data.OwnImages | None = data_named(what, dataset, "test") if dataset else None
     if folder and (folder / "result.json").is_file():
-        model, where = zoo.any_network(what), dataset or data_of(what)
+        model, where = zoo.any_network(what), where or data_of(what)
     else:
         model = zoo.any_network(what, pretrained=pretrained)
         with suppress(ValueError):  # not a hyperzoo weight
-            where = dataset or data_of(what)
+            where = where or data_of(what)
     if where is None:
         size = timm.data.resolve_model_data_config(model)["input_size"]
         noise = torch.randn(batch_size, *size, generator=torch.Generator().manual_seed(0), device="cpu")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hyperzoo import data, zoo
 from hyperzoo.analysis import views
 from hyperzoo.analysis.calibration import calibration_error, reliability
-from hyperzoo.analysis.training_data import as_trained_on, check_fits, data_of, warn_of_other_samples
+from hyperzoo.analysis.training_data import as_trained_on, check_fits, data_named, data_of, warn_of_other_samples
 from hyperzoo.data.load import Images, Samples
 from hyperzoo.errors import InputError
 from hyperzoo.layers import hooks
@@ -114,13 +114,13 @@ def load_model_and_samples(
     Args:
         name, pretrained: see `zoo.any_network`.
         split: 'test' or 'train'; texts also have 'validation', and own images may have it.
-        dataset: code of the data set [default: that of a published weight or of a run folder].
+        dataset: code of a data set, or a folder; see `data_named` [default: that of a published weight or of a run].
         limit: evaluate on at most this many images, drawn with a fixed seed.
     Raises:
         InputError: no known data set; classes, their order or channels that do not fit; a limit below 1 or for a text.
         UnknownNameError, DataError, WeightHashError, ...: see `zoo.any_network` and `data.load_images`.
     """
-    where = data_of(name) if dataset is None else dataset
+    where = data_of(name) if dataset is None else data_named(name, dataset, split)
     model, samples = zoo.any_network(name, pretrained=pretrained), as_trained_on(name, data.load_split(where, split))
     title = where if isinstance(where, str) else where.name
     check_fits(name, model, samples, title)

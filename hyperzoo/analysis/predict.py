@@ -12,7 +12,8 @@ from torch import Tensor
 from hyperzoo import pixels, zoo
 from hyperzoo.analysis import plots
 from hyperzoo.data import folders
-from hyperzoo.errors import DataError, InputError
+from hyperzoo.data.progress_line import counted
+from hyperzoo.errors import DataError, InputError, listed
 from hyperzoo.files import write_whole
 
 BATCH = 64
@@ -54,7 +55,7 @@ def run(name: str, path: Path, *, top: int | None = None, on_error: OnError = "s
     Args:
         name: a weight, an architecture with a weight, or a run folder; as for `hyperzoo.load`.
         top: number of classes per file [default: 3, or all if there are fewer].
-        on_error: 'stop' at the first file that cannot be decoded, or 'skip' such files.
+        on_error: 'stop' if there are files that cannot be decoded, and name them, or 'skip' such files.
     Raises:
         InputError: `top` is not between 1 and the number of classes, or a language model.
         DataError: no such path, no image in it, or a file that cannot be decoded; with 'skip', only if none can.
@@ -66,25 +67,33 @@ def run(name: str, path: Path, *, top: int | None = None, on_error: OnError = "s
         raise InputError(f"top must be between 1 and the {len(loaded.classes)} classes of {name}; got {top}")
     files = image_files(path)
     predictions: list[Prediction] = []
-    broken: list[DataError] = []
-    for first in range(0, len(files), BATCH):
+    broken: dict[str, DataError] = {}
+    dark: dict[str, int] = {}
+    for first in counted(range(0, len(files), BATCH), len(files), f"predicting {path}", each=BATCH):
         inputs: dict[Path, Tensor] = {}
         for file in files[first : first + BATCH]:
             try:
-                inputs[file] = transform(pixels.read(file))
+                image = pixels.read(file)
+                inputs[file] = transform(image)
+                dark |= {str(file): image.info[pixels.LARGEST]} if pixels.LARGEST in image.info else {}
             except DataError as error:
-                if on_error == "stop":
-                    raise
-                broken.append(error)
-        if not inputs:
+                broken[str(file)] = error
+        if not inputs or (broken and on_error == "stop"):  # the others are read to name all that are broken
             continue
         with torch.inference_mode():
             probabilities = loaded.model(torch.stack([*inputs.values()])).softmax(1)
         rows = zip(inputs, probabilities, strict=True)
         predictions += [_prediction(file, row, loaded.classes, top) for file, row in rows]
+    errors = [*broken.values()]
+    if len(errors) > 1 and on_error == "stop":
+        counts = f"{len(errors)} of the {len(files)} images in {path}"
+        raise DataError(f"{counts} cannot be decoded: {listed([*broken])}; {errors[0]}")
+    if errors and on_error == "stop":
+        raise errors[0]
     if not predictions:
-        raise DataError(f"none of the {len(files)} images in {path} can be decoded; the first: {broken[0]}")
-    return Predictions(predictions, broken)
+        raise DataError(f"none of the {len(files)} images in {path} can be decoded; the first: {errors[0]}")
+    pixels.warn_of_dark(pixels.dark_text(dark))
+    return Predictions(predictions, errors)
 
 
 def _prediction(file: Path, probabilities: Tensor, classes: tuple[str, ...], top: int) -> Prediction:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def comparisons(results: Path) -> list[Comparison]:
     """All rows with a baseline and a method, sorted by method and setting.
 
     Rows that differ from their baseline in other settings only, such as the learning rate, are left out; so are results
-    without recipes, of versions before 0.6.
+    without recipes, of versions before 0.6. The same runs in two studies count once.
 
     Args:
         results: folder of the results files, <study>.json.
@@ -113,7 +113,8 @@ def comparisons(results: Path) -> list[Comparison]:
         RunError: a results file cannot be read.   RecipeError: it has a recipe that is not of this version.
     """
     found = [one for file in sorted(results.glob("*.json")) if file.stem != NAME for one in _of_study(file)]
-    return sorted(found, key=lambda one: (one.method, one.setting))
+    once = {replace(one, study="", label="", baseline="", cost=None): one for one in reversed(found)}
+    return sorted(reversed(once.values()), key=lambda one: (one.method, one.setting))
 
 
 def details(found: list[Comparison]) -> list[tuple[str, ...]]:

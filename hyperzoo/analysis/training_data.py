@@ -1,6 +1,8 @@
 """The data set that a model was trained on, and whether another one fits it."""
 
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,9 @@ from torch import nn
 
 from hyperzoo import data, zoo
 from hyperzoo.data.load import Images, Samples
-from hyperzoo.data.sources import IMAGE_REPOSITORIES
-from hyperzoo.errors import InputError, RecipeError
-from hyperzoo.names import DATASETS, TEXTS
+from hyperzoo.data.sources import REPOSITORIES
+from hyperzoo.errors import HyperzooError, InputError, RecipeError
+from hyperzoo.names import DATASETS, TEXTS, is_language
 from hyperzoo.training.log import read_result
 from hyperzoo.training.recipe import Recipe
 
@@ -33,8 +35,51 @@ def data_of(name: str) -> str | data.OwnImages:
     elif ":" not in name and (arch in zoo.list_models() or not timm.is_model(arch)):
         hub_id = zoo.weight_info(name).dataset.id
         return next(code for code, known in DATASETS.items() if known == hub_id)
-    codes = ", ".join([*IMAGE_REPOSITORIES, "imagenet", *TEXTS])
-    raise InputError(f"{name} is not a hyperzoo weight or a run folder; pass the data set with --data, one of {codes}")
+    codes = ", ".join(REPOSITORIES)
+    raise InputError(
+        f"{name} is not a hyperzoo weight or a run folder; pass the data set with --data, one of {codes}, or a folder "
+        "with a folder of images per class"
+    )
+
+
+def data_named(name: str, dataset: str, split: str) -> str | data.OwnImages:
+    """The data set that a model is to be evaluated on: a code, or a folder with a folder of images per class.
+
+    A warning says if a run was trained on images of this folder.
+
+    Args:
+        dataset: a code of the table, or else the path of a folder.
+        split: 'test', 'train' or 'validation'; see `data.find_labeled`.
+    Raises:
+        InputError: a folder for a language model, or for a model that does not name its classes.
+        DataError: see `data.find_labeled`.
+    """
+    folder = Path(dataset).expanduser()
+    if dataset in REPOSITORIES or not (folder.is_dir() or os.sep in dataset):
+        return dataset
+    arch, cfg = zoo.described(name)
+    if is_language(arch):
+        raise InputError(f"{name} reads texts, but --data {dataset} is a folder of images; pass {' or '.join(TEXTS)}")
+    channels, _, size = (about := timm.data.resolve_data_config(pretrained_cfg=cfg))["input_size"]
+    found = data.find_labeled(folder, split, _class_names(name), data.Fit(size, about["interpolation"], channels))
+    with suppress(HyperzooError):  # no run, or its images have moved
+        trained = data_of(name)
+        known = {*map(os.path.abspath, trained.splits["train"].files)} if isinstance(trained, data.OwnImages) else {}
+        files = found.splits[split].files
+        if count := sum(os.path.abspath(file) in known for file in files):
+            text = "%d of the %d images in %s are training images of %s; without --data, its test images are evaluated"
+            _logger.warning(text, count, len(files), folder, name)
+    return found
+
+
+def _class_names(name: str) -> tuple[str, ...]:
+    if folder := zoo.local_folder(name):
+        return zoo.class_names(folder)
+    if name.partition(".")[0] not in zoo.list_models():
+        raise InputError(
+            f"{name} does not name its classes, so no folder of images fits them; pass a weight of hyperzoo or a run"
+        )
+    return zoo.load(name).classes
 
 
 def as_trained_on(name: str, samples: Samples) -> Samples:

@@ -14,7 +14,11 @@ pretrained_option = click.option("--pretrained", is_flag=True, help="Load timm's
 @click.command("eval", cls=ModelCommand)
 @click.argument("name")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
-@click.option("--data", "dataset", help="Data set code: c10, c100, ... [default: the weight's own]")
+@click.option(
+    "--data",
+    "dataset",
+    help="Data set code (c10, c100, ...), or a folder with a folder of images per class [default: the weight's own]",
+)
 @pretrained_option
 @click.option("--limit", type=click.IntRange(1), help="Evaluate a fixed subset of this many images.")
 @click.option(
@@ -44,9 +48,10 @@ def eval_(
 ) -> None:
     """Evaluate NAME on a split: accuracy (%), NLL (nats) and calibration error (%), or perplexity.
 
-    NAME is a weight, any model of timm, or a run folder. --robustness adds accuracy and NLL
-    on rotated, sheared and zoomed images and under attack. It takes about 60 times as long; see --limit. --confusion
-    prints, for each class, its images, recall, precision and the class that its images are most often taken for.
+    NAME is a weight, any model of timm, or a run folder. The folders of --data are named like classes of NAME; a class
+    without a folder counts no image. --robustness adds accuracy and NLL on rotated, sheared and zoomed images and under
+    attack. It takes about 60 times as long; see --limit. --confusion prints, for each class, its images, recall,
+    precision and the class that its images are most often taken for.
     """
     from hyperzoo.analysis import evaluate
 
@@ -171,7 +176,11 @@ def energy(model: str, power: int, half_space: bool, angular: bool, pretrained: 
 
 @click.command(cls=ModelCommand)
 @click.argument("model", type=str)
-@click.option("--data", "dataset", help="Data set code: c10, ptb, ... [default: the weight's or the run's own]")
+@click.option(
+    "--data",
+    "dataset",
+    help="Data set code (c10, ptb, ...), or a folder with a folder of images per class [default: the weight's own]",
+)
 @click.option("--layers", multiple=True, help="Names, patterns or type:ReLU [default: all nonlinearities and LSTMs]")
 @click.option("--axis", type=int, help="Axis whose entries form a vector: -1 for (B, H, W, C) [default: as in PER]")
 @click.option("--batch-size", default=128, show_default=True, help="Number of images.")

@@ -11,6 +11,7 @@ from hyperzoo.data.images import ImageSet as ImageSet
 from hyperzoo.data.load import load_images as load_images
 from hyperzoo.data.load import load_split as load_split
 from hyperzoo.data.own import OwnImages as OwnImages
+from hyperzoo.data.own import find_labeled as find_labeled
 from hyperzoo.data.own import find_own as find_own
 from hyperzoo.data.streamed import StreamedBatches as StreamedBatches
 from hyperzoo.data.streamed import StreamedSet as StreamedSet

@@ -19,7 +19,8 @@ from hyperzoo import pixels
 from hyperzoo.data import sources
 from hyperzoo.data.cache import cache_path, check_writable, writing
 from hyperzoo.data.fit import Fit
-from hyperzoo.errors import DataError, InputError
+from hyperzoo.data.progress_line import counted
+from hyperzoo.errors import BrokenImageError, DataError, InputError
 from hyperzoo.files import sha256, whole
 
 _MODES = {1: "L", 3: "RGB"}
@@ -136,18 +137,22 @@ def draw(labels: Tensor, quota: Tensor, seed: int) -> Tensor:
 def load_in_memory(source: sources.Source, fit: Fit | None = None) -> ImageSet:
     """The images of a source, from the cache if its files are unchanged; otherwise decoded and cached.
 
+    With `fit`, a warning names 16-bit images that become nearly black (see `pixels.gray_or_rgb`).
+
     Args:
         fit: brings pictures to one shape [default: they must have one].
     Raises:
-        DataError: an image that cannot be decoded, or a cache that cannot be written.
+        BrokenImageError: images that cannot be decoded and that `fit` does not skip; all are named.
+        DataError: a class without an image that can be decoded, or a cache that cannot be written.
     """
     path, identity = _cache_path(source, fit), _identity(source, fit)
     cached = _read_cache(path, source, identity)
     if cached is not None:
         return cached
     check_writable(path)
-    decoded = _decode_each(source, fit) if fit else _decode(source)
-    _write_cache(path, identity, decoded)
+    decoded, dark = _decode_each(source, fit) if fit else (_decode(source), "")
+    pixels.warn_of_dark(dark)
+    _write_cache(path, identity, decoded, dark)
     return decoded
 
 
@@ -162,7 +167,7 @@ def _decode(source: sources.Source) -> ImageSet:
     rows, classes = source.read()
     arrays: list[np.ndarray] = []
     try:
-        for image in rows["image"]:
+        for image in counted(rows["image"], len(rows), f"decoding {source.code}, {source.split}"):
             arrays.append(_pixels(pixels.gray_or_rgb(image)))
     except Exception as error:  # the decoders of Pillow raise almost any kind for a damaged file
         raise DataError(f"{source.origin}: image {len(arrays)} cannot be decoded: {error}") from error
@@ -178,30 +183,35 @@ def _decode(source: sources.Source) -> ImageSet:
     return ImageSet(source.code, source.split, torch.from_numpy(np.stack(arrays)), labels, classes, source.origin)
 
 
-def _decode_each(source: sources.Source, fit: Fit) -> ImageSet:
+def _decode_each(source: sources.Source, fit: Fit) -> tuple[ImageSet, str]:
+    """The images, and the warning of those that become nearly black."""
     rows, classes = source.read()
     arrays: list[np.ndarray] = []
     kept: list[int] = []
     skipped: list[str] = []
-    for row, label in enumerate(rows["label"][:]):
+    dark: dict[str, int] = {}
+    reason, labels = "", rows["label"][:]
+    for row, label in enumerate(counted(labels, len(labels), f"decoding {source.code}, {source.split}")):
         try:
             image = pixels.read(source.files[row]) if source.a_file_each else pixels.gray_or_rgb(rows["image"][row])
-            arrays.append(_pixels(fit(image if fit.channels is None else image.convert(_MODES[fit.channels]))))
-            kept.append(label)
+            if pixels.LARGEST in image.info:
+                dark[source.picture(row)] = image.info[pixels.LARGEST]
+            array = _pixels(fit(image if fit.channels is None else image.convert(_MODES[fit.channels])))
+            if fit.skip or not skipped:  # otherwise the others are read to name all that are broken
+                arrays.append(array)
+                kept.append(label)
         except Exception as error:  # as above
-            if not fit.skip:
-                reason = error.__cause__ if isinstance(error, DataError) and error.__cause__ else error
-                raise DataError(
-                    f"{source.picture(row)} cannot be decoded: {reason}. Replace or remove it, or set data.on_error to "
-                    "skip"
-                ) from error
+            reason = reason or str(error.__cause__ if isinstance(error, DataError) and error.__cause__ else error)
             skipped.append(source.picture(row))
-    if lost := [name for label, name in enumerate(classes) if label not in kept]:
+    if skipped and not fit.skip:
+        raise BrokenImageError(skipped, reason)
+    if lost := [classes[label] for label in sorted(set(labels)) if label not in kept]:
         raise DataError(f"{source.origin}: no image of the class {lost[0]!r} can be decoded; add one")
     if len({len(array) for array in arrays}) > 1:
         arrays = [array.repeat(3, 0) if len(array) == 1 else array for array in arrays]
-    images, labels = torch.from_numpy(np.stack(arrays)), torch.tensor(kept, dtype=torch.int64)
-    return ImageSet(source.code, source.split, images, labels, classes, source.origin, tuple(skipped))
+    images, targets = torch.from_numpy(np.stack(arrays)), torch.tensor(kept, dtype=torch.int64)
+    decoded = ImageSet(source.code, source.split, images, targets, classes, source.origin, tuple(skipped))
+    return decoded, pixels.dark_text(dark)
 
 
 def _pixels(image: PIL.Image.Image) -> np.ndarray:
@@ -225,7 +235,7 @@ def _identity(source: sources.Source, fit: Fit | None) -> Any:
         return source.state()
     reading = [fit, source.origin, source.rows().features["label"]]
     digest = hashlib.sha256(str(reading).encode(errors="surrogateescape"))
-    for file in source.files:
+    for file in counted(source.files, len(source.files), f"reading {source.code}, {source.split}"):
         digest.update(f"{file} {sha256(file)}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -248,6 +258,7 @@ def _read_cache(path: Path, source: sources.Source, identity: Any) -> ImageSet |
         skipped = tuple(header.get("skipped", ()))
         found = ImageSet(source.code, source.split, images, labels, tuple(header["classes"]), source.origin, skipped)
         if _checksum(found) == header["checksum"]:
+            pixels.warn_of_dark(str(header.get("dark", "")))
             return found
         reason = "its pixels, labels or class names have changed"
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -256,9 +267,10 @@ def _read_cache(path: Path, source: sources.Source, identity: Any) -> ImageSet |
     return None
 
 
-def _write_cache(path: Path, identity: Any, images: ImageSet) -> None:
-    """Cache a set, or raise a DataError and leave nothing."""
-    header = {"source": identity, "classes": images.classes, "skipped": images.skipped, "checksum": _checksum(images)}
+def _write_cache(path: Path, identity: Any, images: ImageSet, dark: str) -> None:
+    """Cache a set with its warning, or raise a DataError and leave nothing."""
+    header = {"source": identity, "classes": images.classes, "skipped": images.skipped, "dark": dark}
+    header["checksum"] = _checksum(images)
     tensors = {"images": images.images, "labels": images.labels}
     with writing(path, images.images.nbytes), whole(path) as temporary:
         save_file(tensors, temporary, metadata={"hyperzoo": json.dumps(header)})

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 
 from hyperzoo.data.cache import cache_path, check_writable, writing
+from hyperzoo.data.progress_line import counted
 from hyperzoo.data.sources import Source
 from hyperzoo.data.streamed import StreamedSet
 from hyperzoo.errors import DataError
 from hyperzoo.files import write_json
+
+READ_AT_ONCE = 64  # images of a thread, after which the progress is shown
 
 
 def without_broken(images: StreamedSet, source: Source) -> StreamedSet:
@@ -37,7 +40,8 @@ def without_broken(images: StreamedSet, source: Source) -> StreamedSet:
     good[broken] = False
     kept = images.take(good.nonzero().flatten())
     counts = torch.bincount(kept.labels, minlength=len(images.classes))
-    if lost := [name for name, count in zip(images.classes, counts.tolist(), strict=True) if not count]:
+    before = torch.bincount(images.labels, minlength=len(images.classes))
+    if lost := [images.classes[label] for label in (before.bool() & ~counts.bool()).nonzero().flatten().tolist()]:
         raise DataError(f"{source.origin}: no image of the class {lost[0]!r} can be decoded; add one")
     return replace(kept, skipped=tuple(source.picture(number) for number in broken))
 
@@ -58,13 +62,16 @@ def _remembered(path: Path, count: int) -> list[int] | None:
 
 
 def _find(images: StreamedSet) -> list[int]:
-    threads = torch.get_num_threads()
+    count = len(images)
 
     def broken(first: int) -> list[int]:
-        return [number for number in range(first, len(images), threads) if not _is_readable(images, number)]
+        numbers = range(first, min(first + READ_AT_ONCE, count))
+        return [number for number in numbers if not _is_readable(images, number)]
 
-    with ThreadPoolExecutor(threads) as pool:
-        return sorted(number for part in pool.map(broken, range(threads)) for number in part)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        parts = pool.map(broken, range(0, count, READ_AT_ONCE))
+        named = f"decoding {images.name}, {images.split}"
+        return [number for part in counted(parts, count, named, each=READ_AT_ONCE) for number in part]
 
 
 def _is_readable(images: StreamedSet, number: int) -> bool:

@@ -43,12 +43,15 @@ def recipe_changes(recipe: Recipe, saved: checkpoint.Checkpoint, allow_change: b
     if not changed:
         return earlier
     shown = ", ".join(f"{key} ({old!r} -> {new!r})" for key, (old, new) in changed.items())
-    if not allow_change:
-        raise RunError(f"the recipe has changed since this run began: {shown}. Use another --out, or --allow-change")
     names = (*FIXED, "train.accumulate") if recipe.method.angular else FIXED  # its annealing counts forward passes
     fixed = [key for key in changed if any(f"{key}.".startswith(f"{name}.") for name in names)]
     if fixed:
         raise RunError(f"a run cannot resume with another {', '.join(fixed)}: {shown}. Use another --out")
+    if not allow_change:
+        raise RunError(
+            f"the recipe has changed since this run began: {shown}. Use another --out, or resume this run with the new "
+            "recipe by --allow-change"
+        )
     if recipe.train.epochs <= saved.epoch:
         raise RunError(
             f"the run has trained {saved.epoch} epochs, so none is left for the changed recipe: {shown}. Set "

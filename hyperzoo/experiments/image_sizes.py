@@ -9,7 +9,9 @@ from hyperzoo import data, names
 from hyperzoo.data.load import Samples
 from hyperzoo.errors import RecipeError
 from hyperzoo.experiments import pretrained
+from hyperzoo.experiments.trial_batch import forward
 from hyperzoo.training.recipe import Recipe
+from hyperzoo.training.step import TrainStep
 
 
 def describe_images(network: nn.Module, train: Samples, size_px: int | None = None) -> None:
@@ -42,12 +44,16 @@ def size_of(train: Samples, dataset: str | data.OwnImages) -> int | None:
 
 
 def check_sizes(recipe: Recipe, network: nn.Module, channels: int, size_px: int) -> None:
-    """Raise a RecipeError unless the network takes images of the recipe's sizes; many transformers have one size."""
-    training = network.training
+    """Raise a RecipeError unless the network takes images of the recipe's sizes; many transformers have one size.
+
+    Args:
+        network: is tried in evaluation mode; a training step also in training mode, on two images.
+    """
+    modes = ((1, False), (2, True))[: 2 if isinstance(network, TrainStep) else 1]
     for size in sorted({size_px, *recipe.data.resize_px.values()}):
         try:
-            with torch.no_grad():
-                network.eval()(torch.zeros(1, channels, size, size))
+            for count, training in modes:
+                forward(network, torch.zeros(count, channels, size, size), training=training)
         except Exception as error:  # layers raise any kind for a shape that they do not take
             own = recipe.model.args.get("img_size") or pretrained.description(recipe)["input_size"][-1]
             other = "or choose another network" if size == size_px else "or leave data.resize_px out"
@@ -55,4 +61,3 @@ def check_sizes(recipe: Recipe, network: nn.Module, channels: int, size_px: int)
                 f"{recipe.model.arch} takes no images of {size} x {size} pixels ({names.cut(str(error))}); set "
                 f"data.size_px to {own}, the network's own size, {other}"
             ) from error
-    network.train(training)

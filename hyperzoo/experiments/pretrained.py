@@ -14,11 +14,14 @@ from hyperzoo import names, zoo
 from hyperzoo.errors import RecipeError, WeightFileError
 from hyperzoo.layers.hooks import classifiers
 from hyperzoo.training.recipe import Recipe, make_recipe
+from hyperzoo.training.strict_yaml import overridden
 from hyperzoo.zoo import weight_files
 
 
 def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) -> Recipe:
     """A short recipe with small learning rates, above all in the early layers, for images in a folder.
+
+    The warm-up takes the first epoch, or a tenth of it if `train.epochs` is 1.
 
     Args:
         name: a weight of hyperzoo or timm, or a run folder.
@@ -28,7 +31,7 @@ def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) ->
     """
     arch, cfg = zoo.described(name)
     size = timm.data.resolve_data_config(pretrained_cfg=cfg)["input_size"][-1]
-    values = {
+    values: dict[str, Any] = {
         "name": folder.name.replace(".", "_") or "images",
         "model": {"arch": arch, "pretrained": name if "." in name or zoo.local_folder(name) else True},
         "data": {"source": {"folder": str(folder)}, "batch_size": 32, "crop_px": size // 8},
@@ -43,6 +46,8 @@ def finetuning_recipe(name: str, folder: Path, overrides: Sequence[str] = ()) ->
         },
         "train": {"epochs": 10},
     }
+    if overridden(values, overrides, "train.epochs", Recipe) == 1:
+        values["optim"]["warmup_epochs"] = 0.1
     return make_recipe(values, list(overrides))
 
 

@@ -18,7 +18,7 @@ from hyperzoo import data, files
 from hyperzoo.analysis import evaluate
 from hyperzoo.data.load import Samples
 from hyperzoo.errors import HyperzooError, LaunchError, RunError
-from hyperzoo.experiments import build, changes, image_sizes
+from hyperzoo.experiments import build, changes, image_sizes, trial_batch
 from hyperzoo.experiments.model_args import model_args
 from hyperzoo.experiments.run_lock import locked
 from hyperzoo.training import allocator, checkpoint, seeding
@@ -104,11 +104,12 @@ def _run(
     model = build.model(recipe, train.classes, train.channels)
     model = model.to(memory_format=memory_format(model))
     image_sizes.describe_images(model, train, dataset.fit.size_px if isinstance(dataset, data.OwnImages) else None)
-    if size_px := image_sizes.size_of(train, dataset):
-        image_sizes.check_sizes(recipe, model, train.channels, size_px)  # type: ignore[union-attr]
     build.initialize(recipe, model, train)
     step = build.step(recipe, model.to(engine.device)).to(engine.device)  # terms group layers by device
     batches = build.batches(recipe, train, model, engine)
+    if size_px := image_sizes.size_of(train, dataset):
+        image_sizes.check_sizes(recipe, step, train.channels, size_px)  # type: ignore[union-attr]
+    trial_batch.check_smallest_batch(recipe, step, len(train), engine.num_processes)
     progress = Progress(
         recipe.name, recipe.train.epochs, saved.epoch if saved else 0, engine.is_main_process, unit=step.unit
     )

@@ -32,7 +32,7 @@ class SphereConv2d(nn.Conv2d):
             follows the authors' code: ceil(H / stride) rows, with an odd zero at the end.
         bias: add one number per filter to g, as in the paper's formula; the authors' code has no bias.
         operator: 'cosine', 'linear', 'sigmoid' or 'learnable'.
-        k: steepness of the sigmoid, above 0; the paper uses 0.1, 0.3 and 0.7. Other operators ignore it.
+        k: of the sigmoid, above 0; smaller is steeper; the paper uses 0.1, 0.3 and 0.7. Other operators ignore it.
         eps: added to the squared norms of filter and patch. With 0 an all-zero patch gives NaN. The gradient at a zero
             patch is 1 / sqrt(eps) unit filters: 100 with 1e-4. In float16 a blank image therefore costs the loss scaler
             its first steps (7 of 60 in a small network, from 65,536 down to 512); bfloat16 needs no scaler.

@@ -42,7 +42,7 @@ def angular_logits(
     Args:
         margin: m, 1 or more. The cosine form is 1 minus the integral of |sin u| from 0 to m theta: continuous and
             decreasing from 1 at 0 degrees for every real m, and 1 - 2m at 180 degrees for an integer m.
-        k: steepness of the sigmoid; for 'learnable' a (K,) tensor, one per class.
+        k: of the sigmoid, smaller is steeper; for 'learnable' a (K,) tensor, one per class.
         eps: added to the squared lengths of x and w_j. With 0, a zero vector gives NaN.
         annealing: lambda, 0 or more; 0 is the full margin.
     Differs:
@@ -77,7 +77,7 @@ class AngularSoftmax(nn.Module):
     Args:
         operator: 'cosine', 'linear', 'sigmoid' or 'learnable' (a sigmoid; the classifier owns its k, one per class).
         margin: m, any real number of at least 1; the paper uses integers, mostly 4.
-        k: steepness of 'sigmoid', above 0.
+        k: of 'sigmoid', above 0; smaller is steeper.
         eps: added to squared lengths, 0 or more.
         annealing: (start, floor, rate) of lambda, see `annealed`; None is the full margin from the first step.
         accumulate: forward passes per optimizer step. The buffer `iteration` counts forward passes in training mode

@@ -40,7 +40,8 @@ class PER(ActivationTerm):
     Shapes:
         return of a call: (), float32 (float64 for a float64 model).
     Args:
-        strength: lambda, 0 or more. The paper's grid is 3e-4 ... 1e-5 with reduce='sum' (CNN, ResNet), to 3e-4 (LSTM).
+        strength: lambda, 0 or more. The paper's grid with reduce='sum' is 3e-4 ... 1e-5, for LSTMs
+            3e-4, 1e-4 and 3e-5.
         layers: see `hooks.select`: 'stages', names, patterns, or 'type:ReLU', 'type:LSTM' for all of a class. Choose
             layers after a nonlinearity. For an LSTM, the hidden state h_t of every step is a vector, also with view
             'flatten' if the sequences are packed; B is then their number.

@@ -57,6 +57,8 @@ class VCL(ActivationTerm):
 
     The term owns one beta per entry of each layer's output. The betas are not part of the model: in your own training
     loop, add them to the optimizer, as in the example, and save `term.state_dict()`; hyperzoo's training does both.
+    Under DistributedDataParallel, which averages the gradients of the model alone, average theirs before each update
+    (`torch.distributed.all_reduce`), or every process learns betas of its own.
     They follow the layer's output to its device, in float32 (float64 for a float64 output). A map (B, C, H, W) of
     another size, as in progressive resizing, takes the nearest beta at each location; the authors train at one size.
     Nothing is added in evaluation. A module that is called several times in a forward pass counts as a layer per call,

@@ -24,7 +24,7 @@ class AngularSettings(Block):
     # function of the angle in the logits
     margin: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1  # m, the factor of the angle to the true class; 1:
     # no margin (W-Softmax)
-    k: Positive = 0.3  # steepness of the operator sigmoid
+    k: Positive = 0.3  # of the operator sigmoid; smaller is steeper
     annealing: Annotated[list[NonNegative], Field(min_length=3, max_length=3)] | None = [1000.0, 5.0, 0.12]  # start,
     # floor and rate of the weight of the logits without margin: max(start / (1 + rate * step), floor); null: the full
     # margin from the first step

@@ -71,7 +71,8 @@ class Schedule:
     """Set the learning rate of every group before an update.
 
     The rate depends only on the number of updates: warm-up from 0 to `lr` over `warmup_epochs`, then timm's schedule
-    for the rest of the run. Without a state, it survives resuming, accumulation and several processes.
+    for the rest of the run. Without a state, it survives resuming, accumulation and several processes. A warm-up of at
+    most one update is left out, because its only rate would be 0.
 
     Args:
         updates_per_epoch: optimizer steps per epoch.
@@ -80,12 +81,13 @@ class Schedule:
     def __init__(self, optimizer: Optimizer, optim: Optim, *, epochs: int, updates_per_epoch: int) -> None:
         self._optimizer = optimizer
         prefix = optim.schedule not in ("multistep", "constant")  # milestones count from the first epoch
-        falling = epochs - optim.warmup_epochs if prefix else epochs
+        warmup_epochs = optim.warmup_epochs if optim.warmup_epochs * updates_per_epoch > 1 else 0.0
+        falling = epochs - warmup_epochs if prefix else epochs
         self._scheduler: Any = create_scheduler_v2(
             optimizer,
             sched=optim.schedule,
             num_epochs=falling / optim.cycles,  # type: ignore[arg-type]  # fractions are fine
-            warmup_epochs=optim.warmup_epochs,  # type: ignore[arg-type]
+            warmup_epochs=warmup_epochs,  # type: ignore[arg-type]
             warmup_lr=0.0,
             warmup_prefix=prefix,
             decay_milestones=[m for m in optim.milestones],  # type: ignore[misc]

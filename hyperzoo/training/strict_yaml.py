@@ -4,9 +4,10 @@ YAML 1.2 (ruamel.yaml): `1e-3` is a number and `no` is text. Repeated keys, unkn
 So is a text beyond the limits below: an alias repeats its values, so a few lines can stand for billions of them.
 """
 
+import copy
 import difflib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
@@ -79,6 +80,17 @@ def validated(block: type[Settings], values: dict[str, Any], reader: "Reader", w
         listed = " ".join((f"Line {line}: {text}" if line else text).rstrip(".") + "." for line, text in faults)
         raise RecipeError(f"{where} has {count}. {listed}")
     return built
+
+
+def overridden(values: dict[str, Any], overrides: Sequence[str], key: str, settings: type[BaseModel]) -> Any:
+    """The value of 'block.key' of `settings` after the overrides, or None; faults are left to `validated`."""
+    inner: Any = copy.deepcopy(values)
+    reader = Reader()
+    for override in overrides:
+        reader.override(inner, override, settings)
+    for part in key.split("."):
+        inner = inner.get(part) if isinstance(inner, dict) else None
+    return inner
 
 
 class Reader:
