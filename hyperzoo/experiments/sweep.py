@@ -12,10 +12,10 @@ from typing import Any
 from hyperzoo import files
 from hyperzoo.analysis.results import reading
 from hyperzoo.analysis.sweep_table import Line, lines
-from hyperzoo.errors import BusyError, RunError
+from hyperzoo.errors import BusyError, RunError, listed
 from hyperzoo.experiments import train
 from hyperzoo.experiments.sweep_data import check_data, check_unfinished
-from hyperzoo.experiments.sweep_folder import Results, check_folders, finished_runs, listed
+from hyperzoo.experiments.sweep_folder import SHOWN_FOLDERS, Results, check_folders, finished_runs
 from hyperzoo.training.log import read_log
 from hyperzoo.training.loop import Stopped
 from hyperzoo.training.recipe_data import Data
@@ -161,4 +161,4 @@ def unfinished(file: Path) -> str:
     if not others:
         return ""
     state = f"{count} of {count + len(others)} runs finished"
-    return f"{state}; another process is training {listed(others)}. Repeat the command when it ends"
+    return f"{state}; another process is training {listed(others, SHOWN_FOLDERS)}. Repeat the command when it ends"

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from hyperzoo.errors import HyperzooError, RecipeError, RunError
+from hyperzoo.errors import HyperzooError, RecipeError, RunError, listed
 from hyperzoo.experiments import build, image_sizes
-from hyperzoo.experiments.sweep_folder import Results, listed
+from hyperzoo.experiments.sweep_folder import SHOWN_FOLDERS, Results
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import Run
 
-REMEDY = "Move the folders of one group away, or train all runs under another --out"
 Key = tuple[Any, ...]
 """Settings that determine a set of samples. `train.seed` is none of them: it draws neither a split nor a part."""
 
@@ -24,19 +23,15 @@ def check_data(runs: list[Run], results: Results, folder: Path) -> None:
     Raises:
         RunError: names the run folders of each set of samples.
     """
-    found: dict[Key, dict[str, list[str]]] = {}  # settings: fingerprint: run folders
-    for run in runs:
-        if values := results.get(run.subfolder):
-            judged, trained = values["metrics"].get("fingerprint"), values.get("train_fingerprint")
-            for key, fingerprint in ((_judged_on(run.recipe, values), judged), (_trained_on(run.recipe), trained)):
-                if fingerprint:
-                    found.setdefault(key, {}).setdefault(fingerprint, []).append(run.subfolder)
-    for key, groups in sorted(found.items(), key=lambda item: item[0][0]):  # judged before trained: more runs share it
+    found = sorted(_by_samples(runs, results).items(), key=lambda item: item[0][0])  # judged first: more runs share it
+    for key, groups in found:
         if len(groups) > 1:
-            shown = "; ".join(f"{listed(subfolders)} (sha256 {name[:8]})" for name, subfolders in groups.items())
+            texts = (f"{listed(names, SHOWN_FOLDERS)} (sha256 {sha256[:8]})" for sha256, names in groups.items())
+            shown = "; ".join(texts)
             raise RunError(
                 f"runs in {folder} with the same data settings were {key[0]} on different data of {key[1]}: {shown}. "
-                f"The data have changed between these runs. {REMEDY}"
+                "The data have changed between these runs. Move the folders of one group away, or train all runs under "
+                "another --out"
             )
 
 
@@ -50,10 +45,7 @@ def check_unfinished(runs: list[Run], results: Results, folder: Path) -> None:
         RecipeError: a row whose network takes no images of the size of its data; names the row.
         DataError and others: see `build.dataset`, `build.samples` and `build.model`.
     """
-    earlier: dict[Key, dict[str, list[str]]] = {}
-    for run in runs:
-        if fingerprint := results.get(run.subfolder, {}).get("train_fingerprint"):
-            earlier.setdefault(_trained_on(run.recipe), {}).setdefault(fingerprint, []).append(run.subfolder)
+    earlier = _by_samples(runs, results)
     shapes: dict[Key, tuple[tuple[str, ...], int, int] | None] = {}  # classes, channels and size of the images
     checked: set[str] = set()
     for run in runs:
@@ -66,14 +58,26 @@ def check_unfinished(runs: list[Run], results: Results, folder: Path) -> None:
             if others:
                 raise RunError(
                     f"the training data of {run.recipe.data.name} have changed (sha256 {fingerprint[:8]}) since "
-                    f"{listed(others)} in {folder} were trained, with which {run.label} would be compared. Restore "
-                    "the data, move these folders away, or train all runs under another --out"
+                    f"{listed(others, SHOWN_FOLDERS)} in {folder} were trained, with which {run.label} would be "
+                    "compared. Restore the data, move these folders away, or train all runs under another --out"
                 )
         if shape := shapes[key]:
             network = f"{run.recipe.model!r} {run.recipe.method.angular!r} {run.recipe.data.resize_px} {shape}"
             if network not in checked:
                 checked.add(network)
                 _check_network(run, *shape)
+
+
+def _by_samples(runs: list[Run], results: Results) -> dict[Key, dict[str, list[str]]]:
+    """The folders of the finished runs, by their data settings and then by the fingerprint of the samples."""
+    found: dict[Key, dict[str, list[str]]] = {}
+    for run in runs:
+        if values := results.get(run.subfolder):
+            judged, trained = values["metrics"].get("fingerprint"), values.get("train_fingerprint")
+            for key, fingerprint in ((_judged_on(run.recipe, values), judged), (_trained_on(run.recipe), trained)):
+                if fingerprint:
+                    found.setdefault(key, {}).setdefault(fingerprint, []).append(run.subfolder)
+    return found
 
 
 def _loaded(recipe: Recipe) -> tuple[tuple[tuple[str, ...], int, int] | None, str]:

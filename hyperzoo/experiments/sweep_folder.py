@@ -5,21 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from hyperzoo import names
-from hyperzoo.errors import RunError
+from hyperzoo.errors import RunError, listed
 from hyperzoo.experiments.changes import changed_settings
 from hyperzoo.training import checkpoint
 from hyperzoo.training.log import finished_result, read_result
 from hyperzoo.training.recipe import Recipe
 from hyperzoo.training.sweep_file import Run
 
+SHOWN_FOLDERS = 5  # in a message; it adds up the others
 Results = dict[str, dict[str, Any]]
 """Contents of the result.json of runs, by `Run.subfolder`."""
-
-
-def listed(subfolders: list[str]) -> str:
-    """Run folders for a message: the first five, and how many more."""
-    more = f" and {len(subfolders) - 5} more" if len(subfolders) > 5 else ""
-    return ", ".join(subfolders[:5]) + more
 
 
 def finished_runs(runs: list[Run], folder: Path) -> Results:
@@ -44,7 +39,7 @@ def check_folders(unfinished: list[Run], folder: Path, total: int) -> None:
             texts = (names.cut(f"{key} {old!r} -> {new!r}") for key, (old, new) in changed.items())
             others.setdefault(", ".join(texts), []).append(run.subfolder)
     if others:
-        shown = "; ".join(f"{listed(subfolders)} ({changes})" for changes, subfolders in others.items())
+        shown = "; ".join(f"{listed(subfolders, SHOWN_FOLDERS)} ({changes})" for changes, subfolders in others.items())
         raise RunError(
             f"{sum(map(len, others.values()))} of {total} runs in {folder} were trained with another recipe: {shown}. "
             "Train into another folder (--out), rename the row, or delete these folders"
